@@ -1,0 +1,2718 @@
+/* gated_attention.h - "Gated Attention for Large Language Models: Non-linearity, Sparsity, and Attention-Sink-Free"
+ *                     (Qiu et al., NeurIPS 2025, arXiv 2505.06708) in one file of plain C.
+ *
+ * The whole transformer of the paper: forward, hand-derived backward, AdamW, analysis, checkpoints, generation.
+ * It needs libc and libm. It keeps no global variables, prints nothing and never exits.
+ *
+ * USE. In exactly one C or C++ file, before other headers (POSIX file calls are declared through it):
+ *
+ *     #define GATED_ATTENTION_IMPLEMENTATION
+ *     #include "gated_attention.h"
+ *
+ *     ga_config c = ga_config_default();            // every key with its default; see GA_CONFIG below
+ *     ga_config_set(&c, "gate_type", "headwise", NULL);
+ *     ga_model *m = ga_create(&c, NULL, GA_TRAINING, NULL);
+ *     for (size_t step = 0; step < 1000; step++) {
+ *         double loss, norm;
+ *         fetch(tokens, targets);                   // int32_t, (B, T) each
+ *         ga_forward_backward(m, tokens, targets, c.batch_size, c.max_seq_len, 1.0, NULL, &loss, NULL);
+ *         ga_update(m, ga_learning_rate(&c, step, 1000), &norm, NULL);
+ *     }
+ *     ga_destroy(m);
+ *
+ * Everywhere else include it without the macro. Compile with -O3 -march=native -ffp-contract=fast, and -fopenmp for
+ * threads. Functions that can fail return ga_result and take a ga_error (or NULL) that receives one clear line.
+ *
+ * OPTIONS, defined before the include:
+ *     GA_STATIC                   all functions static: the header may be implemented in several files of a program
+ *     GA_DOUBLE                   double in place of float, for gradient checks
+ *     GA_MALLOC, GA_FREE          both or none: malloc(size) and free(pointer) of your own; an allocator with a state
+ *                                 of its own goes into ga_device.allocate
+ *
+ * LETTERS, as in the paper where it has them:
+ *     B   sequences in a batch             C   d_model, width of the residual stream
+ *     T   positions in a sequence (n)      D   head_dim, width of one head (d_k)
+ *     N   B * T, rows of an activation     HQ  query heads (q)          HK  key-value heads (k)
+ *     L   layers                           F   d_ff, width of the FFN   V   tokens in the vocabulary
+ *     G   gate logits of one position      Z   HQ*D + G + 2*HK*D, one row of [query | gate | key | value]
+ * A shape (B, T, HQ, D) is row-major. `d` before a name is the gradient of the loss with respect to it.
+ *
+ * INDEX of the paper: where each equation, table and figure is.
+ *     Eq. 1   Q, K, V projections                    ga_linear_forward (one product for [q | gate | k | v])
+ *     Eq. 2   softmax(Q K^T / sqrt(d_k)) V           ga_sdpa_forward, ga_sdpa_backward
+ *     Eq. 3-4 concatenation and W_O                  pass 7 of gai_layer_forward
+ *     Eq. 5   Y' = Y (.) sigma(X W_theta)            ga_gate_forward, ga_gate_backward
+ *     Eq. 6-8 where non-linearity enters W_V W_O     gate_position G2 (Eq. 7), G1 (Eq. 8)
+ *     Eq. 9   NS-sigmoid                             gai_gate_activation
+ *     2.1     QK-norm, RoPE                          ga_heads_forward        SwiGLU   ga_swiglu_forward
+ *     Table 1 positions, granularity, sharing, form  keys gate_position, gate_type, gate_sharing, gate_form
+ *     Table 2 sandwich norm; A.6 clipped outputs     keys sandwich_norm, attn_clip, ffn_clip
+ *     Table 3 RMSNorm or SiLU on the SDPA output     gate_form = self
+ *     Table 4 gate score, M-Act, F-Attn              ga_gate_mean, ga_m_act, ga_f_attn
+ *     Fig. 2  F-Attn by layer; attention maps        ga_f_attn(s, layer), ga_map
+ *     Fig. 3  histograms of the gate scores          ga_gate_histogram
+ *     Fig. 7  mean, deviation, minimum, maximum      ga_gate_mean, ga_gate_std, ga_gate_min, ga_gate_max
+ *
+ * Licence: MIT, at the end of the file.
+ */
+#ifndef GATED_ATTENTION_H
+#define GATED_ATTENTION_H
+
+#if defined(GATED_ATTENTION_IMPLEMENTATION) && !defined(_POSIX_C_SOURCE) && !defined(_GNU_SOURCE) && !defined(__APPLE__)
+#define _POSIX_C_SOURCE 200809L
+#endif
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if !defined(GA_STATIC)
+#define GA_API extern
+#elif defined(__GNUC__)
+#define GA_API __attribute__((unused)) static
+#else
+#define GA_API static
+#endif
+
+#ifdef GA_DOUBLE
+typedef double ga_real;
+#else
+typedef float ga_real;
+#endif
+
+/* ---- results ------------------------------------------------------------------------------------------------------ */
+
+typedef enum {
+    GA_OK = 0,
+    GA_ERR_CONFIG,   /* a key is unknown, a value is of the wrong type, out of range, or contradicts another */
+    GA_ERR_MEMORY,   /* an allocation failed */
+    GA_ERR_INPUT,    /* a token outside the vocabulary, a batch larger than the model was made for */
+    GA_ERR_FILE,     /* a file cannot be opened, read, written or renamed */
+    GA_ERR_FORMAT,   /* a file is not what it says it is: truncated, false lengths, bad JSON */
+    GA_ERR_MISMATCH, /* a checkpoint of another shape */
+    GA_ERR_DIVERGED  /* the loss or the gradient is NaN or infinite */
+} ga_result;
+
+/* What went wrong, as one line without a full stop at its end. */
+typedef struct {
+    ga_result result;
+    char text[512];
+} ga_error;
+
+/* ---- configuration ------------------------------------------------------------------------------------------------ */
+
+enum { GA_TEXT = 512, GA_MAX_HEAD_DIM = 256 };
+#define GA_ALL ((size_t)-1) /* "over all layers" or "over all heads" */
+
+typedef enum { GA_NO_GATE, GA_G1, GA_G2, GA_G3, GA_G4, GA_G5 } ga_gate_position;
+typedef enum { GA_ELEMENTWISE, GA_HEADWISE } ga_gate_type;
+typedef enum { GA_SPECIFIC, GA_SHARED } ga_gate_sharing;
+typedef enum { GA_MULTIPLICATIVE, GA_ADDITIVE, GA_SELF } ga_gate_form;
+typedef enum { GA_SIGMOID, GA_SILU, GA_NS_SIGMOID, GA_IDENTITY, GA_RMSNORM } ga_gate_activation;
+typedef enum { GA_INPUT_QUERY, GA_INPUT_NONE, GA_INPUT_SCALAR } ga_gate_input;
+
+/* The one list of configuration keys: it makes the struct, the parser, the help, the printout and the checks.
+ *     X(kind, group, name, default, lowest, highest, choices, meaning)
+ * kinds: SIZE size_t, SEED uint64_t, INTEGER long, REAL double, FLAG bool, CHOICE an enum (in the order of `choices`), TEXT. */
+#define GA_CONFIG(X)                                                                                                   \
+    X(SIZE, MODEL, vocab_size, 32000, 2, 16777216, "", "tokens in the vocabulary")                                     \
+    X(SIZE, MODEL, d_model, 512, 1, 65536, "", "width of the residual stream")                                         \
+    X(SIZE, MODEL, n_layers, 6, 1, 1024, "", "transformer blocks")                                                     \
+    X(SIZE, MODEL, n_heads, 8, 1, 1024, "", "query heads")                                                             \
+    X(SIZE, MODEL, n_kv_heads, 2, 1, 1024, "", "key-value heads; divides n_heads")                                     \
+    X(SIZE, MODEL, head_dim, 64, 2, 256, "", "width of one head, even; need not be d_model / n_heads")                 \
+    X(SIZE, MODEL, d_ff, 1376, 1, 1048576, "", "width of the SwiGLU FFN")                                              \
+    X(SIZE, MODEL, max_seq_len, 512, 1, 16777216, "", "positions in a sequence")                                       \
+    X(REAL, MODEL, rope_base, 10000, 1, 1e12, "", "base of the rotary position embedding")                             \
+    X(REAL, MODEL, norm_eps, 1e-6, 0, 1, "", "epsilon of every RMSNorm")                                               \
+    X(FLAG, MODEL, qk_norm, 1, 0, 1, "", "RMSNorm of each query and key head, before RoPE")                            \
+    X(FLAG, MODEL, tied_embeddings, 0, 0, 1, "", "the output head uses the embedding's weights")                       \
+    X(FLAG, MODEL, sandwich_norm, 0, 0, 1, "", "RMSNorm of attention and FFN output before the residual (Table 2)")    \
+    X(REAL, MODEL, attn_clip, 0, 0, 1e30, "", "clip the attention output to +-this; 0: off (A.6)")                     \
+    X(REAL, MODEL, ffn_clip, 0, 0, 1e30, "", "clip the FFN output to +-this; 0: off (A.6)")                            \
+    X(CHOICE, GATE, gate_position, GA_G1, 0, 5, "none G1 G2 G3 G4 G5",                                                 \
+      "G1 SDPA output, G2 value, G3 key, G4 query, G5 after W_O")                                                      \
+    X(CHOICE, GATE, gate_type, GA_ELEMENTWISE, 0, 1, "elementwise headwise", "one score for each value, or each head") \
+    X(CHOICE, GATE, gate_sharing, GA_SPECIFIC, 0, 1, "specific shared", "shared: scores are averaged over the heads")  \
+    X(CHOICE, GATE, gate_form, GA_MULTIPLICATIVE, 0, 2, "multiplicative additive self",                                \
+      "Y * score, Y + score, or activation(Y) without parameters")                                                     \
+    X(CHOICE, GATE, gate_activation, GA_SIGMOID, 0, 4, "sigmoid silu ns-sigmoid identity rmsnorm",                     \
+      "rmsnorm goes with gate_form = self only")                                                                       \
+    X(CHOICE, GATE, gate_input, GA_INPUT_QUERY, 0, 2, "query none scalar",                                             \
+      "query: X W_theta; none: learned, independent of X (Table 4 row 6); scalar: one learned number a layer")         \
+    X(FLAG, GATE, gate_frozen, 0, 0, 1, "", "W_theta stays at its random start (a control)")                           \
+    X(REAL, GATE, gate_init_std, 0.02, 0, 10, "", "standard deviation of W_theta at the start")                        \
+    X(REAL, MODEL, init_std, 0.02, 0, 10, "", "standard deviation of all other matrices at the start")                 \
+    X(TEXT, TRAIN, data, "gen:backcopy", 0, 0, "", "a file (.txt .jsonl .u16 .u32 .bin) or gen:NAME,key=value,...")    \
+    X(REAL, TRAIN, val_fraction, 0.01, 0, 0.9, "", "share of the windows held out")                                    \
+    X(FLAG, TRAIN, shuffle, 1, 0, 1, "", "training windows in a seeded random order")                                  \
+    X(INTEGER, TRAIN, bos_token, -1, -1, 16777215, "", "first token of each window of a file; -1: none")               \
+    X(SIZE, TRAIN, batch_size, 1, 1, 65536, "", "sequences in a micro-batch")                                          \
+    X(SIZE, TRAIN, gradient_accumulation_steps, 32, 1, 65536, "", "micro-batches in an optimiser step")                \
+    X(SIZE, TRAIN, max_steps, 0, 0, 1e12, "", "optimiser steps; 0: by max_tokens")                                     \
+    X(SIZE, TRAIN, max_tokens, 5000000, 0, 1e15, "", "tokens in an epoch; 0: all of a file")                           \
+    X(SIZE, TRAIN, epochs, 1, 1, 1000000, "", "passes over max_tokens")                                                \
+    X(REAL, TRAIN, learning_rate, 1e-3, 0, 10, "", "highest learning rate")                                            \
+    X(REAL, TRAIN, min_lr, 1e-4, 0, 10, "", "learning rate at the end of the cosine")                                  \
+    X(SIZE, TRAIN, warmup_steps, 100, 0, 1e9, "", "steps of linear warm-up")                                           \
+    X(REAL, TRAIN, weight_decay, 0.1, 0, 10, "", "AdamW's decoupled decay, on matrices only")                          \
+    X(REAL, TRAIN, beta1, 0.9, 0, 0.999999, "", "AdamW")                                                               \
+    X(REAL, TRAIN, beta2, 0.95, 0, 0.999999, "", "AdamW")                                                              \
+    X(REAL, TRAIN, eps, 1e-8, 0, 1, "", "AdamW")                                                                       \
+    X(REAL, TRAIN, grad_clip, 1, 0, 1e30, "", "largest global gradient norm; 0: off")                                  \
+    X(SEED, TRAIN, seed, 1, 0, 0, "", "of weights, data order and samples")                                            \
+    X(SIZE, RUN, log_every, 10, 1, 1e9, "", "steps between plain progress lines")                                      \
+    X(SIZE, RUN, eval_every, 250, 0, 1e9, "", "steps between held-out evaluations; 0: at the end only")                \
+    X(SIZE, RUN, eval_windows, 64, 1, 1e9, "", "held-out windows in an evaluation")                                    \
+    X(SIZE, RUN, save_every, 500, 0, 1e9, "", "steps between checkpoints; 0: at the end only")                         \
+    X(SIZE, RUN, sample_every, 0, 0, 1e9, "", "steps between generated samples; 0: none")                              \
+    X(SIZE, RUN, sample_tokens, 64, 1, 1e6, "", "tokens in a sample")                                                  \
+    X(TEXT, RUN, output_dir, "", 0, 0, "", "where the run is kept; empty: checkpoints/<name of the configuration>")    \
+    X(TEXT, RUN, init_from, "", 0, 0, "", "checkpoint directory to start from")                                        \
+    X(CHOICE, RUN, device, 0, 0, 2, "auto cpu cuda", "where to compute")                                               \
+    X(CHOICE, RUN, use_amp, 0, 0, 2, "auto off on", "bfloat16 matrix products where the device has them")              \
+    X(FLAG, RUN, recompute, 0, 0, 1, "", "keep one layer's activations, recompute them in the backward pass")          \
+    X(SIZE, RUN, threads, 0, 0, 4096, "", "OpenMP threads; 0: all cores")
+
+#define GAI_TYPE_SIZE size_t
+#define GAI_TYPE_SEED uint64_t
+#define GAI_TYPE_INTEGER long
+#define GAI_TYPE_REAL double
+#define GAI_TYPE_FLAG bool
+#define GAI_TYPE_CHOICE int
+#define GAI_MEMBER_SIZE(name) size_t name;
+#define GAI_MEMBER_SEED(name) uint64_t name;
+#define GAI_MEMBER_INTEGER(name) long name;
+#define GAI_MEMBER_REAL(name) double name;
+#define GAI_MEMBER_FLAG(name) bool name;
+#define GAI_MEMBER_CHOICE(name) int name;
+#define GAI_MEMBER_TEXT(name) char name[GA_TEXT];
+
+typedef struct {
+#define GAI_X(kind, group, name, def, low, high, choices, meaning) GAI_MEMBER_##kind(name)
+    GA_CONFIG(GAI_X)
+#undef GAI_X
+} ga_config;
+
+/* What each key is, for help and printing: ga_config_key(i) for i = 0, 1, ... until it returns false. */
+typedef struct {
+    const char *name, *group, *choices, *meaning; /* group: MODEL, GATE, TRAIN or RUN */
+} ga_key;
+
+GA_API ga_config ga_config_default(void);
+GA_API bool ga_config_key(size_t i, ga_key *key);
+/* Sets one key from text. Unknown key, wrong type, out of range: GA_ERR_CONFIG, with the key's name and what it takes. */
+GA_API ga_result ga_config_set(ga_config *c, const char *key, const char *value, ga_error *e);
+/* The value of a key as text, in the form that ga_config_set reads back exactly; false: no such key. */
+GA_API bool ga_config_get(const ga_config *c, const char *key, char *text, size_t size);
+/* Reads `key = value` lines; # opens a comment. Errors name file, line and key. A key may stand once in a file, and
+ * overrides what an `include = other.cfg` line (relative to the file) has set before it. */
+GA_API ga_result ga_config_load(ga_config *c, const char *path, ga_error *e);
+/* Refuses combinations that make no sense, by name. ga_create calls it. */
+GA_API ga_result ga_config_check(const ga_config *c, ga_error *e);
+
+/* ---- the gate of Eq. 5, as the operators see it ------------------------------------------------------------------- */
+
+typedef struct {
+    ga_gate_position position;
+    ga_gate_type type;
+    ga_gate_sharing sharing;
+    ga_gate_form form;
+    ga_gate_activation activation;
+    ga_gate_input input;
+    size_t H;      /* heads of Y: HQ at G1 and G4, HK at G2 and G3, 1 at G5 */
+    size_t D;      /* values of Y in each head: D, or C at G5; a row of Y has H * D values */
+    size_t logits; /* G: values of S in a row: H*D elementwise, H headwise, 1 for a scalar, 0 for `self` */
+    ga_real eps;   /* of the RMSNorm in `self` */
+} ga_gate;
+
+GA_API ga_gate ga_gate_of(const ga_config *c);
+
+/* ---- operators ---------------------------------------------------------------------------------------------------- */
+
+/* Sizes of an attention: T queries at the last T of S positions; query i sees keys 0 .. S-T+i. In training S = T. */
+typedef struct {
+    size_t B, T, S, HQ, HK, D;
+} ga_shape;
+
+enum { GA_BINS = 50 }; /* bins of a gate-score histogram over [0, 1]; what lies outside goes to the outer ones */
+
+typedef struct {
+    double count, sum, sum_of_squares, min, max, below_01, below_05, bins[GA_BINS];
+} ga_gate_sums;
+
+typedef struct {
+    double learning_rate, beta1, beta2, eps, weight_decay, gradient_scale;
+    uint64_t step; /* from 1, for the bias correction */
+} ga_adamw_settings;
+
+/* The one list of operators: X(name, (parameters), (arguments)). Each is declared below as ga_<name>, a plain C function
+ * on plain arrays that can be called alone, and is an entry of ga_device, where a companion puts its own version. */
+#define GA_OPERATORS(X)                                                                                                \
+    X(embedding_forward, (ga_real *x, const int32_t *tokens, const ga_real *w, size_t N, size_t C),                    \
+      (x, tokens, w, N, C))                                                                                            \
+    X(embedding_backward, (ga_real *dw, const int32_t *tokens, const ga_real *dx, size_t N, size_t C),                 \
+      (dw, tokens, dx, N, C))                                                                                          \
+    X(linear_forward, (ga_real *y, const ga_real *x, const ga_real *w, size_t M, size_t O, size_t I),                  \
+      (y, x, w, M, O, I))                                                                                              \
+    X(linear_backward,                                                                                                 \
+      (ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, const ga_real *w, size_t M, size_t O, size_t I), \
+      (dx, dw, dy, x, w, M, O, I))                                                                                     \
+    X(rmsnorm_forward,                                                                                                 \
+      (ga_real *h, ga_real *rstd, const ga_real *x, const ga_real *w, size_t N, size_t C, ga_real eps),                \
+      (h, rstd, x, w, N, C, eps))                                                                                      \
+    X(rmsnorm_backward,                                                                                                \
+      (ga_real *dx, ga_real *dw, const ga_real *dh, const ga_real *x, const ga_real *w, const ga_real *rstd, size_t N, \
+       size_t C, bool add),                                                                                            \
+      (dx, dw, dh, x, w, rstd, N, C, add))                                                                             \
+    X(heads_forward,                                                                                                   \
+      (ga_real *y, const ga_real *x, size_t x_stride, const ga_real *w, const ga_real *rope, size_t B, size_t T,       \
+       size_t H, size_t D, ga_real eps),                                                                               \
+      (y, x, x_stride, w, rope, B, T, H, D, eps))                                                                      \
+    X(heads_backward,                                                                                                  \
+      (ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, size_t x_stride, size_t dx_stride,               \
+       const ga_real *w, const ga_real *rope, size_t B, size_t T, size_t H, size_t D, ga_real eps),                    \
+      (dx, dw, dy, x, x_stride, dx_stride, w, rope, B, T, H, D, eps))                                                  \
+    X(sdpa_forward,                                                                                                    \
+      (ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v, ga_shape n),                    \
+      (y, lse, q, k, v, n))                                                                                            \
+    X(sdpa_backward,                                                                                                   \
+      (ga_real *dq, ga_real *dk, ga_real *dv, ga_real *scratch, const ga_real *dy, const ga_real *y,                   \
+       const ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v, ga_shape n),                          \
+      (dq, dk, dv, scratch, dy, y, lse, q, k, v, n))                                                                   \
+    X(gate_forward,                                                                                                    \
+      (ga_real *o, const ga_real *y, size_t y_stride, const ga_real *s, size_t s_stride, size_t N, ga_gate g),         \
+      (o, y, y_stride, s, s_stride, N, g))                                                                             \
+    X(gate_backward,                                                                                                   \
+      (ga_real *dy, size_t dy_stride, ga_real *ds, size_t ds_stride, const ga_real *d_o, const ga_real *y,             \
+       size_t y_stride, const ga_real *s, size_t s_stride, size_t N, ga_gate g),                                       \
+      (dy, dy_stride, ds, ds_stride, d_o, y, y_stride, s, s_stride, N, g))                                             \
+    X(swiglu_forward, (ga_real *a, const ga_real *u, size_t N, size_t F), (a, u, N, F))                                \
+    X(swiglu_backward, (ga_real *du, const ga_real *da, const ga_real *u, size_t N, size_t F), (du, da, u, N, F))      \
+    X(clip_forward, (ga_real *y, const ga_real *x, size_t n, ga_real limit), (y, x, n, limit))                         \
+    X(clip_backward, (ga_real *dx, const ga_real *dy, const ga_real *x, size_t n, ga_real limit),                      \
+      (dx, dy, x, n, limit))                                                                                           \
+    X(add, (ga_real *y, const ga_real *a, const ga_real *b, size_t n), (y, a, b, n))                                   \
+    X(head_loss,                                                                                                       \
+      (ga_real *losses, ga_real *dx, ga_real *dw, ga_real *logits, const ga_real *x, const ga_real *w,                 \
+       const int32_t *targets, size_t N, size_t C, size_t V, ga_real scale),                                           \
+      (losses, dx, dw, logits, x, w, targets, N, C, V, scale))                                                         \
+    X(adamw, (ga_real *p, const ga_real *g, ga_real *m, ga_real *v, size_t n, ga_adamw_settings a),                    \
+      (p, g, m, v, n, a))                                                                                              \
+    X(sum_of_squares, (double *sum, const ga_real *x, size_t n), (sum, x, n))                                          \
+    X(max_abs, (double *max, const ga_real *x, size_t n), (max, x, n))                                                 \
+    X(sdpa_column,                                                                                                     \
+      (ga_real *p, const ga_real *q, const ga_real *k, const ga_real *lse, size_t j, ga_shape n),                      \
+      (p, q, k, lse, j, n))                                                                                            \
+    X(gate_statistics, (ga_gate_sums *sums, const ga_real *s, size_t s_stride, size_t N, ga_gate g),                        \
+      (sums, s, s_stride, N, g))
+
+#define GAI_X(name, parameters, arguments) GA_API void ga_##name parameters;
+GA_OPERATORS(GAI_X)
+#undef GAI_X
+
+enum {
+#define GAI_X(name, parameters, arguments) GA_OP_##name,
+    GA_OPERATORS(GAI_X)
+#undef GAI_X
+        GA_OP_COUNT
+};
+/* "linear_forward" and so on, for i < GA_OP_COUNT. */
+GA_API const char *ga_operator_name(size_t i);
+
+enum { GA_HEAD_ROWS = 128 }; /* rows of logits that exist at one time */
+
+/* ---- device ------------------------------------------------------------------------------------------------------- */
+
+/* Where tensors live and who computes on them. ga_device_cpu() is the plain C table; a companion header starts from it
+ * and replaces entries. The model only ever touches tensors through these pointers. */
+typedef struct {
+    const char *name;
+    void *state; /* handed to every entry */
+    void *(*allocate)(void *state, size_t bytes); /* zeroed, aligned to 64 bytes; NULL when there is none */
+    void (*release)(void *state, void *p);
+    void (*copy_in)(void *state, void *to, const void *from_host, size_t bytes);
+    void (*copy_out)(void *state, void *to_host, const void *from, size_t bytes);
+    void (*zero)(void *state, void *p, size_t bytes);
+    void (*weights_changed)(void *state, const ga_real *weights, size_t n); /* packed copies are stale; may be NULL */
+#define GAI_JOIN(...) __VA_ARGS__
+#define GAI_STRIP(...) GAI_JOIN __VA_ARGS__
+#define GAI_X(name, parameters, arguments) void(*name)(void *state, GAI_STRIP(parameters));
+    GA_OPERATORS(GAI_X)
+#undef GAI_X
+} ga_device;
+
+GA_API ga_device ga_device_cpu(void);
+
+/* ---- tensors ------------------------------------------------------------------------------------------------------ */
+
+/* The one list of parameters: X(scope, field, name, rows, columns, condition, start)
+ * scope MODEL once, LAYER once for each layer (its name then follows "model.layers.<i>."); a matrix multiplies as
+ * y = x w^T. `start` is how it begins: EMBED, MATRIX, GATE, ONES or ZEROS. Matrices decay; ONES and ZEROS do not.
+ * gate_weight stands between query and key, so that [query | gate | key | value] is one matrix of Z rows when the gate
+ * reads X, and ffn_act, ffn_up are one matrix of 2 F rows. In the expressions z is a ga_sizes and c the configuration. */
+#define GA_TENSORS(X)                                                                                                  \
+    X(MODEL, embed, "model.embed_tokens.weight", z.V, z.C, true, MATRIX)                                               \
+    X(LAYER, attn_norm, "input_layernorm.weight", 1, z.C, true, ONES)                                                  \
+    X(LAYER, query, "self_attn.q_proj.weight", z.HQ * z.D, z.C, true, MATRIX)                                          \
+    X(LAYER, gate_weight, "self_attn.gate.weight", z.G, z.C, z.G > 0, GATE)                                            \
+    X(LAYER, key, "self_attn.k_proj.weight", z.HK * z.D, z.C, true, MATRIX)                                            \
+    X(LAYER, value, "self_attn.v_proj.weight", z.HK * z.D, z.C, true, MATRIX)                                          \
+    X(LAYER, gate_free, "self_attn.gate.weight", 1, z.G_free, z.G_free > 0, ZEROS)                                     \
+    X(LAYER, query_norm, "self_attn.q_norm.weight", 1, z.D, c->qk_norm, ONES)                                          \
+    X(LAYER, key_norm, "self_attn.k_norm.weight", 1, z.D, c->qk_norm, ONES)                                            \
+    X(LAYER, attn_output, "self_attn.o_proj.weight", z.C, z.HQ * z.D, true, MATRIX)                                    \
+    X(LAYER, attn_out_norm, "attn_out_norm.weight", 1, z.C, c->sandwich_norm, ONES)                                    \
+    X(LAYER, ffn_norm, "post_attention_layernorm.weight", 1, z.C, true, ONES)                                          \
+    X(LAYER, ffn_act, "mlp.gate_proj.weight", z.F, z.C, true, MATRIX)                                                  \
+    X(LAYER, ffn_up, "mlp.up_proj.weight", z.F, z.C, true, MATRIX)                                                     \
+    X(LAYER, ffn_down, "mlp.down_proj.weight", z.C, z.F, true, MATRIX)                                                 \
+    X(LAYER, ffn_out_norm, "ffn_out_norm.weight", 1, z.C, c->sandwich_norm, ONES)                                      \
+    X(MODEL, final_norm, "model.norm.weight", 1, z.C, true, ONES)                                                      \
+    X(MODEL, head, "lm_head.weight", z.V, z.C, !c->tied_embeddings, MATRIX)
+
+enum {
+#define GAI_X(scope, field, name, rows, columns, condition, start) GA_TENSOR_##field,
+    GA_TENSORS(GAI_X)
+#undef GAI_X
+        GA_TENSOR_COUNT
+};
+
+typedef enum { GA_START_MATRIX, GA_START_GATE, GA_START_ONES, GA_START_ZEROS } ga_start;
+
+/* One parameter tensor: rows * columns values at `offset` in the blocks weights, gradients, moment1 and moment2. */
+typedef struct {
+    int id;       /* GA_TENSOR_... */
+    size_t layer; /* GA_ALL outside the layers */
+    size_t rows, columns, offset;
+    ga_start start;
+    bool decays, frozen;
+    char name[96]; /* as in a Hugging Face checkpoint */
+} ga_tensor;
+
+/* Sizes that follow from a configuration, in the letters above. G: gate logits that are computed from X, columns of the
+ * product [query | gate | key | value]; G_free: gate logits that are parameters themselves. */
+typedef struct {
+    size_t C, L, HQ, HK, D, F, V, G, G_free, Z;
+} ga_sizes;
+
+GA_API ga_sizes ga_sizes_of(const ga_config *c);
+
+/* ---- model -------------------------------------------------------------------------------------------------------- */
+
+typedef enum {
+    GA_TRAINING, /* weights, gradients, both moments, the activations of all layers */
+    GA_INFERENCE /* weights and the activations of one layer: evaluation, analysis, generation */
+} ga_mode;
+
+/* Activations of one layer: X(field, values in a row of N). The order is that of the forward pass. */
+#define GA_LAYER_ACTIVATIONS(X)                                                                                        \
+    X(x, z.C)                                               /* residual stream before the layer */                     \
+    X(h1, z.C) X(rstd1, 1)                                  /* 1 attention pre-norm: the X of Eq. 1 and Eq. 5 */       \
+    X(qgkv, z.Z)                                            /* 2 query, gate logits, key, value */                     \
+    X(gated, g.position >= GA_G2 && g.position <= GA_G4 ? g.H * g.D : 0) /* 3 gate at G2, G3, G4 */                    \
+    X(q, z.HQ * z.D) X(k, z.HK * z.D) X(v, z.HK * z.D)      /* 4 after QK-norm and RoPE; v contiguous */               \
+    X(y, z.HQ * z.D) X(lse, z.HQ)                           /* 5 SDPA output of Eq. 2, log-sum-exp (B, HQ, T) */       \
+    X(y_gated, g.position == GA_G1 ? z.HQ * z.D : 0)        /* 6 gate at G1 */                                         \
+    X(o, z.C)                                               /* 7 W_O, Eq. 4 */                                         \
+    X(o_gated, g.position == GA_G5 ? z.C : 0)               /* 8 gate at G5 */                                         \
+    X(o_clipped, c->attn_clip > 0 ? z.C : 0)                /* 9 clip (A.6) */                                         \
+    X(o_normed, c->sandwich_norm ? z.C : 0) X(rstd_o, c->sandwich_norm ? 1 : 0) /* 10 sandwich norm */                 \
+    X(x_mid, z.C)                                           /* 11 residual */                                          \
+    X(h2, z.C) X(rstd2, 1)                                  /* 12 FFN pre-norm */                                      \
+    X(u, 2 * z.F)                                           /* 13 [act | up] */                                        \
+    X(a, z.F)                                               /* 14 silu(act) * up */                                    \
+    X(f, z.C)                                               /* 15 down */                                              \
+    X(f_clipped, c->ffn_clip > 0 ? z.C : 0)                 /* 16 clip (A.6) */                                        \
+    X(f_normed, c->sandwich_norm ? z.C : 0) X(rstd_f, c->sandwich_norm ? 1 : 0) /* 17 sandwich norm */
+
+typedef struct {
+#define GAI_X(field, values) ga_real *field;
+    GA_LAYER_ACTIVATIONS(GAI_X)
+#undef GAI_X
+} ga_layer_activations;
+
+typedef struct {
+    ga_config config;
+    ga_sizes sizes;
+    ga_gate gate;
+    ga_mode mode;
+    ga_device device;
+    size_t n_tensors, n_weights; /* n_weights: values in all tensors */
+    ga_tensor *tensors;
+    ga_real *weights, *gradients, *moment1, *moment2; /* one block each; the last three only in GA_TRAINING */
+    uint64_t updates;                                 /* optimiser steps taken */
+
+    size_t max_rows;              /* batch_size * max_seq_len */
+    ga_real *activation_block;    /* all of the following */
+    ga_layer_activations *layers; /* L of them; they share memory in GA_INFERENCE and with `recompute`, but for x */
+    ga_real *x_final, *h_final, *rstd_final, *losses, *logits;
+    ga_real *rope;                /* (max_seq_len, D): cos for D/2 frequencies, then sin */
+    ga_real *dx, *dh, *d_qgkv, *dq, *dk, *dv, *dy, *d_o, *du, *da, *scratch;
+    int32_t *tokens, *targets; /* (max_rows) on the device */
+    size_t B, T;               /* of the last forward pass */
+
+    bool profile; /* measure the operators */
+    double seconds[GA_OP_COUNT];
+    uint64_t calls[GA_OP_COUNT];
+} ga_model;
+
+/* What a configuration will cost, before anything is allocated. */
+typedef struct {
+    size_t parameters, embedding_parameters, gate_parameters;
+    size_t weight_bytes, gradient_bytes, optimizer_bytes, activation_bytes, total_bytes;
+    double forward_flops, training_flops; /* per token, at T = max_seq_len: 2 per multiply-add, causal attention halved */
+} ga_summary;
+
+GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, ga_error *e);
+
+/* A model with weights drawn from config.seed: each tensor has its own stream, by its name, so that models which differ
+ * in the gate only start from the same weights everywhere else. device NULL: ga_device_cpu(). NULL on failure. */
+GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e);
+GA_API void ga_destroy(ga_model *m);
+/* The tensor GA_TENSOR_<id> of a layer (GA_ALL for those outside), or NULL when this model has none. */
+GA_API const ga_tensor *ga_find_tensor(const ga_model *m, int id, size_t layer);
+
+typedef struct ga_observer ga_observer;
+
+/* Forward pass over tokens (B, T). With targets (B, T): *loss is the mean cross-entropy in nats over targets >= 0 (a
+ * negative target is not counted), NaN when there is none. observer (or NULL) sees every layer as it is computed.
+ * B <= batch_size * max_seq_len / T, T <= max_seq_len, every token < V, else GA_ERR_INPUT. */
+GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
+                            const ga_observer *observer, double *loss, ga_error *e);
+/* The same, and adds scale * d loss / d weights to m->gradients. */
+GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
+                                     double scale, const ga_observer *observer, double *loss, ga_error *e);
+/* Logits (B, T, V) of the last ga_forward, rows [first, first + rows), into host memory. For tests and small models. */
+GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logits, ga_error *e);
+
+/* Learning rate of step s (from 0) of `steps`: linear warm-up, then a cosine to min_lr. */
+GA_API double ga_learning_rate(const ga_config *c, uint64_t step, uint64_t steps);
+/* Clips the gradients by their global norm (*norm: before clipping), takes one AdamW step, clears the gradients.
+ * GA_ERR_DIVERGED, with the weights untouched, when the norm is not finite. */
+GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_error *e);
+
+/* ---- analysis ----------------------------------------------------------------------------------------------------- */
+
+/* Sums over all windows seen, by layer; the functions below turn them into the paper's figures. */
+typedef struct {
+    size_t L, HQ;
+    bool has_gate;
+    double rows;       /* query positions seen, B * T each pass */
+    double *attention; /* (L, HQ) sum over rows of the attention probability on position 0 */
+    double *max_abs;   /* (L) max |x| of the residual stream after each layer */
+    ga_gate_sums *gate;
+} ga_statistics;
+
+/* A head-averaged (head = GA_ALL) or single attention map of one layer, summed over windows of equal length T. */
+typedef struct {
+    size_t layer, head, T;
+    double *p; /* (T, T) row i: sum over windows of P_i. ; divide by windows */
+    double windows;
+} ga_map;
+
+/* What ga_forward reports while it runs; any field may be empty. */
+struct ga_observer {
+    ga_statistics *statistics;
+    ga_map *maps;
+    size_t n_maps;
+};
+
+GA_API ga_statistics *ga_statistics_create(const ga_model *m);
+GA_API void ga_statistics_reset(ga_statistics *s);
+GA_API void ga_statistics_destroy(ga_statistics *s);
+
+/* layer, head: an index or GA_ALL for the mean over them. Query 0, which sees only itself, is counted. */
+GA_API double ga_f_attn(const ga_statistics *s, size_t layer);                   /* Table 4 F-Attn, Fig. 2 */
+GA_API double ga_f_attn_head(const ga_statistics *s, size_t layer, size_t head); /* of one head */
+GA_API double ga_f_attn_uniform(size_t T);                                       /* of attention spread evenly */
+GA_API double ga_m_act(const ga_statistics *s, size_t layer);                    /* Table 4 M-Act, Fig. 6 */
+/* Of the values that multiply Y (or are added to it), after sharing; NaN without a gate. */
+GA_API double ga_gate_mean(const ga_statistics *s, size_t layer); /* Table 4 gate score, Fig. 7 */
+GA_API double ga_gate_std(const ga_statistics *s, size_t layer);
+GA_API double ga_gate_min(const ga_statistics *s, size_t layer);
+GA_API double ga_gate_max(const ga_statistics *s, size_t layer);
+GA_API double ga_gate_below(const ga_statistics *s, size_t layer, double bound); /* bound 0.1 or 0.5, else NaN */
+GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double shares[GA_BINS]); /* Fig. 3; sums to 1 */
+
+/* ---- generation --------------------------------------------------------------------------------------------------- */
+
+typedef struct ga_generator ga_generator;
+
+/* Keeps keys and values of up to `capacity` <= max_seq_len positions. The model must outlive it. */
+GA_API ga_generator *ga_generator_create(ga_model *m, size_t capacity, ga_error *e);
+GA_API void ga_generator_destroy(ga_generator *g);
+GA_API void ga_generator_reset(ga_generator *g);
+/* Appends n tokens; logits (V), on the host, are those after the last one. */
+GA_API ga_result ga_generator_feed(ga_generator *g, const int32_t *tokens, size_t n, ga_real *logits, ga_error *e);
+
+typedef struct {
+    double temperature; /* 0: the most likely token */
+    size_t top_k;       /* 0: all */
+    double top_p;       /* 1: all */
+} ga_sampling;
+
+/* Draws a token from logits (V), which are overwritten. *random is the state of the stream, seeded with any number. */
+GA_API int32_t ga_sample(ga_real *logits, size_t V, ga_sampling s, uint64_t *random);
+
+/* Random numbers: uniform bits of a counter (splitmix64), a uniform double in [0, 1), a normal one. */
+GA_API uint64_t ga_random_bits(uint64_t *state);
+GA_API double ga_random_uniform(uint64_t *state);
+GA_API double ga_random_normal(uint64_t *state);
+
+/* ---- checkpoints -------------------------------------------------------------------------------------------------- */
+
+/* Where a run stands: what is needed, beside weights and moments, to go on as if never stopped. */
+typedef struct {
+    uint64_t step;    /* optimiser steps done */
+    uint64_t windows; /* training windows consumed */
+    uint64_t tokens;  /* training tokens consumed */
+    uint64_t random;  /* state of the driver's random stream */
+    double best_val_loss;
+} ga_training_state;
+
+/* Writes a Hugging Face directory: config.json, model.safetensors, and with `state` optimizer.safetensors (moments) and
+ * training_state.json. Written under another name, synced and renamed: whole or not at all. */
+GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_state *state, ga_error *e);
+/* Sets the model's keys (groups MODEL and GATE, but for max_seq_len when `keep_length`) from a config.json. */
+GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_length, ga_error *e);
+/* Reads weights into m, and with `state` moments and training state too (GA_ERR_FILE if the directory has none).
+ * Every length is checked before a byte is used; F32, BF16 and F16 are read. On failure m is to be destroyed. */
+GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *state, ga_error *e);
+/* Whether a directory holds a checkpoint (with training state, if asked for). */
+GA_API bool ga_checkpoint_exists(const char *directory, bool with_state);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* GATED_ATTENTION_H */
+
+/* ==== implementation =============================================================================================== */
+
+#if defined(GATED_ATTENTION_IMPLEMENTATION) && !defined(GATED_ATTENTION_IMPLEMENTED)
+#define GATED_ATTENTION_IMPLEMENTED
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(GA_MALLOC) != defined(GA_FREE)
+#error "gated_attention.h: define both GA_MALLOC and GA_FREE, or neither"
+#endif
+#ifndef GA_MALLOC
+#define GA_MALLOC(size) malloc(size)
+#define GA_FREE(p) free(p)
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifdef __GNUC__
+#define GAI_FN __attribute__((unused)) static
+#define GAI_INLINE __attribute__((unused, always_inline)) static inline
+#define GAI_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#else
+#define GAI_FN static
+#define GAI_INLINE static inline
+#define GAI_PRINTF(text, first)
+#endif
+
+/* Loops whose iterations are independent. Which thread runs which never changes a sum, so the number of threads does
+ * not change the result. */
+#ifdef _OPENMP
+#define GAI_PRAGMA(x) _Pragma(#x)
+#define GAI_PARALLEL_FOR GAI_PRAGMA(omp parallel for schedule(static))
+#define GAI_PARALLEL_TASKS GAI_PRAGMA(omp parallel for schedule(dynamic))
+#else
+#define GAI_PARALLEL_FOR
+#define GAI_PARALLEL_TASKS
+#endif
+
+/* ---- errors, small helpers ---------------------------------------------------------------------------------------- */
+
+GAI_PRINTF(3, 4) GAI_FN ga_result gai_fail(ga_error *e, ga_result result, const char *format, ...) {
+    if (e) {
+        va_list arguments;
+        va_start(arguments, format);
+        vsnprintf(e->text, sizeof e->text, format, arguments);
+        va_end(arguments);
+        e->result = result;
+    }
+    return result;
+}
+
+GAI_INLINE size_t gai_min(size_t a, size_t b) { return a < b ? a : b; }
+GAI_INLINE size_t gai_max(size_t a, size_t b) { return a > b ? a : b; }
+GAI_INLINE size_t gai_ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+
+/* ---- random numbers ----------------------------------------------------------------------------------------------- */
+
+GA_API uint64_t ga_random_bits(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+GA_API double ga_random_uniform(uint64_t *state) { return (double)(ga_random_bits(state) >> 11) * 0x1p-53; }
+
+GA_API double ga_random_normal(uint64_t *state) { /* Box-Muller */
+    double radius = sqrt(-2 * log(1 - ga_random_uniform(state)));
+    return radius * cos(6.283185307179586 * ga_random_uniform(state));
+}
+
+/* ---- configuration ------------------------------------------------------------------------------------------------ */
+
+typedef enum { GAI_SIZE, GAI_SEED, GAI_INTEGER, GAI_REAL, GAI_FLAG, GAI_CHOICE, GAI_TEXT } gai_kind;
+
+/* One row of GA_CONFIG. `offset` is where the key lives in ga_config. */
+typedef struct {
+    const char *name, *group, *choices, *meaning;
+    size_t offset;
+    double lowest, highest;
+    gai_kind kind;
+} gai_key;
+
+enum {
+#define GAI_X(kind, group, name, def, low, high, choices, meaning) GAI_KEY_##name,
+    GA_CONFIG(GAI_X)
+#undef GAI_X
+        GAI_KEY_COUNT
+};
+
+GAI_FN const gai_key *gai_keys(void) {
+    static const gai_key keys[] = {
+#define GAI_X(kind, group, name, def, low, high, choices, meaning)                                                     \
+    {#name, #group, choices, meaning, offsetof(ga_config, name), low, high, GAI_##kind},
+        GA_CONFIG(GAI_X)
+#undef GAI_X
+    };
+    return keys;
+}
+
+GAI_FN const gai_key *gai_find_key(const char *name) {
+    const gai_key *keys = gai_keys();
+    for (size_t i = 0; i < GAI_KEY_COUNT; i++)
+        if (strcmp(keys[i].name, name) == 0) return &keys[i];
+    return NULL;
+}
+
+#define GAI_DEFAULT_SIZE(member, value) member = value;
+#define GAI_DEFAULT_SEED(member, value) member = value;
+#define GAI_DEFAULT_INTEGER(member, value) member = value;
+#define GAI_DEFAULT_REAL(member, value) member = value;
+#define GAI_DEFAULT_FLAG(member, value) member = value;
+#define GAI_DEFAULT_CHOICE(member, value) member = value;
+#define GAI_DEFAULT_TEXT(member, value) memcpy(member, value, sizeof value);
+
+GA_API ga_config ga_config_default(void) {
+    ga_config c;
+    memset(&c, 0, sizeof c);
+#define GAI_X(kind, group, name, def, low, high, choices, meaning) GAI_DEFAULT_##kind(c.name, def)
+    GA_CONFIG(GAI_X)
+#undef GAI_X
+    return c;
+}
+
+GA_API bool ga_config_key(size_t i, ga_key *key) {
+    if (i >= GAI_KEY_COUNT) return false;
+    const gai_key *k = gai_keys() + i;
+    key->name = k->name, key->group = k->group, key->choices = k->choices, key->meaning = k->meaning;
+    return true;
+}
+
+/* The i-th word of a list separated by spaces: its start, with its length in *length; NULL when there is none. */
+GAI_FN const char *gai_word(const char *list, int i, size_t *length) {
+    for (;; i--) {
+        *length = strcspn(list, " ");
+        if (*length == 0) return NULL;
+        if (i == 0) return list;
+        list += *length;
+        if (*list == ' ') list++;
+    }
+}
+
+GAI_FN ga_result gai_set_number(void *at, const gai_key *k, const char *value, ga_error *e) {
+    char *end = NULL;
+    errno = 0;
+    if (k->kind == GAI_REAL) {
+        double x = strtod(value, &end);
+        if (end == value || *end) return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is not a number", k->name, value);
+        if (!(x >= k->lowest && x <= k->highest))
+            return gai_fail(e, GA_ERR_CONFIG, "%s: %s is out of range, %g to %g", k->name, value, k->lowest, k->highest);
+        memcpy(at, &x, sizeof x);
+        return GA_OK;
+    }
+    bool negative = *value == '-';
+    unsigned long long n = strtoull(value + negative, &end, 10);
+    if (!isdigit((unsigned char)value[negative]) || *end)
+        return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is not a whole number", k->name, value);
+    double x = negative ? -(double)n : (double)n;
+    bool bounded = k->kind != GAI_SEED;
+    if (errno == ERANGE || (bounded && !(x >= k->lowest && x <= k->highest)) || (!bounded && negative))
+        return gai_fail(e, GA_ERR_CONFIG, "%s: %s is out of range, %.0f to %.0f", k->name, value, k->lowest,
+                        bounded ? k->highest : 18446744073709551615.0);
+    if (k->kind == GAI_SEED) {
+        uint64_t u = n;
+        memcpy(at, &u, sizeof u);
+    } else if (k->kind == GAI_SIZE) {
+        size_t u = (size_t)n;
+        memcpy(at, &u, sizeof u);
+    } else {
+        long l = negative ? -(long)n : (long)n;
+        memcpy(at, &l, sizeof l);
+    }
+    return GA_OK;
+}
+
+GAI_FN ga_result gai_set_choice(int *at, const gai_key *k, const char *value, ga_error *e) {
+    size_t length;
+    const char *word;
+    for (int i = 0; (word = gai_word(k->choices, i, &length)) != NULL; i++)
+        if (strlen(value) == length && strncmp(word, value, length) == 0) {
+            *at = i;
+            return GA_OK;
+        }
+    return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is none of: %s", k->name, value, k->choices);
+}
+
+GA_API ga_result ga_config_set(ga_config *c, const char *name, const char *value, ga_error *e) {
+    const gai_key *k = gai_find_key(name);
+    if (!k) return gai_fail(e, GA_ERR_CONFIG, "unknown key '%s'", name);
+    char *at = (char *)c + k->offset;
+    if (k->kind == GAI_CHOICE) return gai_set_choice((int *)(void *)at, k, value, e);
+    if (k->kind == GAI_TEXT) {
+        if (strlen(value) >= GA_TEXT)
+            return gai_fail(e, GA_ERR_CONFIG, "%s: longer than %d characters", name, GA_TEXT - 1);
+        memset(at, 0, GA_TEXT);
+        memcpy(at, value, strlen(value));
+        return GA_OK;
+    }
+    if (k->kind == GAI_FLAG) {
+        bool on = strcmp(value, "1") == 0 || strcmp(value, "true") == 0;
+        if (!on && strcmp(value, "0") != 0 && strcmp(value, "false") != 0)
+            return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is neither 0 nor 1", name, value);
+        memcpy(at, &on, sizeof on);
+        return GA_OK;
+    }
+    return gai_set_number(at, k, value, e);
+}
+
+GA_API bool ga_config_get(const ga_config *c, const char *name, char *text, size_t size) {
+    const gai_key *k = gai_find_key(name);
+    if (!k) return false;
+    const void *at = (const char *)c + k->offset;
+    size_t length;
+    const char *word;
+    switch (k->kind) {
+    case GAI_SIZE: snprintf(text, size, "%zu", *(const size_t *)at); break;
+    case GAI_SEED: snprintf(text, size, "%llu", (unsigned long long)*(const uint64_t *)at); break;
+    case GAI_INTEGER: snprintf(text, size, "%ld", *(const long *)at); break;
+    case GAI_FLAG: snprintf(text, size, "%d", *(const bool *)at); break;
+    case GAI_TEXT: snprintf(text, size, "%s", (const char *)at); break;
+    case GAI_CHOICE:
+        word = gai_word(k->choices, *(const int *)at, &length);
+        snprintf(text, size, "%.*s", (int)(word ? length : 1), word ? word : "?");
+        break;
+    case GAI_REAL: /* the shortest form that reads back as the same number */
+        for (int digits = 6; digits <= 17; digits++) {
+            snprintf(text, size, "%.*g", digits, *(const double *)at);
+            if (strtod(text, NULL) == *(const double *)at) break;
+        }
+        break;
+    }
+    return true;
+}
+
+/* Cuts comment and white space off a line; returns its first character that counts. */
+GAI_FN char *gai_trim(char *line) {
+    for (char *p = line; *p; p++)
+        if (*p == '#' && (p == line || isspace((unsigned char)p[-1]))) {
+            *p = 0;
+            break;
+        }
+    while (isspace((unsigned char)*line)) line++;
+    size_t n = strlen(line);
+    while (n > 0 && isspace((unsigned char)line[n - 1])) line[--n] = 0;
+    return line;
+}
+
+GAI_FN ga_result gai_config_file(ga_config *c, const char *path, int depth, ga_error *e);
+
+/* `include = other.cfg` reads another file first, relative to this one; later keys override it. */
+GAI_FN ga_result gai_config_include(ga_config *c, const char *path, const char *value, int depth, ga_error *e) {
+    char other[2 * GA_TEXT];
+    const char *slash = strrchr(path, '/');
+    int folder = *value == '/' || !slash ? 0 : (int)(slash - path) + 1;
+    if (depth == 8) return gai_fail(e, GA_ERR_CONFIG, "include: more than 8 files deep");
+    if (snprintf(other, sizeof other, "%.*s%s", folder, path, value) >= (int)sizeof other)
+        return gai_fail(e, GA_ERR_CONFIG, "include: the path is too long");
+    return gai_config_file(c, other, depth + 1, e);
+}
+
+GAI_FN ga_result gai_config_line(ga_config *c, const char *path, char *line, bool *seen, int depth, ga_error *e) {
+    char *key = gai_trim(line);
+    if (!*key) return GA_OK;
+    char *value = strchr(key, '=');
+    if (!value) return gai_fail(e, GA_ERR_CONFIG, "'%s' is not of the form key = value", key);
+    *value++ = 0;
+    key = gai_trim(key), value = gai_trim(value);
+    if (strcmp(key, "include") == 0) return gai_config_include(c, path, value, depth, e);
+    const gai_key *k = gai_find_key(key);
+    if (k && seen[k - gai_keys()]) return gai_fail(e, GA_ERR_CONFIG, "key '%s' stands twice", key);
+    if (k) seen[k - gai_keys()] = true;
+    return ga_config_set(c, key, value, e);
+}
+
+GAI_FN ga_result gai_config_file(ga_config *c, const char *path, int depth, ga_error *e) {
+    FILE *f = fopen(path, "rb");
+    if (!f) return gai_fail(e, GA_ERR_FILE, "%s: %s", path, strerror(errno));
+    bool seen[GAI_KEY_COUNT] = {false};
+    char line[GA_TEXT + 256];
+    ga_result result = GA_OK;
+    for (size_t number = 1; result == GA_OK && fgets(line, sizeof line, f); number++) {
+        ga_error inner = {GA_OK, ""};
+        if (strlen(line) + 1 == sizeof line && line[sizeof line - 2] != '\n')
+            result = gai_fail(&inner, GA_ERR_CONFIG, "the line is too long");
+        else
+            result = gai_config_line(c, path, line, seen, depth, &inner);
+        if (result != GA_OK) gai_fail(e, result, "%.180s:%zu: %.300s", path, number, inner.text);
+    }
+    if (result == GA_OK && ferror(f)) result = gai_fail(e, GA_ERR_FILE, "%s: %s", path, strerror(errno));
+    fclose(f);
+    return result;
+}
+
+GA_API ga_result ga_config_load(ga_config *c, const char *path, ga_error *e) { return gai_config_file(c, path, 0, e); }
+
+/* Which gates make no sense, and why. */
+GAI_FN ga_result gai_check_gate(const ga_config *c, ga_error *e) {
+    bool self = c->gate_form == GA_SELF, query = c->gate_input == GA_INPUT_QUERY;
+    const char *why = NULL;
+    if (c->gate_position == GA_NO_GATE) return GA_OK;
+    if (self && c->gate_position != GA_G1)
+        why = "gate_form=self acts on the SDPA output (Table 3 rows 5 and 6): it needs gate_position=G1";
+    else if (self && c->gate_activation != GA_RMSNORM && c->gate_activation != GA_SILU)
+        why = "gate_form=self has no scores: it needs gate_activation=rmsnorm or silu (Table 3 rows 5 and 6)";
+    else if (self && (!query || c->gate_frozen || c->gate_type != GA_ELEMENTWISE || c->gate_sharing != GA_SPECIFIC))
+        why = "gate_form=self has no W_theta: gate_input, gate_frozen, gate_type and gate_sharing must keep their defaults";
+    else if (!self && c->gate_activation == GA_RMSNORM)
+        why = "gate_activation=rmsnorm normalises Y itself: it needs gate_form=self (Table 3 row 5)";
+    else if (c->gate_position == GA_G5 && c->gate_type == GA_HEADWISE)
+        why = "gate_type=headwise at gate_position=G5: after W_O there are no heads";
+    else if (c->gate_position == GA_G5 && c->gate_sharing == GA_SHARED)
+        why = "gate_sharing=shared at gate_position=G5: after W_O there are no heads";
+    else if (c->gate_input == GA_INPUT_SCALAR && (c->gate_type != GA_ELEMENTWISE || c->gate_sharing != GA_SPECIFIC))
+        why = "gate_input=scalar is one number a layer: gate_type and gate_sharing do not apply";
+    else if (c->gate_frozen && !query)
+        why = "gate_frozen=1 keeps a random W_theta: it needs gate_input=query";
+    else if (c->gate_frozen && c->gate_init_std == 0)
+        why = "gate_frozen=1 with gate_init_std=0 is a constant, not a random gate";
+    else if (c->qk_norm && (c->gate_position == GA_G3 || c->gate_position == GA_G4) &&
+             c->gate_form == GA_MULTIPLICATIVE && (c->gate_type == GA_HEADWISE || c->gate_input == GA_INPUT_SCALAR))
+        why = "one score for a whole head at G3 or G4 is undone by QK-norm: set qk_norm=0 or gate_type=elementwise";
+    return why ? gai_fail(e, GA_ERR_CONFIG, "%s", why) : GA_OK;
+}
+
+GA_API ga_result ga_config_check(const ga_config *c, ga_error *e) {
+    if (c->n_heads % c->n_kv_heads != 0)
+        return gai_fail(e, GA_ERR_CONFIG, "n_heads=%zu is not a multiple of n_kv_heads=%zu", c->n_heads, c->n_kv_heads);
+    if (c->head_dim % 2 != 0)
+        return gai_fail(e, GA_ERR_CONFIG, "head_dim=%zu is odd: RoPE turns pairs of dimensions", c->head_dim);
+    if (c->min_lr > c->learning_rate)
+        return gai_fail(e, GA_ERR_CONFIG, "min_lr=%g is above learning_rate=%g", c->min_lr, c->learning_rate);
+    if (c->bos_token >= 0 && (size_t)c->bos_token >= c->vocab_size)
+        return gai_fail(e, GA_ERR_CONFIG, "bos_token=%ld is not in a vocabulary of %zu", c->bos_token, c->vocab_size);
+    return gai_check_gate(c, e);
+}
+
+GA_API ga_gate ga_gate_of(const ga_config *c) {
+    ga_gate g;
+    g.position = (ga_gate_position)c->gate_position, g.type = (ga_gate_type)c->gate_type;
+    g.sharing = (ga_gate_sharing)c->gate_sharing, g.form = (ga_gate_form)c->gate_form;
+    g.activation = (ga_gate_activation)c->gate_activation, g.input = (ga_gate_input)c->gate_input;
+    g.H = g.position == GA_G5 ? 1 : g.position == GA_G2 || g.position == GA_G3 ? c->n_kv_heads : c->n_heads;
+    g.D = g.position == GA_G5 ? c->d_model : c->head_dim;
+    g.logits = g.type == GA_HEADWISE ? g.H : g.H * g.D;
+    if (g.input == GA_INPUT_SCALAR) g.logits = 1;
+    if (g.position == GA_NO_GATE || g.form == GA_SELF) g.logits = 0;
+    g.eps = (ga_real)c->norm_eps;
+    return g;
+}
+
+GA_API ga_sizes ga_sizes_of(const ga_config *c) {
+    ga_gate g = ga_gate_of(c);
+    ga_sizes z;
+    z.C = c->d_model, z.L = c->n_layers, z.HQ = c->n_heads, z.HK = c->n_kv_heads;
+    z.D = c->head_dim, z.F = c->d_ff, z.V = c->vocab_size;
+    z.G = g.input == GA_INPUT_QUERY ? g.logits : 0;
+    z.G_free = g.input == GA_INPUT_QUERY ? 0 : g.logits;
+    z.Z = z.HQ * z.D + z.G + 2 * z.HK * z.D;
+    return z;
+}
+
+/* ---- numbers ------------------------------------------------------------------------------------------------------ */
+
+/* e^x. In float a polynomial after the reduction x = n ln 2 + r, without branches, so that loops over it become vector
+ * code; below 2 ulp. NaN stays NaN, what underflows is 0, what overflows is infinite. */
+GAI_INLINE ga_real gai_exp(ga_real x) {
+#ifdef GA_DOUBLE
+    return exp(x);
+#else
+    float y = x < -87.3f ? -87.3f : x > 88.7f ? 88.7f : x;
+    float shifted = y * 1.44269504f + 12582912.f; /* 1.5 * 2^23: the low bits of the sum are the rounded integer */
+    float n = shifted - 12582912.f;
+    float r = (y - n * 0.693359375f) + n * 2.12194440e-4f; /* ln 2 in two parts */
+    float p = 1.381446685e-3f;
+    p = p * r + 8.368780418e-3f;
+    p = p * r + 4.166839422e-2f;
+    p = p * r + 1.666652011e-1f;
+    p = p * r + 4.999999341e-1f;
+    p = p * r * r + r + 1;
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits - 0x4b400000u + 126u) << 23; /* 2^(n-1): n reaches 128 */
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    float e = p * scale * 2;
+    return x < -87.3f ? 0 : x > 88.7f ? (float)INFINITY : e;
+#endif
+}
+
+GAI_INLINE ga_real gai_sqrt(ga_real x) {
+#ifdef GA_DOUBLE
+    return sqrt(x);
+#else
+    return sqrtf(x);
+#endif
+}
+
+GAI_INLINE ga_real gai_log(ga_real x) {
+#ifdef GA_DOUBLE
+    return log(x);
+#else
+    return logf(x);
+#endif
+}
+
+GAI_INLINE ga_real gai_sigmoid(ga_real x) { return 1 / (1 + gai_exp(-x)); }
+
+/* ---- products ----------------------------------------------------------------------------------------------------- */
+
+/* All matrix products come down to one kernel: GAI_MR rows by GAI_NR columns of C stay in registers while the
+ * contraction runs over k; each step loads GAI_NR values of B once and multiplies them with one value from each row of A.
+ *
+ *            B  (K, NR), packed: line k is contiguous
+ *          +---------+
+ *          | k ----> |
+ *          +---------+
+ *     A    C (MR, NR)
+ *   +---+  +---------+
+ *   | | |  |         |      C[i][:] += A[i][k] * B[k][:]
+ *   +---+  +---------+
+ *
+ * Every element of C is one chain of additions over k = 0, 1, ..., K-1, however the work is cut: neither block sizes nor
+ * threads change a bit. Vectors are gcc's and clang's generic ones; elsewhere a lane is a scalar. */
+#if defined(__GNUC__) && defined(__AVX512F__)
+enum { GAI_VECTOR_BYTES = 64, GAI_MR = 8, GAI_NV = 2 };
+#elif defined(__GNUC__) && defined(__AVX__)
+enum { GAI_VECTOR_BYTES = 32, GAI_MR = 6, GAI_NV = 2 };
+#elif defined(__GNUC__)
+enum { GAI_VECTOR_BYTES = 16, GAI_MR = 4, GAI_NV = 2 };
+#else
+enum { GAI_VECTOR_BYTES = sizeof(ga_real), GAI_MR = 4, GAI_NV = 4 };
+#endif
+#ifdef __GNUC__
+typedef ga_real gai_vector __attribute__((vector_size(GAI_VECTOR_BYTES)));
+#else
+typedef ga_real gai_vector;
+#endif
+enum {
+    GAI_LANES = GAI_VECTOR_BYTES / sizeof(ga_real),
+    GAI_NR = GAI_LANES * GAI_NV,
+    GAI_KC = 256,                    /* contraction steps of a packed panel of B: it stays in the first-level caches */
+    GAI_NC = GAI_NR * (64 / GAI_NR > 0 ? 64 / GAI_NR : 1), /* columns that a task packs at a time */
+    GAI_MC = 512                     /* rows of C in a task */
+};
+
+GAI_INLINE void gai_kernel(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b, size_t ldb,
+                           size_t K, bool add) {
+    gai_vector t[GAI_MR][GAI_NV];
+    for (size_t i = 0; i < GAI_MR; i++)
+        for (size_t j = 0; j < GAI_NV; j++)
+            if (add) memcpy(&t[i][j], c + i * ldc + j * GAI_LANES, sizeof(gai_vector));
+            else memset(&t[i][j], 0, sizeof(gai_vector));
+    for (size_t k = 0; k < K; k++) {
+        gai_vector line[GAI_NV];
+        for (size_t j = 0; j < GAI_NV; j++) memcpy(&line[j], b + k * ldb + j * GAI_LANES, sizeof(gai_vector));
+        for (size_t i = 0; i < GAI_MR; i++)
+            for (size_t j = 0; j < GAI_NV; j++) t[i][j] += a[i * a_row + k * a_k] * line[j];
+    }
+    for (size_t i = 0; i < GAI_MR; i++)
+        for (size_t j = 0; j < GAI_NV; j++) memcpy(c + i * ldc + j * GAI_LANES, &t[i][j], sizeof(gai_vector));
+}
+
+/* The kernel for a block with fewer than GAI_MR rows or GAI_NR columns: it computes on padded copies. */
+GAI_FN void gai_kernel_edge(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b, size_t ldb,
+                            size_t K, bool add, size_t rows, size_t columns) {
+    ga_real block[GAI_MR * GAI_NR] = {0}, strip[GAI_MR * GAI_KC];
+    memset(strip, 0, sizeof strip);
+    for (size_t i = 0; i < rows; i++)
+        for (size_t k = 0; k < K; k++) strip[i * GAI_KC + k] = a[i * a_row + k * a_k];
+    if (add)
+        for (size_t i = 0; i < rows; i++) memcpy(block + i * GAI_NR, c + i * ldc, columns * sizeof *c);
+    gai_kernel(block, GAI_NR, strip, GAI_KC, 1, b, ldb, K, true);
+    for (size_t i = 0; i < rows; i++) memcpy(c + i * ldc, block + i * GAI_NR, columns * sizeof *c);
+}
+
+/* C (M, columns <= GAI_NR) (+)= A B for one packed panel of B, K <= GAI_KC. */
+GAI_INLINE void gai_panel(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b, size_t M,
+                          size_t columns, size_t K, bool add) {
+    for (size_t i = 0; i < M; i += GAI_MR) {
+        size_t rows = gai_min(GAI_MR, M - i);
+        if (rows == GAI_MR && columns == GAI_NR)
+            gai_kernel(c + i * ldc, ldc, a + i * a_row, a_row, a_k, b, GAI_NR, K, add);
+        else
+            gai_kernel_edge(c + i * ldc, ldc, a + i * a_row, a_row, a_k, b, GAI_NR, K, add, rows, columns);
+    }
+}
+
+/* Packs b(k, j) = B[k * b_k + j * b_column] for K lines of `columns` <= GAI_NR, padded with zeros. */
+GAI_FN void gai_pack(ga_real *to, const ga_real *b, size_t b_k, size_t b_column, size_t K, size_t columns) {
+    if (columns < GAI_NR) memset(to, 0, K * GAI_NR * sizeof *to);
+    if (b_column == 1)
+        for (size_t k = 0; k < K; k++) memcpy(to + k * GAI_NR, b + k * b_k, columns * sizeof *to);
+    else
+        for (size_t k0 = 0; k0 < K; k0 += 16) /* 16 at a time: each line read is one cache line of B */
+            for (size_t j = 0; j < columns; j++)
+                for (size_t k = k0; k < gai_min(K, k0 + 16); k++) to[k * GAI_NR + j] = b[k * b_k + j * b_column];
+}
+
+/* C (M, N) (+)= A B on the calling thread, a(i, k) = A[i * a_row + k * a_k], b(k, j) = B[k * b_k + j * b_column]. */
+GAI_FN void gai_product_block(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b, size_t b_k,
+                              size_t b_column, size_t M, size_t N, size_t K, bool add) {
+    ga_real panel[GAI_KC * GAI_NR];
+    for (size_t k = 0; k < K; k += GAI_KC)
+        for (size_t j = 0; j < N; j += GAI_NR) {
+            size_t depth = gai_min(GAI_KC, K - k), columns = gai_min(GAI_NR, N - j);
+            gai_pack(panel, b + k * b_k + j * b_column, b_k, b_column, depth, columns);
+            gai_panel(c + j, ldc, a + k * a_k, a_row, a_k, panel, M, columns, depth, add || k > 0);
+        }
+}
+
+/* The same by all threads: a task is GAI_MC rows by GAI_NC columns of C. */
+GAI_FN void gai_product(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b, size_t b_k,
+                        size_t b_column, size_t M, size_t N, size_t K, bool add) {
+    size_t strips = gai_ceil_div(M, GAI_MC), panels = gai_ceil_div(N, GAI_NC);
+    GAI_PARALLEL_TASKS
+    for (size_t task = 0; task < strips * panels; task++) {
+        size_t i = task % strips * GAI_MC, j = task / strips * GAI_NC;
+        gai_product_block(c + i * ldc + j, ldc, a + i * a_row, a_row, a_k, b + j * b_column, b_k, b_column,
+                          gai_min(GAI_MC, M - i), gai_min(GAI_NC, N - j), K, add);
+    }
+}
+
+/* sum_i a_i b_i in a fixed order: 16 partial sums. */
+GAI_INLINE ga_real gai_dot(const ga_real *a, const ga_real *b, size_t n) {
+    ga_real sums[16] = {0}, sum = 0;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16)
+        for (size_t j = 0; j < 16; j++) sums[j] += a[i + j] * b[i + j];
+    for (; i < n; i++) sums[i % 16] += a[i] * b[i];
+    for (size_t j = 0; j < 16; j++) sum += sums[j];
+    return sum;
+}
+
+/* ==== 2.1: softmax attention ======================================================================================= */
+
+/* Eq. 1 and Eq. 4, and every other linear map.
+ *
+ *     y = x w^T
+ *
+ *     y  (M, O)  out
+ *     x  (M, I)
+ *     w  (O, I)   as nn.Linear stores it
+ */
+GA_API void ga_linear_forward(ga_real *y, const ga_real *x, const ga_real *w, size_t M, size_t O, size_t I) {
+    if (M >= GAI_MR / 2) {
+        gai_product(y, O, x, I, 1, w, 1, I, M, O, I, false);
+        return;
+    }
+    GAI_PARALLEL_FOR /* a row or two, as in generation: packing w would cost more than reading it once */
+    for (size_t o = 0; o < O; o++)
+        for (size_t m = 0; m < M; m++) y[m * O + o] = gai_dot(x + m * I, w + o * I, I);
+}
+
+/*     dx  = dy w       (M, I)  out; may be NULL
+ *     dw += dy^T x     (O, I)  added to
+ *     dy  (M, O)
+ */
+GA_API void ga_linear_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, const ga_real *w, size_t M,
+                               size_t O, size_t I) {
+    if (dx) gai_product(dx, I, dy, O, 1, w, I, 1, M, I, O, false);
+    gai_product(dw, I, dy, 1, O, x, I, 1, O, I, M, true);
+}
+
+/* Splits projections into heads: QK-norm, then RoPE in its "rotate half" form (section 2.1 and A.2).
+ *
+ *     u   = w x / sqrt(mean(x^2) + eps)                   over the D values of a head; u = x when w is NULL
+ *     y_i = u_i cos_i - u_{i+D/2} sin_i,   y_{i+D/2} = u_{i+D/2} cos_i + u_i sin_i,   i < D/2;   y = u when rope is NULL
+ *
+ *     y     (B, T, H, D)  out
+ *     x     (B * T) rows of H * D values, x_stride apart: a section of [query | gate | key | value], or gated values
+ *     w     (D)           or NULL
+ *     rope  (T, D)        or NULL: cos of D/2 angles, then sin, for the first of the T positions on
+ *
+ * The backward pass needs x; the norm is cheap to do again.
+ */
+GA_API void ga_heads_forward(ga_real *y, const ga_real *x, size_t x_stride, const ga_real *w, const ga_real *rope, size_t B,
+                             size_t T, size_t H, size_t D, ga_real eps) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < B * T; n++)
+        for (size_t h = 0; h < H; h++) {
+            const ga_real *xh = x + n * x_stride + h * D;
+            ga_real *yh = y + (n * H + h) * D;
+            if (!w) memcpy(yh, xh, D * sizeof *yh);
+            else {
+                ga_real r = 1 / gai_sqrt(gai_dot(xh, xh, D) / (ga_real)D + eps);
+                for (size_t i = 0; i < D; i++) yh[i] = w[i] * xh[i] * r;
+            }
+            if (!rope) continue;
+            const ga_real *cosine = rope + n % T * D, *sine = cosine + D / 2;
+            for (size_t i = 0; i < D / 2; i++) {
+                ga_real a = yh[i], b = yh[i + D / 2];
+                yh[i] = a * cosine[i] - b * sine[i];
+                yh[i + D / 2] = b * cosine[i] + a * sine[i];
+            }
+        }
+}
+
+/*     du_i = dy_i cos_i + dy_{i+D/2} sin_i,   du_{i+D/2} = dy_{i+D/2} cos_i - dy_i sin_i        the inverse rotation
+ *     dx   = r (w du - r^2 x mean(w du x)),   dw += sum over rows and heads of du x r,          r = 1/sqrt(mean(x^2) + eps)
+ *
+ *     dx  (B * T) rows, dx_stride apart, out
+ *     dw  (D)      added to; unused when w is NULL
+ */
+GA_API void ga_heads_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, size_t x_stride, size_t dx_stride,
+                              const ga_real *w, const ga_real *rope, size_t B, size_t T, size_t H, size_t D, ga_real eps) {
+    enum { CHUNKS = 16 }; /* partial sums of dw, added in order at the end */
+    ga_real partial[CHUNKS][GA_MAX_HEAD_DIM];
+    memset(partial, 0, sizeof partial);
+    size_t N = B * T;
+    GAI_PARALLEL_FOR
+    for (size_t chunk = 0; chunk < CHUNKS; chunk++)
+        for (size_t n = N * chunk / CHUNKS; n < N * (chunk + 1) / CHUNKS; n++)
+            for (size_t h = 0; h < H; h++) {
+                const ga_real *dyh = dy + (n * H + h) * D, *xh = x + n * x_stride + h * D;
+                ga_real *du = dx + n * dx_stride + h * D;
+                memcpy(du, dyh, D * sizeof *du);
+                if (rope) {
+                    const ga_real *cosine = rope + n % T * D, *sine = cosine + D / 2;
+                    for (size_t i = 0; i < D / 2; i++) {
+                        du[i] = dyh[i] * cosine[i] + dyh[i + D / 2] * sine[i];
+                        du[i + D / 2] = dyh[i + D / 2] * cosine[i] - dyh[i] * sine[i];
+                    }
+                }
+                if (!w) continue;
+                ga_real r = 1 / gai_sqrt(gai_dot(xh, xh, D) / (ga_real)D + eps), mean = 0;
+                for (size_t i = 0; i < D; i++) {
+                    partial[chunk][i] += du[i] * xh[i] * r;
+                    mean += w[i] * du[i] * xh[i] / (ga_real)D;
+                }
+                for (size_t i = 0; i < D; i++) du[i] = r * (w[i] * du[i] - r * r * xh[i] * mean);
+            }
+    if (w)
+        for (size_t chunk = 0; chunk < CHUNKS; chunk++)
+            for (size_t i = 0; i < D; i++) dw[i] += partial[chunk][i];
+}
+
+/* Tiles of an attention: GAI_TILE queries by GAI_TILE keys exist at a time. */
+enum { GAI_TILE = 64 };
+
+/* How many of the keys j0, j0+1, ... of a tile query i sees. */
+GAI_INLINE size_t gai_visible(size_t i, size_t j0, size_t keys, ga_shape n) {
+    size_t end = n.S - n.T + i + 1;
+    return end <= j0 ? 0 : gai_min(keys, end - j0);
+}
+
+/* The first query that sees key j0, rounded down to a tile: tiles above the diagonal are never computed. */
+GAI_INLINE size_t gai_first_query(size_t j0, ga_shape n) {
+    size_t offset = n.S - n.T;
+    return j0 > offset ? (j0 - offset) / GAI_TILE * GAI_TILE : 0;
+}
+
+/* The tile s_ij = q_i . k_j / sqrt(D), (rows, GAI_TILE). */
+GAI_INLINE void gai_scores(ga_real *s, const ga_real *q, const ga_real *k_tile, size_t rows, ga_shape n) {
+    ga_real scale = 1 / gai_sqrt((ga_real)n.D);
+    for (size_t j = 0; j < GAI_TILE; j += GAI_NR)
+        for (size_t d = 0; d < n.D; d += GAI_KC)
+            gai_panel(s + j, GAI_TILE, q + d, n.HQ * n.D, 1, k_tile + j * n.D + d * GAI_NR, rows, GAI_NR,
+                      gai_min(GAI_KC, n.D - d), d > 0);
+    for (size_t i = 0; i < rows * GAI_TILE; i++) s[i] *= scale;
+}
+
+/* Packs the transpose of a tile of rows (keys, D), so that products with it run over D. */
+GAI_INLINE void gai_pack_tile(ga_real *to, const ga_real *rows, size_t stride, size_t keys, size_t D) {
+    for (size_t j = 0; j < GAI_TILE; j += GAI_NR) {
+        if (j < keys) gai_pack(to + j * D, rows + j * stride, 1, stride, D, gai_min(GAI_NR, keys - j));
+        else memset(to + j * D, 0, GAI_NR * D * sizeof *to);
+    }
+}
+
+/* One query tile against one key tile: y and lse, which hold the softmax over the keys so far, take in the new ones.
+ *
+ *     lse' = log(exp(lse) + sum_j exp(s_j)),   y' = y exp(lse - lse') + sum_j exp(s_j - lse') v_j
+ */
+GAI_FN void gai_sdpa_tile(ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k_tile, const ga_real *v, size_t i0,
+                          size_t j0, size_t rows, size_t keys, ga_shape n) {
+    ga_real s[GAI_TILE * GAI_TILE];
+    gai_scores(s, q, k_tile, rows, n);
+    for (size_t i = 0; i < rows; i++) {
+        size_t visible = gai_visible(i0 + i, j0, keys, n);
+        ga_real *p = s + i * GAI_TILE, *yi = y + i * n.HQ * n.D;
+        for (size_t j = visible; j < GAI_TILE; j++) p[j] = 0;
+        if (visible == 0) continue;
+        bool first = j0 == 0;
+        ga_real top = p[0];
+        for (size_t j = 1; j < visible; j++) top = p[j] > top ? p[j] : top;
+        if (!first && lse[i] > top) top = lse[i];
+        ga_real sum = first ? 0 : gai_exp(lse[i] - top), part[16] = {0};
+        for (size_t j = 0; j < GAI_TILE; j++) {
+            p[j] = j < visible ? gai_exp(p[j] - top) : 0;
+            part[j % 16] += p[j];
+        }
+        for (size_t j = 0; j < 16; j++) sum += part[j];
+        ga_real next = top + gai_log(sum), keep = first ? 0 : gai_exp(lse[i] - next);
+        for (size_t j = 0; j < visible; j++) p[j] /= sum;
+        for (size_t d = 0; d < n.D; d++) yi[d] = first ? 0 : yi[d] * keep;
+        lse[i] = next;
+    }
+    gai_product_block(y, n.HQ * n.D, s, GAI_TILE, 1, v, n.HK * n.D, 1, rows, n.D, keys, true);
+}
+
+/* Eq. 2, section 2.1: causal scaled dot-product attention, tiled with a running softmax; memory linear in T and S.
+ *
+ *     S_ij = q_i . k_j / sqrt(D)  for j <= S-T+i,   P = softmax(S),   y_i = sum_j P_ij v_j
+ *
+ *     y    (B, T, HQ, D)  out
+ *     lse  (B, HQ, T)     out: log sum_j exp(S_ij); with q, k, v and y all that the backward pass needs
+ *     q    (B, T, HQ, D)  the last T of S positions
+ *     k, v (B, S, HK, D)  query head h reads key-value head h / (HQ / HK)
+ */
+GA_API void ga_sdpa_forward(ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v, ga_shape n) {
+    GAI_PARALLEL_TASKS
+    for (size_t task = 0; task < n.B * n.HQ; task++) {
+        ga_real k_tile[GAI_TILE * GA_MAX_HEAD_DIM];
+        size_t b = task / n.HQ, h = task % n.HQ, kv = (b * n.S * n.HK + h / (n.HQ / n.HK)) * n.D;
+        size_t q0 = (b * n.T * n.HQ + h) * n.D;
+        for (size_t j = 0; j < n.S; j += GAI_TILE) {
+            size_t keys = gai_min(GAI_TILE, n.S - j);
+            gai_pack_tile(k_tile, k + kv + j * n.HK * n.D, n.HK * n.D, keys, n.D);
+            for (size_t i = gai_first_query(j, n); i < n.T; i += GAI_TILE)
+                gai_sdpa_tile(y + q0 + i * n.HQ * n.D, lse + task * n.T + i, q + q0 + i * n.HQ * n.D, k_tile,
+                              v + kv + j * n.HK * n.D, i, j, gai_min(GAI_TILE, n.T - i), keys, n);
+        }
+    }
+}
+
+/* One query tile against one key tile, backward. dk and dv are those of this query head alone, (S, D). */
+GAI_FN void gai_sdpa_tile_backward(ga_real *dq, ga_real *dk, ga_real *dv, const ga_real *dy, const ga_real *lse,
+                                   const ga_real *delta, const ga_real *q, const ga_real *k, const ga_real *k_tile,
+                                   const ga_real *v_tile, size_t i0, size_t j0, size_t rows, size_t keys, ga_shape n) {
+    ga_real p[GAI_TILE * GAI_TILE], ds[GAI_TILE * GAI_TILE];
+    ga_real scale = 1 / gai_sqrt((ga_real)n.D);
+    size_t stride = n.HQ * n.D;
+    gai_scores(p, q, k_tile, rows, n);
+    gai_scores(ds, dy, v_tile, rows, n); /* (dy_i . v_j) / sqrt(D) */
+    for (size_t i = 0; i < rows; i++) {
+        size_t visible = gai_visible(i0 + i, j0, keys, n);
+        for (size_t j = 0; j < GAI_TILE; j++) {
+            size_t at = i * GAI_TILE + j;
+            p[at] = j < visible ? gai_exp(p[at] - lse[i]) : 0;
+            ds[at] = j < visible ? p[at] * (ds[at] - delta[i] * scale) : 0;
+        }
+    }
+    gai_product_block(dv, n.D, p, 1, GAI_TILE, dy, stride, 1, keys, n.D, rows, true);
+    gai_product_block(dk, n.D, ds, 1, GAI_TILE, q, stride, 1, keys, n.D, rows, true);
+    gai_product_block(dq, stride, ds, GAI_TILE, 1, k, n.HK * n.D, 1, rows, n.D, keys, true);
+}
+
+/*     dv_j  = sum_i P_ij dy_i
+ *     dS_ij = P_ij (dy_i . v_j - dy_i . y_i)        since sum_j P_ij (dy_i . v_j) = dy_i . y_i
+ *     dq_i  = sum_j dS_ij k_j / sqrt(D),            dk_j = sum_i dS_ij q_i / sqrt(D)
+ *
+ *     dq (B, T, HQ, D), dk, dv (B, T, HK, D)  out
+ *     scratch  B * HQ * T * (2 D + 1) values: dk and dv of each query head, summed over a group at the end, and dy . y
+ * S must be T.
+ */
+GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *scratch, const ga_real *dy, const ga_real *y,
+                             const ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v, ga_shape n) {
+    size_t T = n.T, D = n.D, heads = n.B * n.HQ, group = n.HQ / n.HK;
+    ga_real *dk_heads = scratch, *dv_heads = dk_heads + heads * T * D, *deltas = dv_heads + heads * T * D;
+    GAI_PARALLEL_TASKS
+    for (size_t task = 0; task < heads; task++) {
+        ga_real k_tile[GAI_TILE * GA_MAX_HEAD_DIM], v_tile[GAI_TILE * GA_MAX_HEAD_DIM];
+        size_t b = task / n.HQ, h = task % n.HQ, kv = (b * T * n.HK + h / group) * D, q0 = (b * T * n.HQ + h) * D;
+        ga_real *dk_head = dk_heads + task * T * D, *dv_head = dv_heads + task * T * D, *delta = deltas + task * T;
+        memset(dk_head, 0, T * D * sizeof *dk);
+        memset(dv_head, 0, T * D * sizeof *dv);
+        for (size_t i = 0; i < T; i++) {
+            size_t at = q0 + i * n.HQ * D;
+            delta[i] = gai_dot(dy + at, y + at, D);
+            memset(dq + at, 0, D * sizeof *dq);
+        }
+        for (size_t j = 0; j < T; j += GAI_TILE) {
+            size_t keys = gai_min(GAI_TILE, T - j), at = kv + j * n.HK * D;
+            gai_pack_tile(k_tile, k + at, n.HK * D, keys, D);
+            gai_pack_tile(v_tile, v + at, n.HK * D, keys, D);
+            for (size_t i = j; i < T; i += GAI_TILE) {
+                size_t row = q0 + i * n.HQ * D;
+                gai_sdpa_tile_backward(dq + row, dk_head + j * D, dv_head + j * D, dy + row, lse + task * T + i, delta + i,
+                                       q + row, k + at, k_tile, v_tile, i, j, gai_min(GAI_TILE, T - i), keys, n);
+            }
+        }
+    }
+    GAI_PARALLEL_FOR
+    for (size_t row = 0; row < n.B * T; row++)
+        for (size_t h = 0; h < n.HK; h++)
+            for (size_t d = 0; d < D; d++) {
+                ga_real sum_k = 0, sum_v = 0;
+                for (size_t g = 0; g < group; g++) {
+                    size_t at = ((row / T * n.HQ + h * group + g) * T + row % T) * D + d;
+                    sum_k += dk_heads[at], sum_v += dv_heads[at];
+                }
+                dk[(row * n.HK + h) * D + d] = sum_k, dv[(row * n.HK + h) * D + d] = sum_v;
+            }
+}
+
+/* ==== 2.2: the gate ================================================================================================ */
+
+/* sigma of Eq. 5 and its derivative; NS-sigmoid is Eq. 9. */
+GAI_INLINE ga_real gai_gate_activation(ga_real x, ga_gate_activation activation) {
+    switch (activation) {
+    case GA_SIGMOID: return gai_sigmoid(x);
+    case GA_SILU: return x * gai_sigmoid(x);
+    case GA_NS_SIGMOID: return (ga_real)0.5 + (ga_real)0.5 * gai_sigmoid(x);
+    default: return x;
+    }
+}
+
+GAI_INLINE ga_real gai_gate_derivative(ga_real x, ga_gate_activation activation) {
+    ga_real p = gai_sigmoid(x);
+    switch (activation) {
+    case GA_SIGMOID: return p * (1 - p);
+    case GA_SILU: return p * (1 + x * (1 - p));
+    case GA_NS_SIGMOID: return (ga_real)0.5 * p * (1 - p);
+    default: return 1;
+    }
+}
+
+/* out_i = sigma(s_i): the choice stands outside the loops, so that each becomes vector code. */
+GAI_INLINE void gai_gate_activations(ga_real *out, const ga_real *s, size_t n, ga_gate_activation activation) {
+    if (activation == GA_SIGMOID)
+        for (size_t i = 0; i < n; i++) out[i] = gai_gate_activation(s[i], GA_SIGMOID);
+    else if (activation == GA_SILU)
+        for (size_t i = 0; i < n; i++) out[i] = gai_gate_activation(s[i], GA_SILU);
+    else if (activation == GA_NS_SIGMOID)
+        for (size_t i = 0; i < n; i++) out[i] = gai_gate_activation(s[i], GA_NS_SIGMOID);
+    else
+        for (size_t i = 0; i < n; i++) out[i] = s[i];
+}
+
+enum { GAI_GATE_CHUNK = 128 }; /* values of a head that are worked on at a time */
+
+GAI_INLINE bool gai_gate_elementwise(ga_gate g) { return g.type == GA_ELEMENTWISE && g.input != GA_INPUT_SCALAR; }
+
+/* Scores of values d0 .. d0+n of head h of a row: what multiplies Y, or is added. Head-shared scores are the mean of the
+ * scores over the heads. */
+GAI_FN void gai_gate_scores(ga_real *score, const ga_real *s, ga_gate g, size_t h, size_t d0, size_t n) {
+    ga_real one[GAI_GATE_CHUNK];
+    size_t first = g.sharing == GA_SHARED ? 0 : h, count = g.sharing == GA_SHARED ? g.H : 1;
+    if (gai_gate_elementwise(g)) {
+        gai_gate_activations(score, s + first * g.D + d0, n, g.activation);
+        for (size_t i = first + 1; i < first + count; i++) {
+            gai_gate_activations(one, s + i * g.D + d0, n, g.activation);
+            for (size_t d = 0; d < n; d++) score[d] += one[d];
+        }
+    } else {
+        ga_real sum = 0;
+        if (g.input == GA_INPUT_SCALAR) first = 0;
+        for (size_t i = first; i < first + count; i++) sum += gai_gate_activation(s[i], g.activation);
+        for (size_t d = 0; d < n; d++) score[d] = sum;
+    }
+    if (count > 1)
+        for (size_t d = 0; d < n; d++) score[d] /= (ga_real)count;
+}
+
+/* Table 3 rows 5 and 6: no gate parameters, the non-linearity acts on the head's output itself.
+ *
+ *     o = y / sqrt(mean(y^2) + eps)   or   o = y sigmoid(y)
+ */
+GAI_FN void gai_self_forward(ga_real *o, const ga_real *y, ga_gate g) {
+    ga_real r = 1 / gai_sqrt(gai_dot(y, y, g.D) / (ga_real)g.D + g.eps);
+    for (size_t d = 0; d < g.D; d++) o[d] = g.activation == GA_RMSNORM ? y[d] * r : y[d] * gai_sigmoid(y[d]);
+}
+
+GAI_FN void gai_self_backward(ga_real *dy, const ga_real *d_o, const ga_real *y, ga_gate g) {
+    ga_real r = 1 / gai_sqrt(gai_dot(y, y, g.D) / (ga_real)g.D + g.eps);
+    ga_real mean = gai_dot(d_o, y, g.D) / (ga_real)g.D;
+    for (size_t d = 0; d < g.D; d++)
+        dy[d] = g.activation == GA_RMSNORM ? r * (d_o[d] - r * r * y[d] * mean)
+                                           : d_o[d] * gai_gate_derivative(y[d], GA_SILU);
+}
+
+/* Eq. 5, section 2.2: the gate.
+ *
+ *     score = sigma(S),  S = X W_theta     elementwise: one score for each value; headwise: one for each head
+ *     o     = y score   (multiplicative)   or   y + score   (additive)
+ *
+ *     o  (N, H * D)  out
+ *     y  N rows of H * D values, y_stride apart: what is modulated, at G1 to G5
+ *     s  N rows of `logits` values, s_stride apart: a section of [query | gate | key | value] (X is the pre-norm's
+ *        output, so one product makes all four); s_stride 0: the same parameters for every row (Table 4 row 6)
+ *
+ * The backward pass needs y and s.
+ */
+GA_API void ga_gate_forward(ga_real *o, const ga_real *y, size_t y_stride, const ga_real *s, size_t s_stride, size_t N,
+                            ga_gate g) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++)
+        for (size_t d0 = 0; d0 < g.D; d0 += GAI_GATE_CHUNK) {
+            ga_real score[GAI_GATE_CHUNK];
+            size_t count = gai_min(GAI_GATE_CHUNK, g.D - d0);
+            for (size_t h = 0; h < g.H; h++) {
+                const ga_real *yh = y + n * y_stride + h * g.D + d0;
+                ga_real *oh = o + (n * g.H + h) * g.D + d0;
+                if (g.form == GA_SELF) {
+                    if (d0 == 0) gai_self_forward(oh, yh, g);
+                    continue;
+                }
+                if (h == 0 || g.sharing == GA_SPECIFIC) gai_gate_scores(score, s + n * s_stride, g, h, d0, count);
+                if (g.form == GA_MULTIPLICATIVE)
+                    for (size_t d = 0; d < count; d++) oh[d] = yh[d] * score[d];
+                else
+                    for (size_t d = 0; d < count; d++) oh[d] = yh[d] + score[d];
+            }
+        }
+}
+
+/* The backward pass of one row.  ds is added to. */
+GAI_FN void gai_gate_row_backward(ga_real *dy, ga_real *ds, const ga_real *d_o, const ga_real *y, const ga_real *s,
+                                  ga_gate g) {
+    bool multiplicative = g.form == GA_MULTIPLICATIVE, shared = g.sharing == GA_SHARED;
+    ga_real score[GAI_GATE_CHUNK], d_score[GAI_GATE_CHUNK], total[GAI_GATE_CHUNK];
+    ga_real all = 0; /* sum of d score over the whole row, for one score that reaches every head */
+    for (size_t d0 = 0; d0 < g.D; d0 += GAI_GATE_CHUNK) {
+        size_t count = gai_min(GAI_GATE_CHUNK, g.D - d0);
+        memset(total, 0, sizeof total);
+        for (size_t h = 0; h < g.H; h++) {
+            size_t at = h * g.D + d0;
+            if (h == 0 || !shared) gai_gate_scores(score, s, g, h, d0, count);
+            for (size_t d = 0; d < count; d++) {
+                d_score[d] = multiplicative ? d_o[at + d] * y[at + d] : d_o[at + d];
+                dy[at + d] = multiplicative ? d_o[at + d] * score[d] : d_o[at + d];
+            }
+            if (gai_gate_elementwise(g) && !shared)
+                for (size_t d = 0; d < count; d++)
+                    ds[at + d] += d_score[d] * gai_gate_derivative(s[at + d], g.activation);
+            else if (gai_gate_elementwise(g))
+                for (size_t d = 0; d < count; d++) total[d] += d_score[d];
+            else {
+                ga_real sum = 0;
+                for (size_t d = 0; d < count; d++) sum += d_score[d];
+                if (shared || g.input == GA_INPUT_SCALAR) all += sum;
+                else ds[h] += sum * gai_gate_derivative(s[h], g.activation);
+            }
+        }
+        if (gai_gate_elementwise(g) && shared)
+            for (size_t h = 0; h < g.H; h++)
+                for (size_t d = 0; d < count; d++)
+                    ds[h * g.D + d0 + d] +=
+                        total[d] / (ga_real)g.H * gai_gate_derivative(s[h * g.D + d0 + d], g.activation);
+    }
+    if (gai_gate_elementwise(g)) return;
+    if (g.input == GA_INPUT_SCALAR) ds[0] += all * gai_gate_derivative(s[0], g.activation);
+    else if (shared)
+        for (size_t h = 0; h < g.H; h++) ds[h] += all / (ga_real)g.H * gai_gate_derivative(s[h], g.activation);
+}
+
+/*     dy       = d_o score  (multiplicative)   or   d_o  (additive)
+ *     d score  = d_o y      (multiplicative)   or   d_o  (additive)
+ *     dS       = sigma'(S) times the sum of d score over the values that the score reached (its head when headwise;
+ *                all heads, divided by H, when shared)
+ *
+ *     dy  N rows, dy_stride apart, out
+ *     ds  N rows, ds_stride apart, out; with s_stride 0 the sum over all rows is added to the one row ds
+ */
+GA_API void ga_gate_backward(ga_real *dy, size_t dy_stride, ga_real *ds, size_t ds_stride, const ga_real *d_o,
+                             const ga_real *y, size_t y_stride, const ga_real *s, size_t s_stride, size_t N, ga_gate g) {
+    size_t width = g.H * g.D;
+    if (g.form != GA_SELF && s_stride == 0) { /* every row adds to one ds: one after the other */
+        for (size_t n = 0; n < N; n++)
+            gai_gate_row_backward(dy + n * dy_stride, ds, d_o + n * width, y + n * y_stride, s, g);
+        return;
+    }
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        if (g.form == GA_SELF) {
+            for (size_t at = 0; at < width; at += g.D)
+                gai_self_backward(dy + n * dy_stride + at, d_o + n * width + at, y + n * y_stride + at, g);
+            continue;
+        }
+        memset(ds + n * ds_stride, 0, g.logits * sizeof *ds);
+        gai_gate_row_backward(dy + n * dy_stride, ds + n * ds_stride, d_o + n * width, y + n * y_stride, s + n * s_stride,
+                              g);
+    }
+}
+
+/* ==== the rest of the block ======================================================================================== */
+
+/* x_n = w[tokens_n].    x (N, C) out,  tokens (N), each below V,  w (V, C) */
+GA_API void ga_embedding_forward(ga_real *x, const int32_t *tokens, const ga_real *w, size_t N, size_t C) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) memcpy(x + n * C, w + (size_t)tokens[n] * C, C * sizeof *x);
+}
+
+/* dw[tokens_n] += dx_n: each thread takes columns of its own, so that equal tokens add up in the order of n. */
+GA_API void ga_embedding_backward(ga_real *dw, const int32_t *tokens, const ga_real *dx, size_t N, size_t C) {
+    enum { COLUMNS = 64 };
+    GAI_PARALLEL_FOR
+    for (size_t c0 = 0; c0 < C; c0 += COLUMNS)
+        for (size_t n = 0; n < N; n++) {
+            ga_real *row = dw + (size_t)tokens[n] * C;
+            for (size_t c = c0; c < gai_min(C, c0 + COLUMNS); c++) row[c] += dx[n * C + c];
+        }
+}
+
+/* RMSNorm.
+ *
+ *     h = w x rstd,   rstd = 1 / sqrt(mean(x^2) + eps)
+ *
+ *     h (N, C), rstd (N)  out;  x (N, C),  w (C).   The backward pass needs x and rstd.
+ */
+GA_API void ga_rmsnorm_forward(ga_real *h, ga_real *rstd, const ga_real *x, const ga_real *w, size_t N, size_t C, ga_real eps) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        ga_real r = 1 / gai_sqrt(gai_dot(x + n * C, x + n * C, C) / (ga_real)C + eps);
+        for (size_t c = 0; c < C; c++) h[n * C + c] = w[c] * x[n * C + c] * r;
+        rstd[n] = r;
+    }
+}
+
+/*     dx (+)= rstd (w dh - rstd^2 x mean(w dh x)),   dw += sum over rows of dh x rstd
+ *
+ *     dx (N, C)  added to when `add`, which is how the residual stream's gradient takes it in; else written
+ *     dw (C)     added to
+ */
+GA_API void ga_rmsnorm_backward(ga_real *dx, ga_real *dw, const ga_real *dh, const ga_real *x, const ga_real *w,
+                                const ga_real *rstd, size_t N, size_t C, bool add) {
+    enum { COLUMNS = 64 };
+    GAI_PARALLEL_FOR
+    for (size_t c0 = 0; c0 < C; c0 += COLUMNS) /* before dx: it may lie where dh does */
+        for (size_t n = 0; n < N; n++)
+            for (size_t c = c0; c < gai_min(C, c0 + COLUMNS); c++) dw[c] += dh[n * C + c] * x[n * C + c] * rstd[n];
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        const ga_real *xn = x + n * C, *dhn = dh + n * C;
+        ga_real r = rstd[n], sums[16] = {0}, mean = 0;
+        for (size_t c = 0; c < C; c++) sums[c % 16] += w[c] * dhn[c] * xn[c];
+        for (size_t i = 0; i < 16; i++) mean += sums[i] / (ga_real)C;
+        for (size_t c = 0; c < C; c++) {
+            ga_real d = r * (w[c] * dhn[c] - r * r * xn[c] * mean);
+            dx[n * C + c] = add ? dx[n * C + c] + d : d;
+        }
+    }
+}
+
+/* SwiGLU, between the two products of the FFN.
+ *
+ *     a = silu(act) up,   silu(x) = x sigmoid(x)
+ *
+ *     a (N, F)  out;   u (N, 2 F)  rows of [act | up], which the backward pass needs
+ */
+GA_API void ga_swiglu_forward(ga_real *a, const ga_real *u, size_t N, size_t F) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        const ga_real *act = u + n * 2 * F, *up = act + F;
+        for (size_t f = 0; f < F; f++) a[n * F + f] = act[f] * gai_sigmoid(act[f]) * up[f];
+    }
+}
+
+/*     d act = da up silu'(act),   d up = da silu(act),   silu'(x) = p (1 + x (1 - p)),  p = sigmoid(x)
+ *
+ *     du (N, 2 F)  out;   da (N, F)
+ */
+GA_API void ga_swiglu_backward(ga_real *du, const ga_real *da, const ga_real *u, size_t N, size_t F) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        const ga_real *act = u + n * 2 * F, *up = act + F, *dan = da + n * F;
+        ga_real *d_act = du + n * 2 * F, *d_up = d_act + F;
+        for (size_t f = 0; f < F; f++) {
+            ga_real p = gai_sigmoid(act[f]);
+            d_act[f] = dan[f] * up[f] * p * (1 + act[f] * (1 - p));
+            d_up[f] = dan[f] * act[f] * p;
+        }
+    }
+}
+
+/* A.6: y = x, held within [-limit, limit]; NaN stays NaN.    n values */
+GA_API void ga_clip_forward(ga_real *y, const ga_real *x, size_t n, ga_real limit) {
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < n; i++) y[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
+}
+
+/*     dx = dy where |x| <= limit, else 0 */
+GA_API void ga_clip_backward(ga_real *dx, const ga_real *dy, const ga_real *x, size_t n, ga_real limit) {
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < n; i++) dx[i] = x[i] > limit || x[i] < -limit ? 0 : dy[i];
+}
+
+/* The residual stream: y = a + b.    n values; y may be a or b */
+GA_API void ga_add(ga_real *y, const ga_real *a, const ga_real *b, size_t n) {
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < n; i++) y[i] = a[i] + b[i];
+}
+
+/* Cross-entropy of one row; its logits become scale * d loss / d logits = scale (softmax - onehot). */
+GAI_FN ga_real gai_cross_entropy(ga_real *logits, size_t V, int32_t target, ga_real scale) {
+    ga_real top = logits[0], sums[16] = {0}, sum = 0, at_target = logits[target];
+    for (size_t v = 1; v < V; v++) top = logits[v] > top ? logits[v] : top;
+    size_t v = 0;
+    for (; v + 16 <= V; v += 16)
+        for (size_t j = 0; j < 16; j++) sums[j] += logits[v + j] = gai_exp(logits[v + j] - top);
+    for (; v < V; v++) sums[0] += logits[v] = gai_exp(logits[v] - top);
+    for (size_t j = 0; j < 16; j++) sum += sums[j];
+    for (v = 0; v < V; v++) logits[v] *= scale / sum;
+    logits[target] -= scale;
+    return gai_log(sum) + top - at_target;
+}
+
+/* Output head and cross-entropy in one pass over slices of GA_HEAD_ROWS rows: the logits of a batch never exist at once,
+ * and forward and backward share them.
+ *
+ *     logits = x w^T,   loss_n = log sum_v exp(logits_nv) - logits_n,target
+ *     dx     = scale (softmax(logits) - onehot) w,        dw += scale (softmax(logits) - onehot)^T x
+ *
+ *     losses   (N)     out: in nats; 0 where the target is negative, which is not counted
+ *     dx       (N, C)  out; NULL, with dw: losses only
+ *     dw       (V, C)  added to
+ *     logits   scratch of GA_HEAD_ROWS * V values
+ *     x (N, C),  w (V, C),  targets (N),  scale: what each row's loss is worth
+ */
+GA_API void ga_head_loss(ga_real *losses, ga_real *dx, ga_real *dw, ga_real *logits, const ga_real *x, const ga_real *w,
+                         const int32_t *targets, size_t N, size_t C, size_t V, ga_real scale) {
+    for (size_t n0 = 0; n0 < N; n0 += GA_HEAD_ROWS) {
+        size_t rows = gai_min(GA_HEAD_ROWS, N - n0);
+        ga_linear_forward(logits, x + n0 * C, w, rows, V, C);
+        GAI_PARALLEL_FOR
+        for (size_t n = 0; n < rows; n++) {
+            bool counted = targets[n0 + n] >= 0;
+            losses[n0 + n] = counted ? gai_cross_entropy(logits + n * V, V, targets[n0 + n], scale) : 0;
+            if (!counted) memset(logits + n * V, 0, V * sizeof *logits);
+        }
+        if (dx) ga_linear_backward(dx + n0 * C, dw, logits, x + n0 * C, w, rows, V, C);
+    }
+}
+
+/* ==== optimiser operators ========================================================================================== */
+
+/* AdamW with decoupled decay (Loshchilov and Hutter 2019), as PyTorch's; n values.
+ *
+ *     p *= 1 - lr decay,   m = b1 m + (1 - b1) g,   v = b2 v + (1 - b2) g^2
+ *     p -= lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps),                      g times gradient_scale before all
+ */
+GA_API void ga_adamw(ga_real *p, const ga_real *g, ga_real *m, ga_real *v, size_t n, ga_adamw_settings a) {
+    ga_real b1 = (ga_real)a.beta1, b2 = (ga_real)a.beta2, eps = (ga_real)a.eps, scale = (ga_real)a.gradient_scale;
+    ga_real keep = (ga_real)(1 - a.learning_rate * a.weight_decay);
+    ga_real rate = (ga_real)(a.learning_rate / (1 - pow(a.beta1, (double)a.step)));
+    ga_real root = (ga_real)(1 / sqrt(1 - pow(a.beta2, (double)a.step)));
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < n; i++) {
+        ga_real x = g[i] * scale;
+        m[i] = b1 * m[i] + (1 - b1) * x;
+        v[i] = b2 * v[i] + (1 - b2) * x * x;
+        p[i] = p[i] * keep - rate * m[i] / (gai_sqrt(v[i]) * root + eps);
+    }
+}
+
+/* *sum = sum of x_i^2 in double; n values */
+GA_API void ga_sum_of_squares(double *sum, const ga_real *x, size_t n) {
+    enum { CHUNKS = 64 }; /* added in order, whatever the threads */
+    double part[CHUNKS];
+    GAI_PARALLEL_FOR
+    for (size_t chunk = 0; chunk < CHUNKS; chunk++) {
+        double sums[8] = {0};
+        size_t begin = n / CHUNKS * chunk, end = chunk + 1 == CHUNKS ? n : n / CHUNKS * (chunk + 1);
+        for (size_t i = begin; i < end; i++) sums[(i - begin) % 8] += (double)x[i] * (double)x[i];
+        part[chunk] = 0;
+        for (size_t j = 0; j < 8; j++) part[chunk] += sums[j];
+    }
+    *sum = 0;
+    for (size_t chunk = 0; chunk < CHUNKS; chunk++) *sum += part[chunk];
+}
+
+/* ==== 4.2, 4.3: operators of the analysis ========================================================================== */
+
+/* *max = max |x_i|, NaN if any x_i is; n values */
+GA_API void ga_max_abs(double *max, const ga_real *x, size_t n) {
+    ga_real top = 0, poison = 0;
+    for (size_t i = 0; i < n; i++) {
+        ga_real a = x[i] < 0 ? -x[i] : x[i];
+        top = a > top ? a : top;
+        poison += x[i] * 0; /* NaN if x_i is NaN or infinite */
+    }
+    *max = poison == 0 || top > (ga_real)FLT_MAX ? (double)top : (double)poison;
+}
+
+/* One column of the attention matrix, P_ij for key j, from what SDPA keeps: no T x T matrix is made. j = 0 is the first
+ * token's share, of which F-Attn is the mean (Table 4).
+ *
+ *     P_ij = exp(q_i . k_j / sqrt(D) - lse_i)     0 where query i does not see key j
+ *
+ *     p (B, HQ, T)  out;   q, k, lse as in ga_sdpa_forward
+ */
+GA_API void ga_sdpa_column(ga_real *p, const ga_real *q, const ga_real *k, const ga_real *lse, size_t j, ga_shape n) {
+    ga_real scale = 1 / gai_sqrt((ga_real)n.D);
+    GAI_PARALLEL_FOR
+    for (size_t bh = 0; bh < n.B * n.HQ; bh++) {
+        size_t b = bh / n.HQ, h = bh % n.HQ;
+        const ga_real *kj = k + ((b * n.S + j) * n.HK + h / (n.HQ / n.HK)) * n.D;
+        for (size_t i = 0; i < n.T; i++) {
+            const ga_real *qi = q + ((b * n.T + i) * n.HQ + h) * n.D;
+            p[bh * n.T + i] = j <= n.S - n.T + i ? gai_exp(gai_dot(qi, kj, n.D) * scale - lse[bh * n.T + i]) : 0;
+        }
+    }
+}
+
+/* Adds the gate scores of N rows to *sums: each score once, a headwise one not D times, a shared one not H times.
+ * s, s_stride as in ga_gate_forward. */
+GA_API void ga_gate_statistics(ga_gate_sums *sums, const ga_real *s, size_t s_stride, size_t N, ga_gate g) {
+    size_t heads = g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H;
+    size_t values = gai_gate_elementwise(g) ? g.D : 1;
+    for (size_t n = 0; n < N; n++)
+        for (size_t h = 0; h < heads; h++)
+            for (size_t d0 = 0; d0 < values; d0 += GAI_GATE_CHUNK) {
+                ga_real score[GAI_GATE_CHUNK];
+                size_t count = gai_min(GAI_GATE_CHUNK, values - d0);
+                gai_gate_scores(score, s + n * s_stride, g, h, d0, count);
+                for (size_t d = 0; d < count; d++) {
+                    double x = (double)score[d], bin = floor(x * GA_BINS);
+                    if (sums->count == 0) sums->min = sums->max = x;
+                    sums->count += 1, sums->sum += x, sums->sum_of_squares += x * x;
+                    if (x < sums->min) sums->min = x;
+                    if (x > sums->max) sums->max = x;
+                    sums->below_01 += x < 0.1, sums->below_05 += x < 0.5;
+                    sums->bins[bin > 0 ? bin < GA_BINS - 1 ? (size_t)bin : GA_BINS - 1 : 0] += 1;
+                }
+            }
+}
+
+/* ==== device ======================================================================================================= */
+
+/* Memory of the CPU device: zeroed, aligned to a cache line; the pointer to free stands just before the block. */
+GAI_FN void *gai_cpu_allocate(void *state, size_t bytes) {
+    (void)state;
+    enum { ALIGN = 64 };
+    if (bytes > SIZE_MAX - 2 * ALIGN) return NULL;
+    char *raw = (char *)GA_MALLOC(bytes + 2 * ALIGN);
+    if (!raw) return NULL;
+    char *p = raw + 2 * ALIGN - (uintptr_t)raw % ALIGN;
+    memcpy(p - sizeof raw, &raw, sizeof raw);
+    memset(p, 0, bytes);
+    return p;
+}
+
+GAI_FN void gai_cpu_release(void *state, void *p) {
+    (void)state;
+    if (!p) return;
+    void *raw;
+    memcpy(&raw, (char *)p - sizeof raw, sizeof raw);
+    GA_FREE(raw);
+}
+
+GAI_FN void gai_cpu_copy(void *state, void *to, const void *from, size_t bytes) {
+    (void)state;
+    if (bytes) memcpy(to, from, bytes);
+}
+
+GAI_FN void gai_cpu_zero(void *state, void *p, size_t bytes) {
+    (void)state;
+    memset(p, 0, bytes);
+}
+
+#define GAI_X(name, parameters, arguments)                                                                             \
+    GAI_FN void gai_cpu_##name(void *state, GAI_STRIP(parameters)) {                                                   \
+        (void)state;                                                                                                   \
+        ga_##name arguments;                                                                                           \
+    }
+GA_OPERATORS(GAI_X)
+#undef GAI_X
+
+GA_API ga_device ga_device_cpu(void) {
+    ga_device d;
+    d.name = "cpu, plain C", d.state = NULL;
+    d.allocate = gai_cpu_allocate, d.release = gai_cpu_release;
+    d.copy_in = gai_cpu_copy, d.copy_out = gai_cpu_copy, d.zero = gai_cpu_zero, d.weights_changed = NULL;
+#define GAI_X(name, parameters, arguments) d.name = gai_cpu_##name;
+    GA_OPERATORS(GAI_X)
+#undef GAI_X
+    return d;
+}
+
+GA_API const char *ga_operator_name(size_t i) {
+    static const char *const names[] = {
+#define GAI_X(name, parameters, arguments) #name,
+        GA_OPERATORS(GAI_X)
+#undef GAI_X
+    };
+    return i < GA_OP_COUNT ? names[i] : "?";
+}
+
+GAI_FN double gai_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Runs one operator of the model's device, with its time when the model is being profiled. */
+#define GAI_RUN(m, op, ...)                                                                                            \
+    do {                                                                                                               \
+        double gai_start = (m)->profile ? gai_seconds() : 0;                                                           \
+        (m)->device.op((m)->device.state, __VA_ARGS__);                                                                \
+        if ((m)->profile) (m)->seconds[GA_OP_##op] += gai_seconds() - gai_start, (m)->calls[GA_OP_##op]++;             \
+    } while (0)
+
+/* ==== memory ======================================================================================================= */
+
+/* Goes through the parameters of a configuration in the order of the blocks; tensors NULL: only counts them. */
+GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, size_t *n_weights) {
+    enum { GAI_MODEL, GAI_LAYER, MATRIX = GA_START_MATRIX, GATE = GA_START_GATE, ONES = GA_START_ONES, ZEROS = GA_START_ZEROS };
+    ga_sizes z = ga_sizes_of(c);
+    size_t count = 0, offset = 0;
+    for (size_t pass = 0; pass < z.L + 2; pass++) { /* the embedding, the layers, the head */
+        size_t layer = pass == 0 || pass == z.L + 1 ? GA_ALL : pass - 1;
+#define GAI_X(scope, field, tensor_name, rows_, columns_, condition, start_)                                           \
+    if ((condition) && (GAI_##scope == GAI_LAYER) == (layer != GA_ALL) &&                                              \
+        (layer != GA_ALL || (GA_TENSOR_##field == GA_TENSOR_embed) == (pass == 0))) {                                  \
+        if (tensors) {                                                                                                 \
+            ga_tensor *t = tensors + count;                                                                            \
+            t->id = GA_TENSOR_##field, t->layer = layer, t->rows = rows_, t->columns = columns_;                       \
+            t->offset = offset, t->start = (ga_start)start_;                                                           \
+            t->decays = start_ == MATRIX || start_ == GATE;                                                            \
+            t->frozen = GA_TENSOR_##field == GA_TENSOR_gate_weight && c->gate_frozen;                                  \
+            if (layer == GA_ALL) snprintf(t->name, sizeof t->name, "%s", tensor_name);                                 \
+            else snprintf(t->name, sizeof t->name, "model.layers.%zu.%s", layer, tensor_name);                         \
+        }                                                                                                              \
+        count++, offset += (size_t)(rows_) * (columns_);                                                               \
+    }
+        GA_TENSORS(GAI_X)
+#undef GAI_X
+    }
+    if (n_weights) *n_weights = offset;
+    return count;
+}
+
+GA_API const ga_tensor *ga_find_tensor(const ga_model *m, int id, size_t layer) {
+    for (size_t i = 0; i < m->n_tensors; i++)
+        if (m->tensors[i].id == id && m->tensors[i].layer == layer) return &m->tensors[i];
+    return NULL;
+}
+
+/* Hands out parts of the activation block; with base NULL it only measures. Parts start on cache lines. */
+typedef struct {
+    char *base;
+    size_t used;
+} gai_arena;
+
+GAI_FN void *gai_take(gai_arena *arena, size_t count, size_t size) {
+    void *p = arena->base && count ? arena->base + arena->used : NULL;
+    arena->used += gai_ceil_div(count * size, 64) * 64;
+    return p;
+}
+
+GAI_INLINE ga_real *gai_take_reals(gai_arena *arena, size_t count) {
+    return (ga_real *)gai_take(arena, count, sizeof(ga_real));
+}
+
+/* Lays out all activations of the model over `arena`. Called twice: to measure, and to place. */
+GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
+    const ga_config *c = &m->config;
+    ga_sizes z = m->sizes;
+    ga_gate g = m->gate;
+    size_t N = m->max_rows;
+    bool training = m->mode == GA_TRAINING, share = !training || c->recompute;
+    for (size_t l = 0; l < z.L; l++) {
+        ga_layer_activations *a = m->layers ? m->layers + l : NULL;
+        if (share && l > 0) { /* one layer's memory for all, but for x: the backward pass starts from it */
+            if (a) *a = m->layers[0];
+            ga_real *x = training || !a ? (training ? gai_take_reals(arena, N * z.C) : NULL) : a->x;
+            if (a) a->x = x;
+            continue;
+        }
+#define GAI_X(field, values)                                                                                           \
+    {                                                                                                                  \
+        ga_real *field##_ = gai_take_reals(arena, N * (values));                                                       \
+        if (a) a->field = field##_;                                                                                    \
+    }
+        GA_LAYER_ACTIVATIONS(GAI_X)
+#undef GAI_X
+    }
+    m->x_final = gai_take_reals(arena, N * z.C);
+    m->h_final = gai_take_reals(arena, N * z.C);
+    m->rstd_final = gai_take_reals(arena, N);
+    m->losses = gai_take_reals(arena, N);
+    m->logits = gai_take_reals(arena, gai_min(N, GA_HEAD_ROWS) * z.V);
+    m->rope = gai_take_reals(arena, c->max_seq_len * z.D);
+    m->tokens = (int32_t *)gai_take(arena, N, sizeof(int32_t));
+    m->targets = (int32_t *)gai_take(arena, N, sizeof(int32_t));
+    m->scratch = gai_take_reals(arena, training ? N * z.HQ * (2 * z.D + 1) : N * z.HQ);
+    if (!training) return;
+    m->dx = gai_take_reals(arena, N * z.C);
+    m->dh = gai_take_reals(arena, N * z.C);
+    m->d_o = gai_take_reals(arena, N * z.C);
+    m->d_qgkv = gai_take_reals(arena, N * z.Z);
+    m->dq = gai_take_reals(arena, N * z.HQ * z.D);
+    m->dk = gai_take_reals(arena, N * z.HK * z.D);
+    m->dv = gai_take_reals(arena, N * z.HK * z.D);
+    m->dy = gai_take_reals(arena, N * z.HQ * z.D);
+    m->du = gai_take_reals(arena, N * 2 * z.F);
+    m->da = gai_take_reals(arena, N * gai_max(z.F, z.HQ * z.D));
+}
+
+GAI_FN size_t gai_activation_bytes(const ga_config *c, ga_mode mode) {
+    ga_model m;
+    memset(&m, 0, sizeof m);
+    m.config = *c, m.sizes = ga_sizes_of(c), m.gate = ga_gate_of(c), m.mode = mode;
+    m.max_rows = c->batch_size * c->max_seq_len;
+    gai_arena arena = {NULL, 0};
+    gai_lay_out(&m, &arena);
+    return arena.used;
+}
+
+GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, ga_error *e) {
+    ga_result result = ga_config_check(c, e);
+    if (result != GA_OK) return result;
+    ga_sizes z = ga_sizes_of(c);
+    double logits = (double)c->vocab_size, rows = (double)c->batch_size * (double)c->max_seq_len;
+    double widest = (double)(2 * z.F + z.Z + 8 * z.C + 4 * z.HQ * z.D);
+    if (rows * widest * (double)(z.L + 4) > 1e15 || logits * (double)z.C * (double)sizeof(ga_real) > 1e15)
+        return gai_fail(e, GA_ERR_CONFIG, "batch_size * max_seq_len = %.0f positions of this model are too many", rows);
+    memset(s, 0, sizeof *s);
+    gai_list_tensors(c, NULL, &s->parameters);
+    s->embedding_parameters = z.V * z.C * (c->tied_embeddings ? 1 : 2);
+    s->gate_parameters = z.L * (z.G * z.C + z.G_free);
+    s->weight_bytes = s->parameters * sizeof(ga_real);
+    s->gradient_bytes = mode == GA_TRAINING ? s->weight_bytes : 0;
+    s->optimizer_bytes = 2 * s->gradient_bytes;
+    s->activation_bytes = gai_activation_bytes(c, mode);
+    s->total_bytes = s->weight_bytes + s->gradient_bytes + s->optimizer_bytes + s->activation_bytes;
+    double layer = (double)z.C * (double)(z.Z + z.HQ * z.D) + 3 * (double)z.C * (double)z.F;
+    double attention = (double)(z.HQ * z.D) * ((double)c->max_seq_len + 1); /* 2 products over (T + 1) / 2 keys */
+    s->forward_flops = 2 * ((double)z.L * (layer + attention) + (double)z.V * (double)z.C);
+    s->training_flops = 3 * s->forward_flops + (c->recompute ? 2 * (double)z.L * (layer + attention) : 0);
+    return GA_OK;
+}
+
+/* ==== the model ==================================================================================================== */
+
+/* The stream of a tensor's start depends on seed and name alone. */
+GAI_FN void gai_initialise_tensor(ga_model *m, const ga_tensor *t, ga_real *host) {
+    size_t n = t->rows * t->columns;
+    uint64_t random = 0xcbf29ce484222325u; /* FNV-1a of the name */
+    for (const char *p = t->name; *p; p++) random = (random ^ (unsigned char)*p) * 0x100000001b3u;
+    random ^= m->config.seed * 0x9e3779b97f4a7c15u;
+    double std = t->start == GA_START_GATE ? m->config.gate_init_std : m->config.init_std;
+    for (size_t i = 0; i < n; i++)
+        host[i] = t->start == GA_START_ONES    ? 1
+                  : t->start == GA_START_ZEROS ? 0
+                                               : (ga_real)(std * ga_random_normal(&random));
+    m->device.copy_in(m->device.state, m->weights + t->offset, host, n * sizeof *host);
+}
+
+GAI_FN bool gai_initialise(ga_model *m) {
+    size_t largest = m->config.max_seq_len * m->sizes.D;
+    for (size_t i = 0; i < m->n_tensors; i++) largest = gai_max(largest, m->tensors[i].rows * m->tensors[i].columns);
+    ga_real *host = (ga_real *)GA_MALLOC(largest * sizeof *host);
+    if (!host) return false;
+    for (size_t i = 0; i < m->n_tensors; i++) gai_initialise_tensor(m, &m->tensors[i], host);
+    size_t half = m->sizes.D / 2;
+    for (size_t t = 0; t < m->config.max_seq_len; t++) /* RoPE: angle t base^(-2i/D) */
+        for (size_t i = 0; i < half; i++) {
+            double angle = (double)t * pow(m->config.rope_base, -(double)i / (double)half);
+            host[t * 2 * half + i] = (ga_real)cos(angle), host[t * 2 * half + half + i] = (ga_real)sin(angle);
+        }
+    m->device.copy_in(m->device.state, m->rope, host, m->config.max_seq_len * m->sizes.D * sizeof *host);
+    GA_FREE(host);
+    if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
+    return true;
+}
+
+GAI_FN void *gai_zeroed(size_t bytes) {
+    void *p = GA_MALLOC(bytes);
+    if (p) memset(p, 0, bytes);
+    return p;
+}
+
+GAI_FN bool gai_allocate_model(ga_model *m) {
+    m->n_tensors = gai_list_tensors(&m->config, NULL, &m->n_weights);
+    m->tensors = (ga_tensor *)gai_zeroed(m->n_tensors * sizeof *m->tensors);
+    m->layers = (ga_layer_activations *)gai_zeroed(m->sizes.L * sizeof *m->layers);
+    if (!m->tensors || !m->layers) return false;
+    gai_list_tensors(&m->config, m->tensors, NULL);
+    ga_real **blocks[] = {&m->weights, &m->gradients, &m->moment1, &m->moment2};
+    for (size_t i = 0; i < (m->mode == GA_TRAINING ? 4u : 1u); i++) {
+        *blocks[i] = (ga_real *)m->device.allocate(m->device.state, m->n_weights * sizeof(ga_real));
+        if (!*blocks[i]) return false;
+    }
+    size_t bytes = gai_activation_bytes(&m->config, m->mode);
+    m->activation_block = (ga_real *)m->device.allocate(m->device.state, bytes);
+    if (!m->activation_block) return false;
+    gai_arena arena = {(char *)m->activation_block, 0};
+    gai_lay_out(m, &arena);
+    return gai_initialise(m);
+}
+
+GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e) {
+    ga_summary summary;
+    if (ga_summarize(c, mode, &summary, e) != GA_OK) return NULL;
+    ga_model *m = (ga_model *)gai_zeroed(sizeof *m);
+    if (!m) {
+        gai_fail(e, GA_ERR_MEMORY, "no memory for the model");
+        return NULL;
+    }
+    m->config = *c, m->sizes = ga_sizes_of(c), m->gate = ga_gate_of(c), m->mode = mode;
+    m->device = device ? *device : ga_device_cpu();
+    m->max_rows = c->batch_size * c->max_seq_len;
+    if (!gai_allocate_model(m)) {
+        gai_fail(e, GA_ERR_MEMORY, "not enough memory: the model takes %.1f MB; a smaller batch_size or recompute=1 takes less",
+                 (double)summary.total_bytes / 1e6);
+        ga_destroy(m);
+        return NULL;
+    }
+    return m;
+}
+
+GA_API void ga_destroy(ga_model *m) {
+    if (!m) return;
+    ga_real *blocks[] = {m->weights, m->gradients, m->moment1, m->moment2, m->activation_block};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        if (blocks[i]) m->device.release(m->device.state, blocks[i]);
+    GA_FREE(m->tensors);
+    GA_FREE(m->layers);
+    GA_FREE(m);
+}
+
+/* Where the parameters of a layer lie in one of the blocks (weights or gradients); NULL for those the model lacks. */
+typedef struct {
+#define GAI_X(scope, field, name, rows, columns, condition, start) ga_real *field;
+    GA_TENSORS(GAI_X)
+#undef GAI_X
+} gai_parameters;
+
+GAI_FN gai_parameters gai_layer_parameters(const ga_model *m, ga_real *block, size_t layer) {
+    gai_parameters p;
+    ga_real **fields[] = {
+#define GAI_X(scope, field, name, rows, columns, condition, start) &p.field,
+        GA_TENSORS(GAI_X)
+#undef GAI_X
+    };
+    for (size_t i = 0; i < GA_TENSOR_COUNT; i++) *fields[i] = NULL;
+    size_t outer = 0, first = 1, count = 0; /* the tensors of a layer stand together, after the embedding */
+    while (first + count < m->n_tensors && m->tensors[first + count].layer == 0) count++;
+    for (size_t i = first + layer * count; i < first + (layer + 1) * count; i++)
+        *fields[m->tensors[i].id] = block + m->tensors[i].offset;
+    *fields[m->tensors[outer].id] = block + m->tensors[outer].offset;
+    for (size_t i = first + m->sizes.L * count; i < m->n_tensors; i++)
+        *fields[m->tensors[i].id] = block + m->tensors[i].offset;
+    if (!p.head) p.head = p.embed; /* tied */
+    return p;
+}
+
+/* Where keys and values of a layer go, and which positions they are: in training the layer's own activations; in
+ * generation rows of a cache that already holds `past` positions. */
+typedef struct {
+    ga_real *k, *v;             /* of the new positions */
+    const ga_real *all_k, *all_v; /* of all S positions */
+    size_t past;
+} gai_cache;
+
+/* Where the scores of the gate come from: the gate's section of [query | gate | key | value], or parameters. */
+GAI_FN const ga_real *gai_gate_source(const ga_model *m, const ga_layer_activations *a, const gai_parameters *w, size_t *stride) {
+    *stride = m->sizes.G ? m->sizes.Z : 0;
+    return m->sizes.G ? a->qgkv + m->sizes.HQ * m->sizes.D : w->gate_free;
+}
+
+/* One block: passes 1 to 18. The backward pass below walks the same numbers in reverse. */
+GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, gai_cache cache, ga_real *x_next,
+                              size_t B, size_t T) {
+    ga_sizes z = m->sizes;
+    const ga_config *c = &m->config;
+    ga_gate g = m->gate;
+    ga_real eps = (ga_real)c->norm_eps;
+    size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D, s_stride;
+    const ga_real *s = gai_gate_source(m, a, w, &s_stride), *rope = m->rope + cache.past * z.D;
+    const ga_real *query = a->qgkv, *key = query + qD + z.G, *value = key + kD;
+    size_t query_stride = z.Z, key_stride = z.Z, value_stride = z.Z;
+
+    GAI_RUN(m, rmsnorm_forward, a->h1, a->rstd1, a->x, w->attn_norm, N, z.C, eps); /* 1 */
+    GAI_RUN(m, linear_forward, a->qgkv, a->h1, w->query, N, z.Z, z.C);             /* 2: Eq. 1, and X W_theta of Eq. 5 */
+    if (g.position == GA_G2) { /* 3: Eq. 7 */
+        GAI_RUN(m, gate_forward, a->gated, value, z.Z, s, s_stride, N, g);
+        value = a->gated, value_stride = kD;
+    } else if (g.position == GA_G3) {
+        GAI_RUN(m, gate_forward, a->gated, key, z.Z, s, s_stride, N, g);
+        key = a->gated, key_stride = kD;
+    } else if (g.position == GA_G4) {
+        GAI_RUN(m, gate_forward, a->gated, query, z.Z, s, s_stride, N, g);
+        query = a->gated, query_stride = qD;
+    }
+    GAI_RUN(m, heads_forward, a->q, query, query_stride, w->query_norm, rope, B, T, z.HQ, z.D, eps); /* 4 */
+    GAI_RUN(m, heads_forward, cache.k, key, key_stride, w->key_norm, rope, B, T, z.HK, z.D, eps);
+    GAI_RUN(m, heads_forward, cache.v, value, value_stride, NULL, NULL, B, T, z.HK, z.D, eps);
+    ga_shape shape = {B, T, cache.past + T, z.HQ, z.HK, z.D};
+    GAI_RUN(m, sdpa_forward, a->y, a->lse, a->q, cache.all_k, cache.all_v, shape); /* 5: Eq. 2 */
+    const ga_real *y = a->y;
+    if (g.position == GA_G1) { /* 6: Eq. 5, Eq. 8 */
+        GAI_RUN(m, gate_forward, a->y_gated, a->y, qD, s, s_stride, N, g);
+        y = a->y_gated;
+    }
+    GAI_RUN(m, linear_forward, a->o, y, w->attn_output, N, z.C, qD); /* 7: Eq. 3 and 4 */
+    const ga_real *o = a->o;
+    if (g.position == GA_G5) { /* 8 */
+        GAI_RUN(m, gate_forward, a->o_gated, o, z.C, s, s_stride, N, g);
+        o = a->o_gated;
+    }
+    if (c->attn_clip > 0) { /* 9 */
+        GAI_RUN(m, clip_forward, a->o_clipped, o, N * z.C, (ga_real)c->attn_clip);
+        o = a->o_clipped;
+    }
+    if (c->sandwich_norm) { /* 10 */
+        GAI_RUN(m, rmsnorm_forward, a->o_normed, a->rstd_o, o, w->attn_out_norm, N, z.C, eps);
+        o = a->o_normed;
+    }
+    GAI_RUN(m, add, a->x_mid, a->x, o, N * z.C);                                     /* 11 */
+    GAI_RUN(m, rmsnorm_forward, a->h2, a->rstd2, a->x_mid, w->ffn_norm, N, z.C, eps); /* 12 */
+    GAI_RUN(m, linear_forward, a->u, a->h2, w->ffn_act, N, 2 * z.F, z.C);            /* 13 */
+    GAI_RUN(m, swiglu_forward, a->a, a->u, N, z.F);                                  /* 14 */
+    GAI_RUN(m, linear_forward, a->f, a->a, w->ffn_down, N, z.C, z.F);                /* 15 */
+    const ga_real *f = a->f;
+    if (c->ffn_clip > 0) { /* 16 */
+        GAI_RUN(m, clip_forward, a->f_clipped, f, N * z.C, (ga_real)c->ffn_clip);
+        f = a->f_clipped;
+    }
+    if (c->sandwich_norm) { /* 17 */
+        GAI_RUN(m, rmsnorm_forward, a->f_normed, a->rstd_f, f, w->ffn_out_norm, N, z.C, eps);
+        f = a->f_normed;
+    }
+    GAI_RUN(m, add, x_next, a->x_mid, f, N * z.C); /* 18 */
+}
+
+/* m->dx holds d loss / d x_next and becomes d loss / d x; parameter gradients are added to dw. */
+GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, const gai_parameters *dw,
+                               size_t B, size_t T) {
+    ga_sizes z = m->sizes;
+    const ga_config *c = &m->config;
+    ga_gate g = m->gate;
+    ga_real eps = (ga_real)c->norm_eps;
+    size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D, s_stride;
+    const ga_real *s = gai_gate_source(m, a, w, &s_stride);
+    ga_real *ds = z.G ? m->d_qgkv + qD : dw->gate_free; /* gradient of the gate logits */
+    const ga_real *d = m->dx; /* 18: both the residual and the FFN's output take d x_next */
+
+    if (c->sandwich_norm) { /* 17 */
+        const ga_real *f = c->ffn_clip > 0 ? a->f_clipped : a->f;
+        GAI_RUN(m, rmsnorm_backward, m->d_o, dw->ffn_out_norm, d, f, w->ffn_out_norm, a->rstd_f, N, z.C, false);
+        d = m->d_o;
+    }
+    if (c->ffn_clip > 0) { /* 16 */
+        GAI_RUN(m, clip_backward, m->d_o, d, a->f, N * z.C, (ga_real)c->ffn_clip);
+        d = m->d_o;
+    }
+    GAI_RUN(m, linear_backward, m->da, dw->ffn_down, d, a->a, w->ffn_down, N, z.C, z.F);                 /* 15 */
+    GAI_RUN(m, swiglu_backward, m->du, m->da, a->u, N, z.F);                                             /* 14 */
+    GAI_RUN(m, linear_backward, m->dh, dw->ffn_act, m->du, a->h2, w->ffn_act, N, 2 * z.F, z.C);          /* 13 */
+    GAI_RUN(m, rmsnorm_backward, m->dx, dw->ffn_norm, m->dh, a->x_mid, w->ffn_norm, a->rstd2, N, z.C, true); /* 12 */
+    d = m->dx;                                                                                           /* 11 */
+    const ga_real *o = g.position == GA_G5 ? a->o_gated : a->o;
+    if (c->sandwich_norm) { /* 10 */
+        GAI_RUN(m, rmsnorm_backward, m->d_o, dw->attn_out_norm, d, c->attn_clip > 0 ? a->o_clipped : o, w->attn_out_norm,
+                a->rstd_o, N, z.C, false);
+        d = m->d_o;
+    }
+    if (c->attn_clip > 0) { /* 9 */
+        GAI_RUN(m, clip_backward, m->d_o, d, o, N * z.C, (ga_real)c->attn_clip);
+        d = m->d_o;
+    }
+    if (g.position == GA_G5) { /* 8 */
+        GAI_RUN(m, gate_backward, m->dh, z.C, ds, z.Z, d, a->o, z.C, s, s_stride, N, g);
+        d = m->dh;
+    }
+    const ga_real *y = g.position == GA_G1 ? a->y_gated : a->y;
+    GAI_RUN(m, linear_backward, m->da, dw->attn_output, d, y, w->attn_output, N, z.C, qD); /* 7 */
+    const ga_real *dy = m->da;
+    if (g.position == GA_G1) { /* 6 */
+        GAI_RUN(m, gate_backward, m->dy, qD, ds, z.Z, dy, a->y, qD, s, s_stride, N, g);
+        dy = m->dy;
+    }
+    ga_shape shape = {B, T, T, z.HQ, z.HK, z.D};
+    GAI_RUN(m, sdpa_backward, m->dq, m->dk, m->dv, m->scratch, dy, a->y, a->lse, a->q, a->k, a->v, shape); /* 5 */
+
+    /* 4 and 3: into the sections of d_qgkv; a gated projection goes through m->da first. */
+    const ga_real *query = a->qgkv, *key = query + qD + z.G, *value = key + kD;
+    ga_real *d_query = m->d_qgkv, *d_key = d_query + qD + z.G, *d_value = d_key + kD;
+    bool at_query = g.position == GA_G4, at_key = g.position == GA_G3, at_value = g.position == GA_G2;
+    GAI_RUN(m, heads_backward, at_query ? m->da : d_query, dw->query_norm, m->dq, at_query ? a->gated : query,
+            at_query ? qD : z.Z, at_query ? qD : z.Z, w->query_norm, m->rope, B, T, z.HQ, z.D, eps);
+    GAI_RUN(m, heads_backward, at_key ? m->da : d_key, dw->key_norm, m->dk, at_key ? a->gated : key, at_key ? kD : z.Z,
+            at_key ? kD : z.Z, w->key_norm, m->rope, B, T, z.HK, z.D, eps);
+    GAI_RUN(m, heads_backward, at_value ? m->da : d_value, NULL, m->dv, at_value ? a->gated : value, at_value ? kD : z.Z,
+            at_value ? kD : z.Z, NULL, NULL, B, T, z.HK, z.D, eps);
+    if (at_query) GAI_RUN(m, gate_backward, d_query, z.Z, ds, z.Z, m->da, query, z.Z, s, s_stride, N, g);
+    if (at_key) GAI_RUN(m, gate_backward, d_key, z.Z, ds, z.Z, m->da, key, z.Z, s, s_stride, N, g);
+    if (at_value) GAI_RUN(m, gate_backward, d_value, z.Z, ds, z.Z, m->da, value, z.Z, s, s_stride, N, g);
+
+    GAI_RUN(m, linear_backward, m->dh, dw->query, m->d_qgkv, a->h1, w->query, N, z.Z, z.C);               /* 2 */
+    GAI_RUN(m, rmsnorm_backward, m->dx, dw->attn_norm, m->dh, a->x, w->attn_norm, a->rstd1, N, z.C, true); /* 1 */
+}
+
+/* ---- observation: what the analysis takes from a layer while it is there ------------------------------------------- */
+
+GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer_activations *a, const gai_parameters *w,
+                                   const ga_real *x_next, size_t l, size_t B, size_t T) {
+    ga_sizes z = m->sizes;
+    size_t N = B * T, stride;
+    ga_shape shape = {B, T, T, z.HQ, z.HK, z.D};
+    GAI_RUN(m, sdpa_column, m->scratch, a->q, a->k, a->lse, 0, shape);
+    ga_real p[256];
+    for (size_t bh = 0; bh < B * z.HQ; bh++)
+        for (size_t i = 0; i < T; i += 256) {
+            size_t n = gai_min(256, T - i);
+            m->device.copy_out(m->device.state, p, m->scratch + bh * T + i, n * sizeof *p);
+            for (size_t j = 0; j < n; j++) s->attention[l * z.HQ + bh % z.HQ] += (double)p[j];
+        }
+    double top;
+    GAI_RUN(m, max_abs, &top, x_next, N * z.C);
+    if (!(top <= s->max_abs[l])) s->max_abs[l] = top; /* NaN stays */
+    const ga_real *logits = gai_gate_source(m, a, w, &stride);
+    if (s->has_gate) GAI_RUN(m, gate_statistics, &s->gate[l], logits, stride, N, m->gate);
+}
+
+GAI_FN void gai_observe_map(ga_model *m, ga_map *map, const ga_layer_activations *a, size_t B, size_t T) {
+    ga_sizes z = m->sizes;
+    ga_shape shape = {B, T, T, z.HQ, z.HK, z.D};
+    size_t first = map->head == GA_ALL ? 0 : map->head, end = map->head == GA_ALL ? z.HQ : map->head + 1;
+    ga_real p[256];
+    for (size_t j = 0; j < T; j++) {
+        GAI_RUN(m, sdpa_column, m->scratch, a->q, a->k, a->lse, j, shape);
+        for (size_t b = 0; b < B; b++)
+            for (size_t h = first; h < end; h++)
+                for (size_t i = 0; i < T; i += 256) {
+                    size_t n = gai_min(256, T - i);
+                    m->device.copy_out(m->device.state, p, m->scratch + (b * z.HQ + h) * T + i, n * sizeof *p);
+                    for (size_t r = 0; r < n; r++) map->p[(i + r) * T + j] += (double)p[r] / (double)(end - first);
+                }
+    }
+    map->windows += (double)B;
+}
+
+/* ---- passes over all layers --------------------------------------------------------------------------------------- */
+
+GAI_FN ga_result gai_take_batch(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T, ga_error *e) {
+    size_t V = m->sizes.V, N = B * T;
+    if (B == 0 || T == 0 || T > m->config.max_seq_len || B > m->max_rows / T)
+        return gai_fail(e, GA_ERR_INPUT, "a batch of %zu x %zu positions: the model was made for %zu, at most %zu a sequence", B,
+                        T, m->max_rows, m->config.max_seq_len);
+    for (size_t i = 0; i < N; i++) {
+        if (tokens[i] < 0 || (size_t)tokens[i] >= V)
+            return gai_fail(e, GA_ERR_INPUT, "token %ld at position %zu is not in a vocabulary of %zu", (long)tokens[i], i, V);
+        if (targets && targets[i] >= 0 && (size_t)targets[i] >= V)
+            return gai_fail(e, GA_ERR_INPUT, "target %ld at position %zu is not in a vocabulary of %zu", (long)targets[i], i, V);
+    }
+    m->device.copy_in(m->device.state, m->tokens, tokens, N * sizeof *tokens);
+    if (targets) m->device.copy_in(m->device.state, m->targets, targets, N * sizeof *targets);
+    m->B = B, m->T = T;
+    return GA_OK;
+}
+
+GAI_FN ga_real *gai_next_x(const ga_model *m, size_t l) {
+    bool last = l + 1 == m->sizes.L, shared = m->mode == GA_INFERENCE;
+    return last ? m->x_final : shared ? m->layers[l].x : m->layers[l + 1].x;
+}
+
+GAI_FN void gai_run_layer(ga_model *m, size_t l, size_t B, size_t T) {
+    const ga_layer_activations *a = &m->layers[l];
+    gai_parameters w = gai_layer_parameters(m, m->weights, l);
+    gai_cache own = {a->k, a->v, a->k, a->v, 0};
+    gai_layer_forward(m, a, &w, own, gai_next_x(m, l), B, T);
+}
+
+GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer) {
+    size_t N = m->B * m->T;
+    gai_parameters w = gai_layer_parameters(m, m->weights, 0);
+    GAI_RUN(m, embedding_forward, m->layers[0].x, m->tokens, w.embed, N, m->sizes.C);
+    for (size_t l = 0; l < m->sizes.L; l++) {
+        gai_run_layer(m, l, m->B, m->T);
+        if (!observer) continue;
+        w = gai_layer_parameters(m, m->weights, l);
+        if (observer->statistics)
+            gai_observe_statistics(m, observer->statistics, &m->layers[l], &w, gai_next_x(m, l), l, m->B, m->T);
+        for (size_t i = 0; i < observer->n_maps; i++)
+            if (observer->maps[i].layer == l && observer->maps[i].T == m->T)
+                gai_observe_map(m, &observer->maps[i], &m->layers[l], m->B, m->T);
+    }
+    if (observer && observer->statistics) observer->statistics->rows += (double)N;
+    GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, w.final_norm, N, m->sizes.C,
+            (ga_real)m->config.norm_eps);
+}
+
+GAI_FN size_t gai_count_targets(const int32_t *targets, size_t N) {
+    size_t count = 0;
+    for (size_t n = 0; n < N; n++) count += targets[n] >= 0;
+    return count;
+}
+
+/* Mean of m->losses over `count` targets. */
+GAI_FN double gai_mean_loss(ga_model *m, size_t N, size_t count) {
+    ga_real part[256];
+    double sum = 0;
+    for (size_t n = 0; n < N; n += 256) {
+        size_t rows = gai_min(256, N - n);
+        m->device.copy_out(m->device.state, part, m->losses + n, rows * sizeof *part);
+        for (size_t i = 0; i < rows; i++) sum += (double)part[i];
+    }
+    return count ? sum / (double)count : (double)NAN;
+}
+
+GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
+                            const ga_observer *observer, double *loss, ga_error *e) {
+    ga_result result = gai_take_batch(m, tokens, targets, B, T, e);
+    if (result != GA_OK) return result;
+    gai_forward_layers(m, observer);
+    if (!targets) return GA_OK;
+    gai_parameters w = gai_layer_parameters(m, m->weights, 0);
+    GAI_RUN(m, head_loss, m->losses, NULL, NULL, m->logits, m->h_final, w.head, m->targets, B * T, m->sizes.C, m->sizes.V, 0);
+    if (loss) *loss = gai_mean_loss(m, B * T, gai_count_targets(targets, B * T));
+    return GA_OK;
+}
+
+GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
+                                     double scale, const ga_observer *observer, double *loss, ga_error *e) {
+    if (m->mode != GA_TRAINING) return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
+    ga_result result = gai_take_batch(m, tokens, targets, B, T, e);
+    if (result != GA_OK) return result;
+    size_t N = B * T, count = gai_count_targets(targets, N);
+    gai_forward_layers(m, observer);
+    gai_parameters w = gai_layer_parameters(m, m->weights, 0), dw = gai_layer_parameters(m, m->gradients, 0);
+    GAI_RUN(m, head_loss, m->losses, m->dh, dw.head, m->logits, m->h_final, w.head, m->targets, N, m->sizes.C, m->sizes.V,
+            (ga_real)(count ? scale / (double)count : 0));
+    if (loss) *loss = gai_mean_loss(m, N, count);
+    GAI_RUN(m, rmsnorm_backward, m->dx, dw.final_norm, m->dh, m->x_final, w.final_norm, m->rstd_final, N, m->sizes.C, false);
+    for (size_t l = m->sizes.L; l-- > 0;) {
+        if (m->config.recompute && l + 1 < m->sizes.L) gai_run_layer(m, l, B, T); /* the last is still there */
+        w = gai_layer_parameters(m, m->weights, l), dw = gai_layer_parameters(m, m->gradients, l);
+        gai_layer_backward(m, &m->layers[l], &w, &dw, B, T);
+    }
+    GAI_RUN(m, embedding_backward, dw.embed, m->tokens, m->dx, N, m->sizes.C);
+    return GA_OK;
+}
+
+GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logits, ga_error *e) {
+    size_t N = m->B * m->T, V = m->sizes.V;
+    if (first > N || rows > N - first) return gai_fail(e, GA_ERR_INPUT, "rows %zu to %zu of %zu", first, first + rows, N);
+    gai_parameters w = gai_layer_parameters(m, m->weights, 0);
+    for (size_t n = 0; n < rows; n += GA_HEAD_ROWS) {
+        size_t count = gai_min(GA_HEAD_ROWS, rows - n);
+        GAI_RUN(m, linear_forward, m->logits, m->h_final + (first + n) * m->sizes.C, w.head, count, V, m->sizes.C);
+        m->device.copy_out(m->device.state, logits + n * V, m->logits, count * V * sizeof *logits);
+    }
+    return GA_OK;
+}
+
+/* ==== optimiser and schedule ======================================================================================= */
+
+GA_API double ga_learning_rate(const ga_config *c, uint64_t step, uint64_t steps) {
+    if (step < c->warmup_steps) return c->learning_rate * (double)(step + 1) / (double)c->warmup_steps;
+    double span = steps > c->warmup_steps ? (double)(steps - c->warmup_steps) : 1;
+    double progress = (double)(step - c->warmup_steps) / span;
+    if (progress > 1) progress = 1;
+    return c->min_lr + (c->learning_rate - c->min_lr) * (1 + cos(3.141592653589793 * progress)) / 2;
+}
+
+GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_error *e) {
+    const ga_config *c = &m->config;
+    double sum = 0;
+    if (m->mode != GA_TRAINING) return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        double part;
+        if (m->tensors[i].frozen) continue;
+        GAI_RUN(m, sum_of_squares, &part, m->gradients + m->tensors[i].offset, m->tensors[i].rows * m->tensors[i].columns);
+        sum += part;
+    }
+    double length = sqrt(sum);
+    if (norm) *norm = length;
+    if (!isfinite(length)) return gai_fail(e, GA_ERR_DIVERGED, "the gradient is not finite: its norm is %g", length);
+    ga_adamw_settings a = {learning_rate, c->beta1, c->beta2, c->eps, 0, 1, ++m->updates};
+    if (c->grad_clip > 0 && length > c->grad_clip) a.gradient_scale = c->grad_clip / (length + 1e-6);
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const ga_tensor *t = &m->tensors[i];
+        if (t->frozen) continue;
+        a.weight_decay = t->decays ? c->weight_decay : 0;
+        GAI_RUN(m, adamw, m->weights + t->offset, m->gradients + t->offset, m->moment1 + t->offset, m->moment2 + t->offset,
+                t->rows * t->columns, a);
+    }
+    m->device.zero(m->device.state, m->gradients, m->n_weights * sizeof(ga_real));
+    if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
+    return GA_OK;
+}
+
+/* ==== analysis: 4.2, 4.3, A.3 to A.5 =============================================================================== */
+
+GA_API ga_statistics *ga_statistics_create(const ga_model *m) {
+    ga_statistics *s = (ga_statistics *)gai_zeroed(sizeof *s);
+    if (!s) return NULL;
+    s->L = m->sizes.L, s->HQ = m->sizes.HQ, s->has_gate = m->gate.logits > 0;
+    s->attention = (double *)gai_zeroed(s->L * s->HQ * sizeof(double));
+    s->max_abs = (double *)gai_zeroed(s->L * sizeof(double));
+    s->gate = (ga_gate_sums *)gai_zeroed(s->L * sizeof *s->gate);
+    if (s->attention && s->max_abs && s->gate) return s;
+    ga_statistics_destroy(s);
+    return NULL;
+}
+
+GA_API void ga_statistics_reset(ga_statistics *s) {
+    s->rows = 0;
+    memset(s->attention, 0, s->L * s->HQ * sizeof(double));
+    memset(s->max_abs, 0, s->L * sizeof(double));
+    memset(s->gate, 0, s->L * sizeof *s->gate);
+}
+
+GA_API void ga_statistics_destroy(ga_statistics *s) {
+    if (!s) return;
+    GA_FREE(s->attention);
+    GA_FREE(s->max_abs);
+    GA_FREE(s->gate);
+    GA_FREE(s);
+}
+
+GA_API double ga_f_attn_head(const ga_statistics *s, size_t layer, size_t head) {
+    size_t l0 = layer == GA_ALL ? 0 : layer, l1 = layer == GA_ALL ? s->L : layer + 1;
+    size_t h0 = head == GA_ALL ? 0 : head, h1 = head == GA_ALL ? s->HQ : head + 1;
+    double sum = 0;
+    for (size_t l = l0; l < l1; l++)
+        for (size_t h = h0; h < h1; h++) sum += s->attention[l * s->HQ + h];
+    return sum / (s->rows * (double)((l1 - l0) * (h1 - h0)));
+}
+
+GA_API double ga_f_attn(const ga_statistics *s, size_t layer) { return ga_f_attn_head(s, layer, GA_ALL); }
+
+GA_API double ga_f_attn_uniform(size_t T) { /* mean of 1 / (i + 1) over the queries i = 0 .. T-1 */
+    double sum = 0;
+    for (size_t i = T; i > 0; i--) sum += 1 / (double)i;
+    return sum / (double)T;
+}
+
+GA_API double ga_m_act(const ga_statistics *s, size_t layer) {
+    if (layer != GA_ALL) return s->max_abs[layer];
+    double sum = 0;
+    for (size_t l = 0; l < s->L; l++) sum += s->max_abs[l];
+    return sum / (double)s->L;
+}
+
+/* The sums of one layer, or of all together. */
+GAI_FN ga_gate_sums gai_gate_sums(const ga_statistics *s, size_t layer) {
+    if (layer != GA_ALL) return s->gate[layer];
+    ga_gate_sums all = s->gate[0];
+    for (size_t l = 1; l < s->L; l++) {
+        const ga_gate_sums *g = &s->gate[l];
+        all.count += g->count, all.sum += g->sum, all.sum_of_squares += g->sum_of_squares;
+        all.below_01 += g->below_01, all.below_05 += g->below_05;
+        if (g->min < all.min) all.min = g->min;
+        if (g->max > all.max) all.max = g->max;
+        for (size_t i = 0; i < GA_BINS; i++) all.bins[i] += g->bins[i];
+    }
+    return all;
+}
+
+GA_API double ga_gate_mean(const ga_statistics *s, size_t layer) {
+    ga_gate_sums g = gai_gate_sums(s, layer);
+    return g.count > 0 ? g.sum / g.count : (double)NAN;
+}
+
+GA_API double ga_gate_std(const ga_statistics *s, size_t layer) {
+    ga_gate_sums g = gai_gate_sums(s, layer);
+    if (!(g.count > 0)) return (double)NAN;
+    double mean = g.sum / g.count, variance = g.sum_of_squares / g.count - mean * mean;
+    return variance > 0 ? sqrt(variance) : variance < 0 ? 0 : variance; /* rounding may leave it below 0; NaN stays */
+}
+
+GA_API double ga_gate_min(const ga_statistics *s, size_t layer) {
+    ga_gate_sums g = gai_gate_sums(s, layer);
+    return g.count > 0 ? g.min : (double)NAN;
+}
+
+GA_API double ga_gate_max(const ga_statistics *s, size_t layer) {
+    ga_gate_sums g = gai_gate_sums(s, layer);
+    return g.count > 0 ? g.max : (double)NAN;
+}
+
+GA_API double ga_gate_below(const ga_statistics *s, size_t layer, double bound) {
+    ga_gate_sums g = gai_gate_sums(s, layer);
+    if (!(g.count > 0)) return (double)NAN;
+    return bound == 0.1 ? g.below_01 / g.count : bound == 0.5 ? g.below_05 / g.count : (double)NAN;
+}
+
+GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double shares[GA_BINS]) {
+    ga_gate_sums g = gai_gate_sums(s, layer);
+    for (size_t i = 0; i < GA_BINS; i++) shares[i] = g.count > 0 ? g.bins[i] / g.count : (double)NAN;
+}
+
+/* ==== generation =================================================================================================== */
+
+/* Keys after QK-norm and RoPE, and values, of all positions so far: (L, capacity, HK, D) each. */
+struct ga_generator {
+    ga_model *m;
+    size_t capacity, length;
+    ga_real *k, *v;
+};
+
+GA_API ga_generator *ga_generator_create(ga_model *m, size_t capacity, ga_error *e) {
+    if (capacity == 0 || capacity > m->config.max_seq_len) {
+        gai_fail(e, GA_ERR_INPUT, "a cache of %zu positions: the model has 1 to %zu", capacity, m->config.max_seq_len);
+        return NULL;
+    }
+    size_t bytes = m->sizes.L * capacity * m->sizes.HK * m->sizes.D * sizeof(ga_real);
+    ga_generator *g = (ga_generator *)gai_zeroed(sizeof *g);
+    if (g) {
+        g->m = m, g->capacity = capacity;
+        g->k = (ga_real *)m->device.allocate(m->device.state, bytes);
+        g->v = (ga_real *)m->device.allocate(m->device.state, bytes);
+        if (g->k && g->v) return g;
+    }
+    ga_generator_destroy(g);
+    gai_fail(e, GA_ERR_MEMORY, "not enough memory for a cache of %zu positions: %.1f MB", capacity, 2e-6 * (double)bytes);
+    return NULL;
+}
+
+GA_API void ga_generator_destroy(ga_generator *g) {
+    if (!g) return;
+    if (g->k) g->m->device.release(g->m->device.state, g->k);
+    if (g->v) g->m->device.release(g->m->device.state, g->v);
+    GA_FREE(g);
+}
+
+GA_API void ga_generator_reset(ga_generator *g) { g->length = 0; }
+
+/* At most max_seq_len tokens at a time, through the same layer pass as in training. */
+GAI_FN ga_result gai_feed(ga_generator *g, const int32_t *tokens, size_t T, ga_error *e) {
+    ga_model *m = g->m;
+    ga_result result = gai_take_batch(m, tokens, NULL, 1, T, e);
+    if (result != GA_OK) return result;
+    gai_parameters w = gai_layer_parameters(m, m->weights, 0);
+    size_t row = m->sizes.HK * m->sizes.D;
+    GAI_RUN(m, embedding_forward, m->layers[0].x, m->tokens, w.embed, T, m->sizes.C);
+    for (size_t l = 0; l < m->sizes.L; l++) {
+        ga_real *k = g->k + l * g->capacity * row, *v = g->v + l * g->capacity * row;
+        gai_cache cache = {k + g->length * row, v + g->length * row, k, v, g->length};
+        w = gai_layer_parameters(m, m->weights, l);
+        gai_layer_forward(m, &m->layers[l], &w, cache, gai_next_x(m, l), 1, T);
+    }
+    g->length += T;
+    GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, w.final_norm, T, m->sizes.C, (ga_real)m->config.norm_eps);
+    return GA_OK;
+}
+
+GA_API ga_result ga_generator_feed(ga_generator *g, const int32_t *tokens, size_t n, ga_real *logits, ga_error *e) {
+    if (n == 0 || n > g->capacity - g->length)
+        return gai_fail(e, GA_ERR_INPUT, "%zu tokens do not fit: the cache holds %zu of %zu positions", n, g->length, g->capacity);
+    ga_result result = gai_feed(g, tokens, n, e);
+    return result == GA_OK && logits ? ga_logits(g->m, n - 1, 1, logits, e) : result;
+}
+
+GAI_FN int32_t gai_argmax(const ga_real *x, size_t n) {
+    size_t best = 0;
+    for (size_t i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return (int32_t)best;
+}
+
+/* Probabilities in place of logits. */
+GAI_FN void gai_softmax(ga_real *x, size_t n, double temperature) {
+    ga_real top = x[gai_argmax(x, n)];
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += (double)(x[i] = gai_exp((ga_real)((double)(x[i] - top) / temperature)));
+    for (size_t i = 0; i < n; i++) x[i] = (ga_real)((double)x[i] / sum);
+}
+
+/* The largest bound such that at least k values, and at least a mass of p, are not below it: bisection over the bits. */
+GAI_FN ga_real gai_cut(const ga_real *x, size_t n, size_t k, double p) {
+    double low = 0, high = 1;
+    for (int i = 0; i < 60; i++) {
+        double middle = (low + high) / 2, mass = 0;
+        size_t count = 0;
+        for (size_t v = 0; v < n; v++)
+            if ((double)x[v] >= middle) count++, mass += (double)x[v];
+        if (count >= k && mass >= p) low = middle;
+        else high = middle;
+    }
+    return (ga_real)low;
+}
+
+GA_API int32_t ga_sample(ga_real *logits, size_t V, ga_sampling s, uint64_t *random) {
+    if (!(s.temperature > 0) || s.top_k == 1) return gai_argmax(logits, V);
+    gai_softmax(logits, V, s.temperature);
+    ga_real cut = 0;
+    if (s.top_k > 0 && s.top_k < V) cut = gai_cut(logits, V, s.top_k, 0);
+    double mass = 0, total = 0;
+    for (size_t v = 0; v < V; v++) {
+        if (logits[v] < cut) logits[v] = 0;
+        mass += (double)logits[v];
+    }
+    if (s.top_p < 1) cut = gai_cut(logits, V, 1, s.top_p * mass);
+    for (size_t v = 0; v < V; v++) {
+        if (logits[v] < cut) logits[v] = 0;
+        total += (double)logits[v];
+    }
+    double x = ga_random_uniform(random) * total;
+    for (size_t v = 0; v < V; v++)
+        if ((x -= (double)logits[v]) < 0) return (int32_t)v;
+    return gai_argmax(logits, V);
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* GATED_ATTENTION_IMPLEMENTATION */
+
+/* MIT License
+ *
+ * Copyright (c) 2026 The gated_attention.h authors
+ *
+ * Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
+ * documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
+ * rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
+ * persons to whom the Software is furnished to do so, subject to the following conditions:
+ *
+ * The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+ * Software.
+ *
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+ * WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+ * COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+ * OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+ */

@@ -1,0 +1,310 @@
+#!/usr/bin/env bash
+# Drives ./train end to end on tiny models: what it writes, stops and kills, divergence, bad input, full disks.
+# Run from the repository's root after make; TRAIN names another binary. Prints `ok NAME` or `FAIL NAME` for each
+# check and a last line `N passed, N failed`.
+set -u
+train=$(realpath "${TRAIN:-./train}")
+work=$(mktemp -d)
+mounted=
+trap '[ -n "$mounted" ] && umount "$mounted"; rm -rf "$work"' EXIT
+cd "$work" || exit 1
+export LC_ALL=C OMP_NUM_THREADS=2
+passed=0 failed=0
+
+ok() { passed=$((passed + 1)); echo "ok $1"; }
+bad() { failed=$((failed + 1)); echo "FAIL $1${2:+: $2}"; }
+
+# check NAME COMMAND...: the command succeeds.
+check() {
+    local name=$1
+    shift
+    if "$@" >check.out 2>&1; then ok "$name"; else bad "$name" "$(head -c 300 check.out | tr '\n' ' ')"; fi
+}
+
+# refuse NAME CODE PATTERN ARGUMENTS...: train ends with this code and exactly one line on stderr, which matches.
+refuse() {
+    local name=$1 code=$2 pattern=$3 got
+    shift 3
+    timeout 20 "$train" "$@" >refuse.out 2>refuse.err
+    got=$?
+    if [ $got -ne "$code" ]; then bad "$name" "exit code $got, not $code: $(head -c 300 refuse.err)"
+    elif [ "$(wc -l <refuse.err)" -ne 1 ]; then bad "$name" "not one line on stderr: $(head -c 300 refuse.err)"
+    elif ! grep -Eq "^train: .*$pattern" refuse.err; then bad "$name" "$(cat refuse.err)"
+    else ok "$name"; fi
+}
+
+# What a run leaves, without its timing: the same for two runs that are the same.
+trace() { sed -E 's/"tokens_per_s":[^,]*,//' "$1/metrics.jsonl"; }
+same_run() {
+    [ -s "$1/metrics.jsonl" ] && cmp <(trace "$1") <(trace "$2") || return 1
+    for file in last/model.safetensors last/optimizer.safetensors last/training_state.json best/model.safetensors; do
+        cmp "$1/$file" "$2/$file" || return 1
+    done
+}
+lines() { wc -l 2>/dev/null <"$1" || echo 0; }
+wait_for_lines() { # FILE COUNT
+    for _ in $(seq 1000); do
+        [ "$(lines "$1")" -ge "$2" ] && return 0
+        sleep 0.01
+    done
+    return 1
+}
+put_bytes() { printf "$3" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none; } # FILE OFFSET BYTES
+
+cat >tiny.cfg <<END
+vocab_size = 96
+d_model = 32
+n_layers = 2
+n_heads = 4
+n_kv_heads = 2
+head_dim = 8
+d_ff = 48
+max_seq_len = 32
+data = gen:backcopy
+batch_size = 2
+gradient_accumulation_steps = 2
+max_steps = 40
+warmup_steps = 5
+learning_rate = 3e-3
+log_every = 5
+eval_every = 10
+eval_windows = 5
+save_every = 7
+END
+
+# ---- help and dry run
+
+check "--help exits 0" "$train" --help
+check "--help names keys, choices and sources" sh -c "'$train' --help | grep -q gate_position &&
+    '$train' --help | grep -q 'none G1 G2 G3 G4 G5' && '$train' --help | grep -q trigger_rate"
+check "--dry-run exits 0" "$train" tiny.cfg --dry-run
+check "--dry-run leaves nothing behind" test ! -e checkpoints
+
+cat >paper.cfg <<END
+vocab_size = 152064
+d_model = 2048
+n_layers = 28
+n_heads = 16
+n_kv_heads = 8
+head_dim = 128
+d_ff = 6144
+max_seq_len = 4096
+tied_embeddings = 1
+gate_position = none
+END
+parameters() { "$train" paper.cfg --dry-run "$@" | grep -q "^parameters  $expected "; }
+expected=1,720,837,120 check "parameters of the 28-layer baseline" parameters
+expected=1,721,754,624 check "parameters of the 28-layer headwise model" parameters gate_position=G1 gate_type=headwise
+expected=1,728,177,152 check "parameters of the 28-layer elementwise model" parameters gate_position=G1 d_ff=5504
+
+# ---- a whole run
+
+check "a run exits 0" "$train" tiny.cfg threads=2
+run=checkpoints/tiny
+cp -r $run whole
+check "metrics.jsonl has a line for each step" sh -c "[ \"\$(sed -E 's/^\\{\"step\":([0-9]+),.*/\\1/' $run/metrics.jsonl | tr '\\n' ' ')\" = '$(seq -s ' ' 40) ' ]"
+number='-?[0-9][-+.0-9e]*'
+check "every line has loss, lr, grad_norm, tokens_per_s and tokens" sh -c "! grep -Evq '^\\{\"step\":[0-9]+,\"loss\":$number,\"lr\":$number,\"grad_norm\":$number,\"tokens_per_s\":$number,\"tokens\":[0-9]+[,}]' $run/metrics.jsonl"
+evaluated="\"val_loss\":$number,\"f_attn\":$number,\"f_attn_by_layer\":\[$number,$number\],\"m_act\":$number,\"max_act_by_layer\":\[$number,$number\],\"gate_mean\":$number,\"gate_mean_by_layer\":\[$number,$number\],\"lowest_loss\":$number\}$"
+check "steps 10, 20, 30 and 40 are evaluated" sh -c "[ \$(grep -Ec '$evaluated' $run/metrics.jsonl) -eq 4 ] && [ \$(grep -c val_loss $run/metrics.jsonl) -eq 4 ]"
+check "the tokens are counted" grep -q '^{"step":40,.*"tokens":5120,' $run/metrics.jsonl
+check "the loss falls" awk -F'[:,]' 'NR == 1 { first = $4 } END { exit !($4 < 0.9 * first) }' $run/metrics.jsonl
+check "the warm-up is linear" grep -q '^{"step":1,.*"lr":0.0006,' $run/metrics.jsonl
+check "config.cfg repeats the run" sh -c "'$train' $run/config.cfg output_dir=again && cmp again/last/model.safetensors $run/last/model.safetensors"
+check "a complete run says so" sh -c "'$train' tiny.cfg | grep -q '^complete'"
+check "and is left as it was" same_run $run whole
+check "without a gate gate_mean is null" sh -c "'$train' tiny.cfg gate_position=none max_steps=2 output_dir=plain && grep -q '\"gate_mean\":null,\"gate_mean_by_layer\":null' plain/metrics.jsonl"
+check "samples are printed" sh -c "'$train' tiny.cfg output_dir=sampled max_steps=4 sample_every=2 sample_tokens=5 | grep -Eqc '^sample +<s> (t?T?[0-9]+ ){7}\\| (t?T?<?[s0-9]+>? ){5}$'"
+check "--profile shows operators, speed and memory" sh -c "'$train' tiny.cfg output_dir=profiled max_steps=2 --profile >profile.out &&
+    grep -q '^linear_backward .*%' profile.out && grep -Eq '^tokens per second [0-9]+, peak memory' profile.out"
+
+# ---- determinism
+
+for threads in 1 2 3; do "$train" tiny.cfg threads=$threads output_dir=threads-$threads >/dev/null; done
+check "1 and 2 threads give the same bits" same_run threads-1 threads-2
+check "1 and 3 threads give the same bits" same_run threads-1 threads-3
+check "a run in another directory is the same" same_run threads-1 whole
+"$train" tiny.cfg seed=2 output_dir=seed-2 >/dev/null
+check "another seed is not" sh -c "! cmp -s seed-2/last/model.safetensors whole/last/model.safetensors"
+
+# ---- stopping, killing, going on
+
+long="max_steps=400 save_every=25 eval_every=50 sample_every=60 sample_tokens=4"
+"$train" tiny.cfg $long output_dir=long >/dev/null
+for signal in INT TERM; do
+    "$train" tiny.cfg $long output_dir=stopped-$signal >stop.out 2>&1 &
+    pid=$!
+    wait_for_lines stopped-$signal/metrics.jsonl 30
+    kill -$signal $pid
+    wait $pid
+    code=$?
+    check "SIG$signal saves and exits 0" sh -c "[ $code -eq 0 ] && grep -q '^stopped' stop.out && test -e stopped-$signal/last/model.safetensors"
+    check "before the end" [ "$(lines stopped-$signal/metrics.jsonl)" -lt 400 ]
+    "$train" tiny.cfg $long output_dir=stopped-$signal >/dev/null 2>&1
+    check "stopped by SIG$signal and resumed equals never stopped" same_run stopped-$signal long
+done
+
+kills=0
+for round in $(seq 12); do
+    "$train" tiny.cfg $long output_dir=killed threads=$((round % 3 + 1)) >/dev/null 2>&1 &
+    pid=$!
+    sleep 0.$((RANDOM % 30 + 5))
+    kill -KILL $pid 2>/dev/null && kills=$((kills + 1))
+    wait $pid 2>/dev/null
+    printf '{"step":39' >>killed/metrics.jsonl
+done
+"$train" tiny.cfg $long output_dir=killed >/dev/null 2>&1
+check "killed at $kills random moments and resumed equals never stopped" same_run killed long
+check "it was killed at all" [ $kills -gt 0 ]
+
+cat >slow.cfg <<END
+d_model = 256
+n_layers = 4
+data = gen:random
+batch_size = 4
+max_steps = 10
+END
+"$train" slow.cfg >/dev/null 2>&1 &
+pid=$!
+sleep 1
+refuse "two trainers do not write one run" 1 "another trainer" slow.cfg
+kill -INT $pid
+sleep 0.05
+kill -INT $pid
+wait $pid
+check "a second signal ends at once" [ $? -eq 130 ]
+
+# ---- going on with other keys
+
+refuse "other model keys do not go on" 2 "d_ff = 64.*48.*--fresh" tiny.cfg d_ff=64
+refuse "other gate keys do not go on" 2 "gate_type = headwise.*--fresh" tiny.cfg gate_type=headwise
+refuse "other training keys do not go on" 2 "learning_rate = 0\.1.*--fresh" tiny.cfg learning_rate=0.1
+check "and leave the run as it was" same_run $run whole
+check "keys of the run itself may change" "$train" tiny.cfg log_every=1 threads=1 save_every=3
+check "a longer run goes on" sh -c "'$train' tiny.cfg max_steps=45 | grep -q '^note.*max_steps 40' && [ \$(wc -l <$run/metrics.jsonl) -eq 45 ]"
+check "--fresh starts over" "$train" tiny.cfg --fresh
+check "and is the same again" same_run $run whole
+
+check "init_from starts from a checkpoint" sh -c "'$train' tiny.cfg init_from=whole/best output_dir=from max_steps=1 learning_rate=0 min_lr=0 &&
+    cmp from/last/model.safetensors whole/best/model.safetensors"
+refuse "init_from a checkpoint of another shape" 2 "n_layers = 3.*has 2" tiny.cfg init_from=whole/best output_dir=other n_layers=3
+refuse "init_from a directory that is none" 1 "nowhere" tiny.cfg init_from=nowhere output_dir=other
+
+# ---- epochs and files
+
+head -c 20000 /dev/urandom | base64 -w 60 | head -c 6433 >text.txt
+file="data=text.txt vocab_size=256 max_seq_len=32 max_steps=0"
+losses() { sed -E 's/.*"loss":([^,]*),.*/\1/' "$1/metrics.jsonl"; }
+still="learning_rate=0 min_lr=0 gradient_accumulation_steps=1 batch_size=4 eval_every=0"
+"$train" tiny.cfg $file $still max_tokens=0 epochs=2 val_fraction=0 shuffle=0 output_dir=file >file.out 2>&1
+check "two epochs of a whole file" [ "$(lines file/metrics.jsonl)" -eq 101 ]
+check "val_fraction = 0 holds nothing out, and says so" sh -c "grep -q 'nothing is held out' file.out && test ! -e file/best && ! grep -q val_loss file/metrics.jsonl"
+for source in gen:backcopy text.txt; do
+    for shuffle in 0 1; do
+        "$train" tiny.cfg $file $still data=$source max_tokens=1280 epochs=3 shuffle=$shuffle output_dir=epochs >/dev/null 2>&1
+        mean() { losses epochs | sed -n "$1" | awk '{ sum += $1 } END { printf "%.5f", sum }'; }
+        check "epochs of $source repeat the same windows, shuffle = $shuffle" [ "$(mean 1,10p) $(mean 1,10p)" = "$(mean 11,20p) $(mean 21,30p)" ]
+        same=$([ "$(losses epochs | sed -n 1,10p)" = "$(losses epochs | sed -n 11,20p)" ] && echo 0 || echo 1)
+        check "in another order if shuffled, shuffle = $shuffle" [ "$same" = $shuffle ]
+        rm -r epochs
+    done
+done
+
+# ---- divergence
+
+# A NaN in the last tensor of a checkpoint; and eps = 0, where AdamW divides 0 by 0 for tokens that were not seen.
+cp -r whole/best nan
+put_bytes nan/model.safetensors $(($(stat -c %s nan/model.safetensors) - 4)) '\x00\x00\xc0\x7f'
+refuse "a loss that is not finite stops the run" 1 "step 1: .*diverged.*no checkpoint" tiny.cfg init_from=nan output_dir=diverged
+check "and metrics.jsonl tells it" grep -q '"loss":null,.*"diverged":true}$' diverged/metrics.jsonl
+check "and no checkpoint is written" test ! -e diverged/last
+cp -r whole later
+later="tiny.cfg max_steps=80 output_dir=later"
+put_bytes later/last/model.safetensors $(($(stat -c %s later/last/model.safetensors) - 4)) '\x00\x00\xc0\x7f'
+cp later/last/model.safetensors kept.safetensors
+refuse "a later divergence keeps the last checkpoint" 1 "step 41: .*diverged.*later/last keeps step 40" $later
+check "as it was" cmp later/last/model.safetensors kept.safetensors
+refuse "weights that are not finite are not saved" 1 "diverged.*no checkpoint" tiny.cfg eps=0 vocab_size=4096 save_every=1 output_dir=weights
+
+# ---- bad input
+
+printf 'batch_size = 2\nno_such_key = 1\n' >unknown.cfg
+printf 'batch_size = many\n' >type.cfg
+printf 'batch_size\n' >line.cfg
+printf 'seed = 1\nseed = 2\n' >twice.cfg
+: >empty.txt
+head -c 33 text.txt >short.u32
+printf '\x07\x00\xff\xff' | cat - text.txt >large.u16
+refuse "no arguments" 2 "usage"
+refuse "unknown option" 2 "--frehs" tiny.cfg --frehs
+refuse "two configurations" 2 "paper.cfg" tiny.cfg paper.cfg
+refuse "missing configuration" 2 "missing.cfg" missing.cfg
+refuse "unknown key in a file" 2 "unknown.cfg:2.*no_such_key" unknown.cfg
+refuse "wrong type in a file" 2 "type.cfg:1.*batch_size" type.cfg
+refuse "a line without =" 2 "line.cfg:1" line.cfg
+refuse "a key twice" 2 "twice.cfg:2.*seed" twice.cfg
+refuse "unknown key on the command line" 2 "no_such_key" tiny.cfg no_such_key=1
+refuse "wrong type on the command line" 2 "d_model" tiny.cfg d_model=wide
+refuse "an empty value" 2 "d_model" tiny.cfg d_model=
+refuse "out of range" 2 "learning_rate" tiny.cfg learning_rate=11
+refuse "not a number" 2 "learning_rate" tiny.cfg learning_rate=nan
+refuse "negative size" 2 "batch_size" tiny.cfg batch_size=-1
+refuse "unknown choice" 2 "gate_position" tiny.cfg gate_position=G6
+refuse "a value of several lines" 2 "gate_position" tiny.cfg gate_position=$'G1\nG2'
+refuse "heads that do not divide" 2 "n_kv_heads" tiny.cfg n_kv_heads=3
+refuse "odd head_dim" 2 "head_dim" tiny.cfg head_dim=7
+refuse "impossible gate" 2 "gate_" tiny.cfg gate_activation=rmsnorm
+refuse "device = cuda" 2 "device.*CUDA" tiny.cfg device=cuda
+refuse "use_amp = on" 2 "use_amp" tiny.cfg use_amp=on
+refuse "an endless epoch" 2 "max_tokens" tiny.cfg max_steps=0 max_tokens=0 output_dir=other
+refuse "missing data" 1 "missing.txt" tiny.cfg data=missing.txt output_dir=other
+refuse "data of an unknown kind" 1 "tiny.cfg" tiny.cfg data=tiny.cfg output_dir=other
+refuse "empty data" 1 "empty.txt" tiny.cfg data=empty.txt output_dir=other
+refuse "truncated data" 1 "short.u32" tiny.cfg data=short.u32 output_dir=other
+refuse "token beyond the vocabulary" 1 "large.u16" tiny.cfg data=large.u16 val_fraction=0 shuffle=0 output_dir=other
+refuse "unknown generator" 1 "gen:nothing" tiny.cfg data=gen:nothing output_dir=other
+refuse "unknown generator key" 1 "speed" tiny.cfg data=gen:backcopy,speed=1 output_dir=other
+refuse "a model larger than memory" 1 "" tiny.cfg max_seq_len=1000000 batch_size=60000 data=gen:random output_dir=other
+check "nothing was trained" test ! -e other/last
+
+# ---- broken checkpoints
+
+broken() { rm -rf broken; cp -r whole broken; }
+go_on="tiny.cfg max_steps=50 output_dir=broken"
+broken; truncate -s -100 broken/last/model.safetensors
+refuse "truncated weights" 1 "model.safetensors" $go_on
+broken; truncate -s 100 broken/last/optimizer.safetensors
+refuse "truncated optimizer state" 1 "optimizer.safetensors" $go_on
+broken; put_bytes broken/last/model.safetensors 0 '\xff\xff\xff\xff\xff\xff\xff\x7f'
+refuse "false header length" 1 "model.safetensors" $go_on
+broken; printf '{"step": ' >broken/last/training_state.json
+refuse "truncated training state" 1 "training_state.json" $go_on
+broken; rm broken/config.cfg
+refuse "no config.cfg" 1 "config.cfg" $go_on
+broken; "$train" tiny.cfg d_ff=56 max_steps=1 output_dir=other-shape >/dev/null; cp other-shape/last/model.safetensors broken/last/
+refuse "weights of another shape" 1 "" $go_on
+check "metrics are kept" cmp broken/metrics.jsonl whole/metrics.jsonl
+
+# ---- disks and directories
+
+refuse "output_dir below a file" 1 "text.txt" tiny.cfg output_dir=text.txt/run
+mkdir full
+ln -s /dev/full full/metrics.jsonl
+refuse "metrics.jsonl on a full disk" 1 "full/metrics.jsonl" tiny.cfg output_dir=full
+mkdir disk
+if mount -t tmpfs -o size=200k none disk 2>/dev/null; then
+    mounted=$work/disk
+    refuse "checkpoints on a full disk" 1 "disk/last" tiny.cfg output_dir=disk/run eval_every=0
+    umount disk && mounted=
+fi
+
+# ---- a terminal
+
+if command -v script >/dev/null; then
+    TERM=xterm script -qec "stty cols 50; '$train' tiny.cfg output_dir=terminal save_every=1" /dev/null >terminal.out 2>&1
+    check "a terminal has a bar" grep -q '\[#.*\]' terminal.out
+    check "that fits its width" sh -c "sed 's/\\r//g; s/\\x1b\\[[0-9]*[AK]//g' terminal.out | awk '/%/ && length(\$0) > 49 { bad = 1 } END { exit bad }'"
+fi
+
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]
