@@ -1771,13 +1771,14 @@ GA_API void ga_sum_of_squares(double *sum, const ga_real *x, size_t n) {
 
 /* *max = max |x_i|, NaN if any x_i is; n values */
 GA_API void ga_max_abs(double *max, const ga_real *x, size_t n) {
-    ga_real top = 0, poison = 0;
+    ga_real top = 0;
+    bool nan = false;
     for (size_t i = 0; i < n; i++) {
         ga_real a = x[i] < 0 ? -x[i] : x[i];
         top = a > top ? a : top;
-        poison += x[i] * 0; /* NaN if x_i is NaN or infinite */
+        nan |= x[i] != x[i];
     }
-    *max = poison == 0 || top > (ga_real)FLT_MAX ? (double)top : (double)poison;
+    *max = nan ? (double)NAN : (double)top;
 }
 
 /* One column of the attention matrix, P_ij for key j, from what SDPA keeps: no T x T matrix is made. j = 0 is the first
@@ -2032,35 +2033,35 @@ GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, g
 /* ==== the model ==================================================================================================== */
 
 /* The stream of a tensor's start depends on seed and name alone. */
-GAI_FN void gai_initialise_tensor(ga_model *m, const ga_tensor *t, ga_real *host) {
-    size_t n = t->rows * t->columns;
+GAI_FN void gai_initialise_tensor(ga_model *m, const ga_tensor *t) {
+    enum { PIECE = 4096 };
+    ga_real host[PIECE];
+    size_t values = t->rows * t->columns;
     uint64_t random = 0xcbf29ce484222325u; /* FNV-1a of the name */
     for (const char *p = t->name; *p; p++) random = (random ^ (unsigned char)*p) * 0x100000001b3u;
     random ^= m->config.seed * 0x9e3779b97f4a7c15u;
     double std = t->start == GA_START_GATE ? m->config.gate_init_std : m->config.init_std;
-    for (size_t i = 0; i < n; i++)
-        host[i] = t->start == GA_START_ONES    ? 1
-                  : t->start == GA_START_ZEROS ? 0
-                                               : (ga_real)(std * ga_random_normal(&random));
-    m->device.copy_in(m->device.state, m->weights + t->offset, host, n * sizeof *host);
+    for (size_t done = 0; done < values; done += PIECE) {
+        size_t n = gai_min(PIECE, values - done);
+        for (size_t i = 0; i < n; i++)
+            host[i] = t->start == GA_START_ONES    ? 1
+                      : t->start == GA_START_ZEROS ? 0
+                                                   : (ga_real)(std * ga_random_normal(&random));
+        m->device.copy_in(m->device.state, m->weights + t->offset + done, host, n * sizeof *host);
+    }
 }
 
-GAI_FN bool gai_initialise(ga_model *m) {
-    size_t largest = m->config.max_seq_len * m->sizes.D;
-    for (size_t i = 0; i < m->n_tensors; i++) largest = gai_max(largest, m->tensors[i].rows * m->tensors[i].columns);
-    ga_real *host = (ga_real *)GA_MALLOC(largest * sizeof *host);
-    if (!host) return false;
-    for (size_t i = 0; i < m->n_tensors; i++) gai_initialise_tensor(m, &m->tensors[i], host);
+/* RoPE: the angle of pair i at position t is t base^(-2i/D). */
+GAI_FN void gai_initialise_rope(ga_model *m) {
+    ga_real row[GA_MAX_HEAD_DIM];
     size_t half = m->sizes.D / 2;
-    for (size_t t = 0; t < m->config.max_seq_len; t++) /* RoPE: angle t base^(-2i/D) */
+    for (size_t t = 0; t < m->config.max_seq_len; t++) {
         for (size_t i = 0; i < half; i++) {
             double angle = (double)t * pow(m->config.rope_base, -(double)i / (double)half);
-            host[t * 2 * half + i] = (ga_real)cos(angle), host[t * 2 * half + half + i] = (ga_real)sin(angle);
+            row[i] = (ga_real)cos(angle), row[half + i] = (ga_real)sin(angle);
         }
-    m->device.copy_in(m->device.state, m->rope, host, m->config.max_seq_len * m->sizes.D * sizeof *host);
-    GA_FREE(host);
-    if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
-    return true;
+        m->device.copy_in(m->device.state, m->rope + t * 2 * half, row, 2 * half * sizeof *row);
+    }
 }
 
 GAI_FN void *gai_zeroed(size_t bytes) {
@@ -2085,7 +2086,10 @@ GAI_FN bool gai_allocate_model(ga_model *m) {
     if (!m->activation_block) return false;
     gai_arena arena = {(char *)m->activation_block, 0};
     gai_lay_out(m, &arena);
-    return gai_initialise(m);
+    gai_initialise_rope(m);
+    for (size_t i = 0; i < m->n_tensors; i++) gai_initialise_tensor(m, &m->tensors[i]);
+    if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
+    return true;
 }
 
 GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e) {
@@ -2692,6 +2696,1435 @@ GA_API int32_t ga_sample(ga_real *logits, size_t V, ga_sampling s, uint64_t *ran
     for (size_t v = 0; v < V; v++)
         if ((x -= (double)logits[v]) < 0) return (int32_t)v;
     return gai_argmax(logits, V);
+}
+/* ==== checkpoints ====================================================================================================
+ *
+ * A directory as Hugging Face has it:
+ *     config.json            the model's keys, in their names and in ours
+ *     model.safetensors      the weights; other writers may spread them over shards, listed in *.index.json
+ *     optimizer.safetensors  "moment1.<tensor>" and "moment2.<tensor>", always as the header keeps them in memory
+ *     training_state.json    where the run stands; 64-bit numbers are strings, since JSON readers keep only 53 bits
+ *
+ * A safetensors file, all of it little-endian:
+ *
+ *     8 bytes     N, the length of the header
+ *     N bytes     JSON, padded with spaces: {"__metadata__": {"format": "pt"},
+ *                 "model.norm.weight": {"dtype": "F32", "shape": [512], "data_offsets": [begin, end]}, ...}
+ *     the rest    the tensors, row-major, without holes; offsets count from the end of the header
+ *
+ * Files may come from anywhere. Every length and offset is checked against the file's size before it is used, memory is
+ * bounded by the size of the file, and time by n log n.
+ */
+
+enum {
+    GAI_PATH = 4096,
+    GAI_STORED_NAME = 112,      /* "moment1." and ga_tensor.name */
+    GAI_CHUNK = 1 << 17,        /* values of a tensor that are in host memory at one time */
+    GAI_MAX_HEADER = 100000000, /* of a safetensors file, by its specification */
+    GAI_MAX_JSON = 1 << 24,     /* bytes of any other JSON file */
+    GAI_JSON_DEPTH = 64,
+    GAI_MAX_SHARDS = 512,
+    GAI_MAX_RANK = 4
+};
+
+/* ---- JSON ---- */
+
+/* A cursor over JSON text, which is decoded where it lies. A value is a cursor at its first byte that ends with it. */
+typedef struct {
+    const char *path;
+    ga_error *e;
+    char *start, *at, *end;
+} gai_json;
+
+GAI_FN char gai_json_peek(const gai_json *j) { return j->at < j->end ? *j->at : '\0'; }
+
+GAI_FN void gai_json_space(gai_json *j) {
+    while (j->at < j->end && (*j->at == ' ' || *j->at == '\n' || *j->at == '\r' || *j->at == '\t')) j->at++;
+}
+
+GAI_FN bool gai_json_take(gai_json *j, char c) {
+    gai_json_space(j);
+    if (j->at == j->end || *j->at != c) return false;
+    j->at++;
+    return true;
+}
+
+GAI_FN bool gai_json_hex4(gai_json *j, uint32_t *code) {
+    static const char digits[] = "0123456789abcdefABCDEF";
+    *code = 0;
+    for (int i = 0; i < 4; i++) {
+        char c = gai_json_peek(j);
+        const char *digit = c != '\0' ? strchr(digits, c) : NULL;
+        if (!digit) return false;
+        size_t value = (size_t)(digit - digits);
+        *code = *code * 16 + (uint32_t)(value < 16 ? value : value - 6);
+        j->at++;
+    }
+    return true;
+}
+
+/* What follows a backslash. \u0000 is refused: it would cut a C string short. */
+GAI_FN bool gai_json_escape(gai_json *j, uint32_t *code) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    char c = gai_json_peek(j);
+    const char *simple = c != '\0' ? strchr(from, c) : NULL;
+    j->at += c != '\0';
+    if (simple != NULL) {
+        *code = (uint32_t)to[simple - from];
+        return true;
+    }
+    if (c != 'u' || !gai_json_hex4(j, code) || *code == 0) return false;
+    if (*code < 0xD800 || *code > 0xDFFF) return true;
+    uint32_t low;
+    if (*code > 0xDBFF || gai_json_peek(j) != '\\') return false;
+    j->at++;
+    if (gai_json_peek(j) != 'u') return false;
+    j->at++;
+    if (!gai_json_hex4(j, &low) || low < 0xDC00 || low > 0xDFFF) return false;
+    *code = 0x10000 + ((*code - 0xD800) << 10) + (low - 0xDC00);
+    return true;
+}
+
+GAI_FN char *gai_utf8(char *out, uint32_t code) {
+    int tail = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+    static const unsigned char lead[] = {0, 0xC0, 0xE0, 0xF0};
+    *out++ = (char)(lead[tail] | (code >> (6 * tail)));
+    while (tail-- > 0) *out++ = (char)(0x80 | ((code >> (6 * tail)) & 0x3F));
+    return out;
+}
+
+/* With `text` the string is decoded in place: an escape is never shorter than what it stands for. */
+GAI_FN bool gai_json_string(gai_json *j, char **text) {
+    if (!gai_json_take(j, '"')) return false;
+    char *out = j->at;
+    if (text != NULL) *text = out;
+    for (;;) {
+        char c = gai_json_peek(j);
+        if ((unsigned char)c < 0x20) return false;
+        j->at++;
+        if (c == '"') break;
+        uint32_t code;
+        if (c == '\\' && !gai_json_escape(j, &code)) return false;
+        if (!text) continue;
+        if (c == '\\') out = gai_utf8(out, code);
+        else *out++ = c;
+    }
+    if (text != NULL) *out = '\0';
+    return true;
+}
+
+GAI_FN bool gai_json_digits(gai_json *j) {
+    const char *first = j->at;
+    while (gai_json_peek(j) >= '0' && gai_json_peek(j) <= '9') j->at++;
+    return j->at > first;
+}
+
+GAI_FN bool gai_json_number(gai_json *j) {
+    if (gai_json_peek(j) == '-') j->at++;
+    if (gai_json_peek(j) == '0') j->at++;
+    else if (!gai_json_digits(j)) return false;
+    if (gai_json_peek(j) == '.') {
+        j->at++;
+        if (!gai_json_digits(j)) return false;
+    }
+    if (gai_json_peek(j) != 'e' && gai_json_peek(j) != 'E') return true;
+    j->at++;
+    if (gai_json_peek(j) == '+' || gai_json_peek(j) == '-') j->at++;
+    return gai_json_digits(j);
+}
+
+GAI_FN bool gai_json_word(gai_json *j, const char *word) {
+    size_t n = strlen(word);
+    if ((size_t)(j->end - j->at) < n || memcmp(j->at, word, n) != 0) return false;
+    j->at += n;
+    return true;
+}
+
+GAI_FN bool gai_json_scalar(gai_json *j) {
+    switch (gai_json_peek(j)) {
+    case '"': return gai_json_string(j, NULL);
+    case 't': return gai_json_word(j, "true");
+    case 'f': return gai_json_word(j, "false");
+    case 'n': return gai_json_word(j, "null");
+    default: return gai_json_number(j);
+    }
+}
+
+/* Passes over one value of any kind and checks its syntax. One bit a level (1: object) in place of recursion. */
+GAI_FN bool gai_json_skip(gai_json *j) {
+    uint64_t objects = 0;
+    int depth = 0;
+    for (;;) {
+        gai_json_space(j);
+        char c = gai_json_peek(j);
+        bool opens = c == '{' || c == '[';
+        if (opens) {
+            if (depth == GAI_JSON_DEPTH) return false;
+            j->at++;
+            depth++;
+            objects = objects << 1 | (c == '{');
+        } else if (!gai_json_scalar(j)) {
+            return false;
+        }
+        while (depth > 0 && gai_json_take(j, objects & 1 ? '}' : ']')) {
+            depth--;
+            objects >>= 1;
+            opens = false;
+        }
+        if (depth == 0) return true;
+        if (!opens && !gai_json_take(j, ',')) return false;
+        if ((objects & 1) && (!gai_json_string(j, NULL) || !gai_json_take(j, ':'))) return false;
+    }
+}
+
+/* Opens a text of n bytes, with a zero byte behind them, that must be one object. */
+GAI_FN ga_result gai_json_open(gai_json *j, const char *path, char *text, size_t n, ga_error *e) {
+    gai_json all = {path, e, text, text, text + n};
+    bool good = gai_json_skip(&all);
+    gai_json_space(&all);
+    if (!good || all.at != all.end)
+        return gai_fail(e, GA_ERR_FORMAT, "%s: no valid JSON at byte %zu", path, (size_t)(all.at - text));
+    *j = all;
+    j->at = text;
+    gai_json_space(j);
+    if (*j->at != '{') return gai_fail(e, GA_ERR_FORMAT, "%s: holds no JSON object", path);
+    return GA_OK;
+}
+
+/* The next member of an object, or with key NULL the next element of an array, whose syntax is known to be right. *j is
+ * at the opening bracket the first time. false: there are no more. */
+GAI_FN bool gai_json_next(gai_json *j, char **key, gai_json *value) {
+    gai_json_space(j);
+    char c = gai_json_peek(j);
+    if (c != ',' && c != (key != NULL ? '{' : '[')) return false;
+    j->at++;
+    if (c != ',' && gai_json_take(j, key != NULL ? '}' : ']')) return false;
+    if (key != NULL && (!gai_json_string(j, key) || !gai_json_take(j, ':'))) return false;
+    gai_json_space(j);
+    *value = *j;
+    if (!gai_json_skip(j)) return false;
+    value->end = j->at;
+    return true;
+}
+
+/* Text of a file in a message: it must not break the line. */
+GAI_FN const char *gai_printable(const char *text) {
+    for (const char *p = text; *p != '\0'; p++)
+        if (*p < 0x20 || *p > 0x7E) return "(not ASCII)";
+    return text;
+}
+
+/* Whether a value stands in the file exactly like this; one that is not there is like nothing. */
+GAI_FN bool gai_json_is(const gai_json *value, const char *text) {
+    size_t n = strlen(text);
+    return value->at && (size_t)(value->end - value->at) == n && memcmp(value->at, text, n) == 0;
+}
+
+/* The values of an object's members `names`; one that is not there, or null, has at = NULL. Other members are passed over,
+ * or refused where the object is `closed`. */
+GAI_FN ga_result gai_json_members(gai_json object, const char *const *names, size_t n, gai_json *values, bool closed) {
+    if (gai_json_peek(&object) != '{')
+        return gai_fail(object.e, GA_ERR_FORMAT, "%s: an object is missing at byte %zu", object.path,
+                        (size_t)(object.at - object.start));
+    char *key;
+    gai_json value;
+    for (size_t i = 0; i < n; i++) memset(&values[i], 0, sizeof values[i]);
+    while (gai_json_next(&object, &key, &value)) {
+        size_t i = 0;
+        while (i < n && strcmp(key, names[i]) != 0) i++;
+        if (i == n && closed)
+            return gai_fail(object.e, GA_ERR_FORMAT, "%s: unknown key \"%.64s\"", object.path, gai_printable(key));
+        if (i == n) continue;
+        if (values[i].start) return gai_fail(object.e, GA_ERR_FORMAT, "%s: %s stands twice", object.path, names[i]);
+        values[i] = value;
+        if (gai_json_is(&value, "null")) values[i].at = NULL;
+    }
+    return GA_OK;
+}
+
+GAI_FN bool gai_parse_u64(const char *text, const char *end, uint64_t *number) {
+    *number = 0;
+    for (const char *p = text; p < end; p++) {
+        uint64_t digit = (uint64_t)(unsigned char)*p - '0';
+        if (digit > 9 || *number > (UINT64_MAX - digit) / 10) return false;
+        *number = *number * 10 + digit;
+    }
+    return end > text;
+}
+
+/* ---- files ---- */
+
+GAI_FN ga_result gai_file_error(ga_error *e, const char *what, const char *path) {
+    return gai_fail(e, GA_ERR_FILE, "%s: cannot %s: %s", path, what, strerror(errno));
+}
+
+/* directory + separator + name */
+GAI_FN ga_result gai_path(char path[GAI_PATH], const char *directory, const char *separator, const char *name,
+                          ga_error *e) {
+    int n = snprintf(path, GAI_PATH, "%s%s%s", directory, separator, name);
+    if (n < 0 || n >= GAI_PATH) return gai_fail(e, GA_ERR_FILE, "%.128s...: the path is too long", directory);
+    return GA_OK;
+}
+
+GAI_FN bool gai_exists(const char *path) {
+    struct stat s;
+    return stat(path, &s) == 0;
+}
+
+/* stat before fopen, which would wait for the other end of a pipe. */
+GAI_FN ga_result gai_open(const char *path, FILE **file, uint64_t *size, ga_error *e) {
+    struct stat s;
+    if (stat(path, &s) != 0) return gai_file_error(e, "open", path);
+    if (!S_ISREG(s.st_mode)) return gai_fail(e, GA_ERR_FILE, "%s: is not a regular file", path);
+    *file = fopen(path, "rb");
+    if (!*file) return gai_file_error(e, "open", path);
+    *size = (uint64_t)s.st_size;
+    return GA_OK;
+}
+
+/* The next n bytes and a zero byte behind them. *text is to be freed, also on failure. */
+GAI_FN ga_result gai_read_text(FILE *file, const char *path, size_t n, char **text, ga_error *e) {
+    *text = (char *)GA_MALLOC(n + 1);
+    if (!*text) return gai_fail(e, GA_ERR_MEMORY, "%s: no memory for %zu bytes", path, n);
+    if (fread(*text, 1, n, file) != n) return gai_fail(e, GA_ERR_FORMAT, "%s: ends early", path);
+    (*text)[n] = '\0';
+    return GA_OK;
+}
+
+/* A JSON file as a whole. *text is to be freed, also on failure. */
+GAI_FN ga_result gai_json_load(gai_json *j, const char *path, char **text, ga_error *e) {
+    FILE *file;
+    uint64_t size;
+    *text = NULL;
+    ga_result result = gai_open(path, &file, &size, e);
+    if (result != GA_OK) return result;
+    if (size > GAI_MAX_JSON) result = gai_fail(e, GA_ERR_FORMAT, "%s: is larger than %d bytes", path, (int)GAI_MAX_JSON);
+    if (result == GA_OK) result = gai_read_text(file, path, (size_t)size, text, e);
+    if (result == GA_OK) result = gai_json_open(j, path, *text, (size_t)size, e);
+    fclose(file);
+    return result;
+}
+
+/* Text that grows inside a buffer whose size was computed beforehand. */
+typedef struct {
+    char *text;
+    size_t used, size;
+} gai_text;
+
+GAI_PRINTF(2, 3) GAI_FN void gai_print(gai_text *t, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(t->text + t->used, t->size - t->used, format, arguments);
+    va_end(arguments);
+    if (n > 0) t->used = (size_t)n < t->size - t->used ? t->used + (size_t)n : t->size - 1;
+}
+
+GAI_FN ga_result gai_create_file(const char *path, FILE **file, ga_error *e) {
+    *file = fopen(path, "wb");
+    return *file != NULL ? GA_OK : gai_file_error(e, "create", path);
+}
+
+GAI_FN ga_result gai_put(FILE *file, const char *path, const void *data, size_t n, ga_error *e) {
+    return fwrite(data, 1, n, file) == n ? GA_OK : gai_file_error(e, "write", path);
+}
+
+/* Closes a file that was written with the result `result`; it is safe on the disk when this returns GA_OK. */
+GAI_FN ga_result gai_close_file(FILE *file, const char *path, ga_result result, ga_error *e) {
+    if (result == GA_OK && (fflush(file) != 0 || fsync(fileno(file)) != 0)) result = gai_file_error(e, "write", path);
+    if (fclose(file) != 0 && result == GA_OK) result = gai_file_error(e, "write", path);
+    return result;
+}
+
+GAI_FN ga_result gai_write_file(const char *path, const gai_text *t, ga_error *e) {
+    FILE *file;
+    ga_result result = gai_create_file(path, &file, e);
+    if (result != GA_OK) return result;
+    return gai_close_file(file, path, gai_put(file, path, t->text, t->used, e), e);
+}
+
+/* Not every file system can sync a directory; those that cannot say EINVAL. */
+GAI_FN ga_result gai_sync_directory(const char *path, ga_error *e) {
+    int file = open(path, O_RDONLY);
+    if (file < 0) return gai_file_error(e, "open", path);
+    ga_result result = fsync(file) == 0 || errno == EINVAL ? GA_OK : gai_file_error(e, "sync", path);
+    close(file);
+    return result;
+}
+
+/* ---- what is stored, and where the gate is ---- */
+
+/* The released models keep the gate inside q_proj. With R = n_heads / n_kv_heads query heads to a group, its rows are
+ *
+ *     group 0                           group 1
+ *     +------------------+------------+------------------+------------+----
+ *     | queries of heads | gates of   | queries of heads | gates of   | ...      elementwise: R * D gate rows
+ *     | 0 .. R-1: R * D  | the same   | R .. 2R-1: R * D | the same   |          headwise:    R gate rows
+ *     +------------------+------------+------------------+------------+----
+ *
+ * while ours are two tensors, each with its heads in order. That form can say G1, head-specific, multiplicative,
+ * sigmoid, computed from X; any other gate stays a tensor of its own. */
+GAI_FN bool gai_gate_is_packed(const ga_config *c) {
+    return c->gate_position == GA_G1 && c->gate_sharing == GA_SPECIFIC && c->gate_form == GA_MULTIPLICATIVE &&
+           c->gate_activation == GA_SIGMOID && c->gate_input == GA_INPUT_QUERY;
+}
+
+/* What a safetensors file holds: the tensors of each block, their names behind the block's prefix. */
+typedef struct {
+    const char *prefixes[2];
+    ga_real *blocks[2];
+    size_t n_blocks;
+    bool packed;
+} gai_contents;
+
+GAI_FN gai_contents gai_weights_of(const ga_model *m) {
+    gai_contents c = {{"", NULL}, {m->weights, NULL}, 1, gai_gate_is_packed(&m->config)};
+    return c;
+}
+
+GAI_FN gai_contents gai_moments_of(const ga_model *m) {
+    gai_contents c = {{"moment1.", "moment2."}, {m->moment1, m->moment2}, 2, false};
+    return c;
+}
+
+typedef struct {
+    const ga_tensor *tensor;
+    ga_real *block;
+    bool packed; /* q_proj with the gate inside */
+    char name[GAI_STORED_NAME];
+    size_t rank;
+    uint64_t shape[2];
+    uint64_t values;
+} gai_stored;
+
+GAI_FN size_t gai_stored_count(const ga_model *m, const gai_contents *c) { return c->n_blocks * m->n_tensors; }
+
+/* Stored tensor i; false: it lies inside another one. */
+GAI_FN bool gai_stored_tensor(const ga_model *m, const gai_contents *c, size_t i, gai_stored *s) {
+    size_t block = i / m->n_tensors;
+    const ga_tensor *t = &m->tensors[i % m->n_tensors];
+    if (c->packed && t->id == GA_TENSOR_gate_weight) return false;
+    s->tensor = t;
+    s->block = c->blocks[block];
+    s->packed = c->packed && t->id == GA_TENSOR_query;
+    snprintf(s->name, sizeof s->name, "%s%s", c->prefixes[block], t->name);
+    size_t rows = t->rows + (s->packed ? m->sizes.G : 0);
+    s->rank = t->start == GA_START_ONES ? 1 : 2;
+    s->shape[0] = s->rank == 1 ? t->columns : rows;
+    s->shape[1] = t->columns;
+    s->values = rows * t->columns;
+    return true;
+}
+
+/* Run k, from 0, of values that follow each other both in the file and in memory; false: there are no more. */
+GAI_FN bool gai_stored_run(const ga_model *m, const gai_stored *s, size_t k, ga_real **values, size_t *n) {
+    const ga_tensor *t = s->tensor;
+    size_t groups = 1;
+    if (s->packed) {
+        groups = m->sizes.HK;
+        if (k % 2 == 1) t = ga_find_tensor(m, GA_TENSOR_gate_weight, t->layer);
+        k /= 2;
+    }
+    if (k >= groups) return false;
+    *n = t->rows / groups * t->columns;
+    *values = s->block + t->offset + k * *n;
+    return true;
+}
+
+/* ---- safetensors: numbers ---- */
+
+typedef enum { GAI_F64, GAI_F32, GAI_F16, GAI_BF16, GAI_DTYPES } gai_dtype;
+
+GAI_FN const char *gai_dtype_name(int type) {
+    static const char *const names[] = {"F64", "F32", "F16", "BF16"};
+    return names[type];
+}
+
+GAI_FN size_t gai_dtype_size(gai_dtype type) { return type == GAI_F64 ? 8 : type == GAI_F32 ? 4 : 2; }
+
+/* Little-endian bytes, whatever this machine has. */
+GAI_FN uint64_t gai_get_bytes(const unsigned char *p, size_t n) {
+    uint64_t bits = 0;
+    for (size_t i = 0; i < n; i++) bits |= (uint64_t)p[i] << (8 * i);
+    return bits;
+}
+
+GAI_FN void gai_put_bytes(unsigned char *p, uint64_t bits, size_t n) {
+    for (size_t i = 0; i < n; i++) p[i] = (unsigned char)(bits >> (8 * i));
+}
+
+GAI_FN float gai_float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* 1 sign, 5 exponent, 10 fraction bits. Exponent 0: fraction * 2^-24; 31: infinity or NaN. */
+GAI_FN float gai_half_of(uint32_t h) {
+    uint32_t sign = (h & 0x8000) << 16, exponent = h >> 10 & 0x1F, fraction = h & 0x3FF;
+    if (exponent == 0) return (sign != 0 ? -1.0f : 1.0f) * (float)fraction / 16777216.0f;
+    if (exponent == 31) return gai_float_of(sign | 0x7F800000 | fraction << 13);
+    return gai_float_of(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+GAI_FN ga_real gai_decode(const unsigned char *p, gai_dtype type) {
+    if (type == GAI_F32) return (ga_real)gai_float_of((uint32_t)gai_get_bytes(p, 4));
+    if (type == GAI_BF16) return (ga_real)gai_float_of((uint32_t)gai_get_bytes(p, 2) << 16);
+    if (type == GAI_F16) return (ga_real)gai_half_of((uint32_t)gai_get_bytes(p, 2));
+    uint64_t bits = gai_get_bytes(p, 8);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return (ga_real)x;
+}
+
+/* What this build writes: its own values, nothing lost. */
+GAI_FN gai_dtype gai_own_dtype(void) { return sizeof(ga_real) == 8 ? GAI_F64 : GAI_F32; }
+
+GAI_FN void gai_encode(unsigned char *p, ga_real x) {
+    uint64_t bits = 0;
+    uint32_t half = 0;
+    if (sizeof x == 8) {
+        memcpy(&bits, &x, sizeof x);
+    } else {
+        memcpy(&half, &x, sizeof half);
+        bits = half;
+    }
+    gai_put_bytes(p, bits, sizeof x);
+}
+
+/* Moves values between a file and the device, a chunk at a time. */
+typedef struct {
+    ga_model *m;
+    FILE *file;
+    const char *path;
+    unsigned char *bytes; /* GAI_CHUNK values of 8 bytes */
+    ga_real *values;      /* GAI_CHUNK */
+    ga_error *e;
+} gai_stream;
+
+GAI_FN ga_result gai_stream_create(gai_stream *s, ga_model *m, ga_error *e) {
+    s->m = m;
+    s->file = NULL;
+    s->path = NULL;
+    s->e = e;
+    s->bytes = (unsigned char *)GA_MALLOC((size_t)GAI_CHUNK * 8);
+    s->values = (ga_real *)GA_MALLOC((size_t)GAI_CHUNK * sizeof(ga_real));
+    if (s->bytes && s->values) return GA_OK;
+    return gai_fail(e, GA_ERR_MEMORY, "no memory for the buffers of a checkpoint");
+}
+
+GAI_FN void gai_stream_destroy(gai_stream *s) {
+    if (s->file) fclose(s->file);
+    GA_FREE(s->bytes);
+    GA_FREE(s->values);
+}
+
+GAI_FN ga_result gai_stream_write(gai_stream *s, const ga_real *from, size_t n) {
+    while (n > 0) {
+        size_t some = gai_min(n, GAI_CHUNK);
+        s->m->device.copy_out(s->m->device.state, s->values, from, some * sizeof(ga_real));
+        for (size_t i = 0; i < some; i++) gai_encode(s->bytes + i * sizeof(ga_real), s->values[i]);
+        ga_result result = gai_put(s->file, s->path, s->bytes, some * sizeof(ga_real), s->e);
+        if (result != GA_OK) return result;
+        from += some;
+        n -= some;
+    }
+    return GA_OK;
+}
+
+/* Goes to a place in a file, which is opened unless it is the one that is open. `path` must live as long. */
+GAI_FN ga_result gai_stream_seek(gai_stream *s, const char *path, uint64_t at) {
+    if (path != s->path) {
+        if (s->file) fclose(s->file);
+        s->path = path;
+        s->file = fopen(path, "rb");
+        if (!s->file) return gai_file_error(s->e, "open", path);
+    }
+    return fseeko(s->file, (off_t)at, SEEK_SET) == 0 ? GA_OK : gai_file_error(s->e, "read", path);
+}
+
+GAI_FN ga_result gai_stream_bytes(gai_stream *s, unsigned char *bytes, size_t n) {
+    if (fread(bytes, 1, n, s->file) == n) return GA_OK;
+    return gai_fail(s->e, GA_ERR_FILE, "%s: ended while it was read", s->path);
+}
+
+GAI_FN ga_result gai_stream_read(gai_stream *s, ga_real *to, size_t n, gai_dtype type) {
+    size_t size = gai_dtype_size(type);
+    while (n > 0) {
+        size_t some = gai_min(n, GAI_CHUNK);
+        ga_result result = gai_stream_bytes(s, s->bytes, some * size);
+        if (result != GA_OK) return result;
+        for (size_t i = 0; i < some; i++) s->values[i] = gai_decode(s->bytes + i * size, type);
+        s->m->device.copy_in(s->m->device.state, to, s->values, some * sizeof(ga_real));
+        to += some;
+        n -= some;
+    }
+    return GA_OK;
+}
+
+/* ---- safetensors: reading ---- */
+
+typedef struct {
+    const char *name;
+    gai_dtype type;
+    size_t rank;
+    uint64_t shape[GAI_MAX_RANK];
+    uint64_t begin, end; /* from the start of the file */
+    bool used, listed;   /* belongs to the model; named by the index */
+} gai_entry;
+
+/* One file; `entries` are sorted by name, and names lie in `header`. */
+typedef struct {
+    char path[GAI_PATH];
+    char *header;
+    gai_entry *entries;
+    size_t n;
+} gai_tensor_file;
+
+/* model.safetensors, or its shards; optimizer.safetensors. */
+typedef struct {
+    gai_tensor_file *files;
+    size_t n;
+    char *index; /* text of the index */
+    ga_error *e;
+} gai_tensor_files;
+
+enum { GAI_SHAPE_TEXT = 96 };
+
+GAI_FN void gai_shape_text(char text[GAI_SHAPE_TEXT], size_t rank, const uint64_t *shape) {
+    gai_text t = {text, 0, GAI_SHAPE_TEXT};
+    gai_print(&t, "[");
+    for (size_t i = 0; i < rank; i++) gai_print(&t, i > 0 ? ",%llu" : "%llu", (unsigned long long)shape[i]);
+    gai_print(&t, "]");
+}
+
+GAI_FN ga_result gai_bad_tensor(const gai_tensor_file *f, const char *name, const char *what, ga_error *e) {
+    return gai_fail(e, GA_ERR_FORMAT, "%s: tensor %.96s: %s", f->path, gai_printable(name), what);
+}
+
+/* An array of at most `most` whole numbers. */
+GAI_FN bool gai_parse_array(gai_json array, uint64_t *numbers, size_t most, size_t *n) {
+    gai_json item;
+    if (gai_json_peek(&array) != '[') return false;
+    for (*n = 0; gai_json_next(&array, NULL, &item); ++*n)
+        if (*n == most || !gai_parse_u64(item.at, item.end, &numbers[*n])) return false;
+    return true;
+}
+
+GAI_FN bool gai_parse_shape(gai_json array, gai_entry *t, uint64_t *values) {
+    if (!gai_parse_array(array, t->shape, GAI_MAX_RANK, &t->rank)) return false;
+    *values = 1;
+    for (size_t i = 0; i < t->rank; i++) {
+        if (t->shape[i] != 0 && *values > SIZE_MAX / t->shape[i]) return false;
+        *values *= t->shape[i];
+    }
+    return true;
+}
+
+GAI_FN ga_result gai_parse_entry(const gai_tensor_file *f, gai_entry *t, gai_json object, uint64_t data_size) {
+    static const char *const names[] = {"dtype", "shape", "data_offsets"};
+    gai_json values[3];
+    ga_error *e = object.e;
+    char *type;
+    uint64_t count, offsets[2];
+    size_t n;
+    ga_result result = gai_json_members(object, names, 3, values, false);
+    if (result != GA_OK) return result;
+    for (int i = 0; i < 3; i++)
+        if (!values[i].at)
+            return gai_fail(e, GA_ERR_FORMAT, "%s: tensor %.96s: has no %s", f->path, gai_printable(t->name), names[i]);
+    if (!gai_json_string(&values[0], &type)) return gai_bad_tensor(f, t->name, "dtype is no string", e);
+    int k = 0;
+    while (k < GAI_DTYPES && strcmp(type, gai_dtype_name(k)) != 0) k++;
+    if (k == GAI_DTYPES)
+        return gai_fail(e, GA_ERR_FORMAT, "%s: tensor %.96s: dtype %.16s is none of F32, BF16, F16, F64", f->path,
+                        gai_printable(t->name), gai_printable(type));
+    t->type = (gai_dtype)k;
+    if (!gai_parse_shape(values[1], t, &count)) return gai_bad_tensor(f, t->name, "shape is not usable", e);
+    if (!gai_parse_array(values[2], offsets, 2, &n) || n != 2)
+        return gai_bad_tensor(f, t->name, "data_offsets are not usable", e);
+    t->begin = offsets[0];
+    t->end = offsets[1];
+    if (t->begin > t->end) return gai_bad_tensor(f, t->name, "data_offsets are out of order", e);
+    if (t->end > data_size) return gai_bad_tensor(f, t->name, "data_offsets are beyond the end of the file", e);
+    uint64_t bytes = t->end - t->begin, size = gai_dtype_size(t->type);
+    if (bytes % size != 0 || bytes / size != count)
+        return gai_bad_tensor(f, t->name, "shape and data_offsets differ in length", e);
+    return GA_OK;
+}
+
+GAI_FN int gai_by_offset(const void *a, const void *b) {
+    const gai_entry *x = (const gai_entry *)a, *y = (const gai_entry *)b;
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return x->end < y->end ? -1 : x->end > y->end;
+}
+
+GAI_FN int gai_by_name(const void *a, const void *b) {
+    return strcmp(((const gai_entry *)a)->name, ((const gai_entry *)b)->name);
+}
+
+/* Offsets become those in the file; the entries are left in the order of their names. */
+GAI_FN ga_result gai_check_layout(gai_tensor_file *f, uint64_t data, uint64_t data_size, ga_error *e) {
+    uint64_t at = 0;
+    qsort(f->entries, f->n, sizeof *f->entries, gai_by_offset);
+    for (size_t i = 0; i < f->n; i++) {
+        gai_entry *t = &f->entries[i];
+        if (t->begin < at) return gai_bad_tensor(f, t->name, "overlaps another tensor", e);
+        if (t->begin > at) return gai_bad_tensor(f, t->name, "there is a hole before it", e);
+        at = t->end;
+        t->begin += data;
+        t->end += data;
+    }
+    if (at != data_size) return gai_fail(e, GA_ERR_FORMAT, "%s: bytes follow the last tensor", f->path);
+    qsort(f->entries, f->n, sizeof *f->entries, gai_by_name);
+    for (size_t i = 1; i < f->n; i++)
+        if (strcmp(f->entries[i - 1].name, f->entries[i].name) == 0)
+            return gai_bad_tensor(f, f->entries[i].name, "stands twice", e);
+    return GA_OK;
+}
+
+GAI_FN ga_result gai_parse_header(gai_tensor_file *f, size_t length, uint64_t data_size, ga_error *e) {
+    gai_json j, value;
+    char *name;
+    ga_result result = gai_json_open(&j, f->path, f->header, length, e);
+    if (result != GA_OK) return result;
+    size_t most = length / strlen("'':{'dtype':'F32','shape':[],'data_offsets':[0,0]}") + 1;
+    f->entries = (gai_entry *)GA_MALLOC(most * sizeof *f->entries);
+    if (!f->entries) return gai_fail(e, GA_ERR_MEMORY, "%s: no memory for its header", f->path);
+    while (gai_json_next(&j, &name, &value)) {
+        if (strcmp(name, "__metadata__") == 0) continue;
+        gai_entry *t = &f->entries[f->n];
+        memset(t, 0, sizeof *t);
+        t->name = name;
+        result = gai_parse_entry(f, t, value, data_size);
+        if (result != GA_OK) return result;
+        f->n++;
+    }
+    return gai_check_layout(f, 8 + length, data_size, e);
+}
+
+GAI_FN ga_result gai_read_header(gai_tensor_file *f, FILE *file, uint64_t size, ga_error *e) {
+    unsigned char prefix[8];
+    if (size < sizeof prefix || fread(prefix, 1, sizeof prefix, file) != sizeof prefix)
+        return gai_fail(e, GA_ERR_FORMAT, "%s: is too short for a safetensors file", f->path);
+    uint64_t length = gai_get_bytes(prefix, sizeof prefix);
+    if (length > GAI_MAX_HEADER || length > size - sizeof prefix)
+        return gai_fail(e, GA_ERR_FORMAT, "%s: says that its header has %llu bytes, which is too long", f->path,
+                        (unsigned long long)length);
+    ga_result result = gai_read_text(file, f->path, (size_t)length, &f->header, e);
+    if (result != GA_OK) return result;
+    return gai_parse_header(f, (size_t)length, size - sizeof prefix - length, e);
+}
+
+GAI_FN ga_result gai_add_file(gai_tensor_files *all, const char *path) {
+    FILE *file;
+    uint64_t size;
+    ga_result result = gai_open(path, &file, &size, all->e);
+    if (result != GA_OK) return result;
+    gai_tensor_file *f = &all->files[all->n++];
+    memset(f, 0, sizeof *f);
+    memcpy(f->path, path, strlen(path) + 1);
+    result = gai_read_header(f, file, size, all->e);
+    fclose(file);
+    return result;
+}
+
+GAI_FN void gai_close_files(gai_tensor_files *all) {
+    for (size_t i = 0; i < all->n; i++) {
+        GA_FREE(all->files[i].header);
+        GA_FREE(all->files[i].entries);
+    }
+    GA_FREE(all->files);
+    GA_FREE(all->index);
+}
+
+GAI_FN gai_entry *gai_find_entry(const gai_tensor_file *f, const char *name) {
+    gai_entry key;
+    memset(&key, 0, sizeof key);
+    key.name = name;
+    return f->n > 0 ? (gai_entry *)bsearch(&key, f->entries, f->n, sizeof key, gai_by_name) : NULL;
+}
+
+/* A shard's name must be a plain one, so that an index cannot reach outside its directory. */
+GAI_FN bool gai_is_plain_name(const char *name) {
+    for (const char *p = name; *p != '\0'; p++)
+        if (*p <= 0x20 || *p > 0x7E || *p == '/' || *p == '\\') return false;
+    return name[0] != '\0' && name[0] != '.' && strlen(name) < 256;
+}
+
+/* The shard `name`, whose header is read when it is met first. Neighbours in an index mostly share a shard. */
+GAI_FN ga_result gai_find_shard(gai_tensor_files *all, const char *directory, const char *name, gai_tensor_file **f) {
+    char path[GAI_PATH];
+    if (!gai_is_plain_name(name))
+        return gai_fail(all->e, GA_ERR_FORMAT, "%s/%s: shard \"%.64s\" is no plain file name", directory,
+                        "model.safetensors.index.json", gai_printable(name));
+    ga_result result = gai_path(path, directory, "/", name, all->e);
+    if (result != GA_OK) return result;
+    for (size_t i = all->n; i-- > 0;) {
+        *f = &all->files[i];
+        if (strcmp((*f)->path, path) == 0) return GA_OK;
+    }
+    if (all->n == GAI_MAX_SHARDS) return gai_fail(all->e, GA_ERR_FORMAT, "%s: has too many shards", directory);
+    *f = &all->files[all->n];
+    return gai_add_file(all, path);
+}
+
+/* {"weight_map": {"<tensor>": "<file>", ...}}: every tensor is where the index says, and no shard holds another one. */
+GAI_FN ga_result gai_open_shards(gai_tensor_files *all, const char *directory, const char *path) {
+    static const char *const names[] = {"weight_map"};
+    gai_json index, map, value;
+    char *name, *shard;
+    gai_tensor_file *f = NULL;
+    ga_result result = gai_json_load(&index, path, &all->index, all->e);
+    if (result == GA_OK) result = gai_json_members(index, names, 1, &map, false);
+    if (result != GA_OK) return result;
+    if (map.at == NULL || *map.at != '{') return gai_fail(all->e, GA_ERR_FORMAT, "%s: has no weight_map", path);
+    while (gai_json_next(&map, &name, &value)) {
+        if (!gai_json_string(&value, &shard))
+            return gai_fail(all->e, GA_ERR_FORMAT, "%s: the shard of %.96s is no string", path, gai_printable(name));
+        result = gai_find_shard(all, directory, shard, &f);
+        if (result != GA_OK) return result;
+        gai_entry *t = gai_find_entry(f, name);
+        if (!t) return gai_bad_tensor(f, name, "is not in this shard, where the index says it is", all->e);
+        if (t->listed) return gai_bad_tensor(f, name, "stands twice in the index", all->e);
+        t->listed = true;
+    }
+    if (all->n == 0) return gai_fail(all->e, GA_ERR_FORMAT, "%s: weight_map is empty", path);
+    for (size_t i = 0; i < all->n; i++)
+        for (size_t k = 0; k < all->files[i].n; k++)
+            if (!all->files[i].entries[k].listed)
+                return gai_bad_tensor(&all->files[i], all->files[i].entries[k].name, "is not in the index", all->e);
+    return GA_OK;
+}
+
+/* Opens <directory>/<name>.safetensors or else the shards of its index. *all is to be closed, also on failure. */
+GAI_FN ga_result gai_open_files(gai_tensor_files *all, const char *directory, const char *name, ga_error *e) {
+    char path[GAI_PATH], index[GAI_PATH];
+    memset(all, 0, sizeof *all);
+    all->e = e;
+    ga_result result = gai_path(path, directory, name, ".safetensors", e);
+    if (result == GA_OK) result = gai_path(index, directory, name, ".safetensors.index.json", e);
+    if (result != GA_OK) return result;
+    all->files = (gai_tensor_file *)GA_MALLOC(GAI_MAX_SHARDS * sizeof *all->files);
+    if (!all->files) return gai_fail(e, GA_ERR_MEMORY, "%s: no memory to read it", path);
+    return !gai_exists(path) && gai_exists(index) ? gai_open_shards(all, directory, index) : gai_add_file(all, path);
+}
+
+/* The stored form of a tensor: found once, of the right shape. */
+GAI_FN ga_result gai_find_stored(gai_tensor_files *all, const gai_stored *s, gai_tensor_file **f, gai_entry **t) {
+    char expected[GAI_SHAPE_TEXT], found[GAI_SHAPE_TEXT];
+    *t = NULL;
+    for (size_t i = 0; i < all->n; i++) {
+        gai_entry *here = gai_find_entry(&all->files[i], s->name);
+        if (!here) continue;
+        if (*t != NULL) return gai_bad_tensor(*f, s->name, "stands in two shards", all->e);
+        *t = here;
+        *f = &all->files[i];
+    }
+    if (!*t)
+        return gai_fail(all->e, GA_ERR_MISMATCH, "%s: tensor %s: is missing", all->files[0].path, s->name);
+    if ((*t)->rank == s->rank && memcmp((*t)->shape, s->shape, s->rank * sizeof *s->shape) == 0) return GA_OK;
+    gai_shape_text(expected, s->rank, s->shape);
+    gai_shape_text(found, (*t)->rank, (*t)->shape);
+    return gai_fail(all->e, GA_ERR_MISMATCH, "%s: tensor %s: has shape %s, expected %s", (*f)->path, s->name, found,
+                    expected);
+}
+
+/* Whether two tensors are the same bytes. */
+GAI_FN ga_result gai_compare(gai_stream *s, const gai_tensor_file *f, const gai_entry *t, const gai_tensor_file *g,
+                             const gai_entry *u, bool *same) {
+    *same = t->type == u->type && t->rank == u->rank && memcmp(t->shape, u->shape, sizeof t->shape) == 0;
+    const size_t half = (size_t)GAI_CHUNK * 4;
+    for (uint64_t done = 0, all = t->end - t->begin; *same && done < all; done += half) {
+        size_t n = all - done < half ? (size_t)(all - done) : half;
+        ga_result result = gai_stream_seek(s, f->path, t->begin + done);
+        if (result == GA_OK) result = gai_stream_bytes(s, s->bytes, n);
+        if (result == GA_OK) result = gai_stream_seek(s, g->path, u->begin + done);
+        if (result == GA_OK) result = gai_stream_bytes(s, s->bytes + half, n);
+        if (result != GA_OK) return result;
+        *same = memcmp(s->bytes, s->bytes + half, n) == 0;
+    }
+    return GA_OK;
+}
+
+/* A tensor that the model does not have. Other writers keep the RoPE frequencies, and lm_head beside tied embeddings. */
+GAI_FN ga_result gai_check_extra(gai_tensor_files *all, gai_stream *stream, const gai_tensor_file *f,
+                                 const gai_entry *t) {
+    static const char rope[] = "rotary_emb.inv_freq";
+    size_t n = strlen(t->name), tail = sizeof rope - 1;
+    if (n >= tail && strcmp(t->name + n - tail, rope) == 0) return GA_OK;
+    if (strcmp(t->name, "lm_head.weight") != 0 || !stream->m->config.tied_embeddings)
+        return gai_fail(all->e, GA_ERR_MISMATCH, "%s: tensor %.96s: the model has none of this name", f->path,
+                        gai_printable(t->name));
+    bool same = false;
+    for (size_t i = 0; i < all->n && !same; i++) {
+        const gai_entry *embed = gai_find_entry(&all->files[i], "model.embed_tokens.weight");
+        if (!embed) continue;
+        ga_result result = gai_compare(stream, f, t, &all->files[i], embed, &same);
+        if (result != GA_OK) return result;
+    }
+    if (same) return GA_OK;
+    return gai_fail(all->e, GA_ERR_MISMATCH, "%s: tensor lm_head.weight: differs from the embeddings it is tied to",
+                    f->path);
+}
+
+GAI_FN ga_result gai_check_files(gai_tensor_files *all, gai_stream *stream, const gai_contents *c) {
+    gai_stored s;
+    gai_tensor_file *f = NULL;
+    gai_entry *t = NULL;
+    for (size_t i = 0; i < gai_stored_count(stream->m, c); i++) {
+        if (!gai_stored_tensor(stream->m, c, i, &s)) continue;
+        ga_result result = gai_find_stored(all, &s, &f, &t);
+        if (result != GA_OK) return result;
+        t->used = true;
+    }
+    for (size_t i = 0; i < all->n; i++)
+        for (size_t k = 0; k < all->files[i].n; k++) {
+            const gai_entry *extra = &all->files[i].entries[k];
+            ga_result result = extra->used ? GA_OK : gai_check_extra(all, stream, &all->files[i], extra);
+            if (result != GA_OK) return result;
+        }
+    return GA_OK;
+}
+
+GAI_FN ga_result gai_load_values(gai_tensor_files *all, gai_stream *stream, const gai_contents *c) {
+    gai_stored s;
+    gai_tensor_file *f = NULL;
+    gai_entry *t = NULL;
+    ga_real *values;
+    size_t n;
+    for (size_t i = 0; i < gai_stored_count(stream->m, c); i++) {
+        if (!gai_stored_tensor(stream->m, c, i, &s)) continue;
+        ga_result result = gai_find_stored(all, &s, &f, &t);
+        if (result == GA_OK) result = gai_stream_seek(stream, f->path, t->begin);
+        for (size_t k = 0; result == GA_OK && gai_stored_run(stream->m, &s, k, &values, &n); k++)
+            result = gai_stream_read(stream, values, n, t->type);
+        if (result != GA_OK) return result;
+    }
+    return GA_OK;
+}
+
+/* Everything is checked before the first value is read. */
+GAI_FN ga_result gai_load_tensors(ga_model *m, const char *directory, const char *name, const gai_contents *c,
+                                  ga_error *e) {
+    gai_tensor_files all;
+    gai_stream stream;
+    ga_result result = gai_open_files(&all, directory, name, e);
+    if (result == GA_OK) {
+        result = gai_stream_create(&stream, m, e);
+        if (result == GA_OK) result = gai_check_files(&all, &stream, c);
+        if (result == GA_OK) result = gai_load_values(&all, &stream, c);
+        gai_stream_destroy(&stream);
+    }
+    gai_close_files(&all);
+    return result;
+}
+
+/* ---- safetensors: writing ---- */
+
+GAI_FN ga_result gai_write_header(gai_stream *s, const gai_contents *c) {
+    const char *type = gai_dtype_name(gai_own_dtype());
+    size_t count = gai_stored_count(s->m, c), size = 64 + count * 384; /* an entry has at most 321 bytes */
+    gai_text t = {(char *)GA_MALLOC(size), 0, size};
+    if (!t.text) return gai_fail(s->e, GA_ERR_MEMORY, "%s: no memory for its header", s->path);
+    gai_stored stored;
+    uint64_t at = 0;
+    gai_print(&t, "{\"__metadata__\":{\"format\":\"pt\"}");
+    for (size_t i = 0; i < count; i++) {
+        char shape[GAI_SHAPE_TEXT];
+        if (!gai_stored_tensor(s->m, c, i, &stored)) continue;
+        uint64_t end = at + stored.values * sizeof(ga_real);
+        gai_shape_text(shape, stored.rank, stored.shape);
+        gai_print(&t, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%llu,%llu]}", stored.name, type, shape,
+                  (unsigned long long)at, (unsigned long long)end);
+        at = end;
+    }
+    gai_print(&t, "}");
+    while (t.used % 8 != 0) gai_print(&t, " ");
+    unsigned char prefix[8];
+    gai_put_bytes(prefix, t.used, sizeof prefix);
+    ga_result result = gai_put(s->file, s->path, prefix, sizeof prefix, s->e);
+    if (result == GA_OK) result = gai_put(s->file, s->path, t.text, t.used, s->e);
+    GA_FREE(t.text);
+    return result;
+}
+
+GAI_FN ga_result gai_write_values(gai_stream *s, const gai_contents *c) {
+    gai_stored stored;
+    ga_real *values;
+    size_t n;
+    for (size_t i = 0; i < gai_stored_count(s->m, c); i++) {
+        if (!gai_stored_tensor(s->m, c, i, &stored)) continue;
+        for (size_t k = 0; gai_stored_run(s->m, &stored, k, &values, &n); k++) {
+            ga_result result = gai_stream_write(s, values, n);
+            if (result != GA_OK) return result;
+        }
+    }
+    return GA_OK;
+}
+
+GAI_FN ga_result gai_save_tensors(ga_model *m, const char *directory, const char *name, const gai_contents *c,
+                                  ga_error *e) {
+    char path[GAI_PATH];
+    gai_stream s;
+    ga_result result = gai_path(path, directory, name, ".safetensors", e);
+    if (result != GA_OK) return result;
+    result = gai_stream_create(&s, m, e);
+    if (result == GA_OK) result = gai_create_file(path, &s.file, e);
+    if (result == GA_OK) {
+        s.path = path;
+        result = gai_write_header(&s, c);
+        if (result == GA_OK) result = gai_write_values(&s, c);
+        result = gai_close_file(s.file, path, result, e);
+        s.file = NULL;
+    }
+    gai_stream_destroy(&s);
+    return result;
+}
+
+/* ---- config.json ---- */
+
+/* X(key, our key or NULL, required) */
+#define GAI_HF_CONFIG(X)                                                                                               \
+    X(vocab_size, "vocab_size", true)                                                                                  \
+    X(hidden_size, "d_model", true)                                                                                    \
+    X(num_hidden_layers, "n_layers", true)                                                                             \
+    X(num_attention_heads, "n_heads", true)                                                                            \
+    X(num_key_value_heads, "n_kv_heads", false)                                                                        \
+    X(head_dim, "head_dim", false)                                                                                     \
+    X(intermediate_size, "d_ff", true)                                                                                 \
+    X(max_position_embeddings, "max_seq_len", false)                                                                   \
+    X(rms_norm_eps, "norm_eps", false)                                                                                 \
+    X(rope_theta, "rope_base", false)                                                                                  \
+    X(initializer_range, "init_std", false)                                                                            \
+    X(use_qk_norm, "qk_norm", false)                                                                                   \
+    X(tie_word_embeddings, "tied_embeddings", false)                                                                   \
+    X(headwise_attn_output_gate, NULL, false)                                                                          \
+    X(elementwise_attn_output_gate, NULL, false)                                                                       \
+    X(model_type, NULL, false)                                                                                         \
+    X(hidden_act, NULL, false)                                                                                         \
+    X(attention_bias, NULL, false)                                                                                     \
+    X(qkv_bias, NULL, false)                                                                                           \
+    X(mlp_bias, NULL, false)                                                                                           \
+    X(use_sliding_window, NULL, false)                                                                                 \
+    X(rope_scaling, NULL, false)                                                                                       \
+    X(rope_parameters, NULL, false)                                                                                    \
+    X(gated_attention, NULL, false)
+
+enum {
+#define GAI_X(key, own, required) GAI_HF_##key,
+    GAI_HF_CONFIG(GAI_X)
+#undef GAI_X
+        GAI_HF_COUNT
+};
+
+typedef struct {
+    const char *name, *own;
+    bool required;
+} gai_hf_key;
+
+GAI_FN const gai_hf_key *gai_hf_keys(void) {
+    static const gai_hf_key keys[] = {
+#define GAI_X(key, own, required) {#key, own, required},
+        GAI_HF_CONFIG(GAI_X)
+#undef GAI_X
+    };
+    return keys;
+}
+
+GAI_FN bool gai_is_model_key(const gai_key *k) {
+    return strcmp(k->group, "MODEL") == 0 || strcmp(k->group, "GATE") == 0;
+}
+
+/* Which of the two switches of a packed gate is on. */
+GAI_FN bool gai_switch(const ga_config *c, int type) { return gai_gate_is_packed(c) && c->gate_type == type; }
+
+/* A value of the configuration as JSON: flags and numbers bare, words in quotes. */
+GAI_FN void gai_print_value(gai_text *t, const ga_config *c, const gai_key *k) {
+    char text[GA_TEXT];
+    ga_config_get(c, k->name, text, sizeof text);
+    if (k->kind == GAI_FLAG) gai_print(t, "%s", text[0] == '1' ? "true" : "false");
+    else gai_print(t, k->kind == GAI_CHOICE ? "\"%s\"" : "%s", text);
+}
+
+GAI_FN ga_result gai_save_config(const ga_model *m, const char *directory, ga_error *e) {
+    const ga_config *c = &m->config;
+    char path[GAI_PATH], buffer[8192];
+    gai_text t = {buffer, 0, sizeof buffer};
+    ga_result result = gai_path(path, directory, "/", "config.json", e);
+    if (result != GA_OK) return result;
+    gai_print(&t, "{\n  \"architectures\": [\"Qwen3ForCausalLM\"],\n  \"model_type\": \"qwen3\",\n");
+    gai_print(&t, "  \"torch_dtype\": \"%s\",\n", gai_own_dtype() == GAI_F64 ? "float64" : "float32");
+    gai_print(&t, "  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n  \"qkv_bias\": false,\n");
+    gai_print(&t, "  \"rope_scaling\": null,\n");
+    gai_print(&t, "  \"headwise_attn_output_gate\": %s,\n", gai_switch(c, GA_HEADWISE) ? "true" : "false");
+    gai_print(&t, "  \"elementwise_attn_output_gate\": %s,\n", gai_switch(c, GA_ELEMENTWISE) ? "true" : "false");
+    for (const gai_hf_key *k = gai_hf_keys(); k->own; k++) {
+        gai_print(&t, "  \"%s\": ", k->name);
+        gai_print_value(&t, c, gai_find_key(k->own));
+        gai_print(&t, ",\n");
+    }
+    gai_print(&t, "  \"gated_attention\": {");
+    const char *separator = "";
+    for (const gai_key *k = gai_keys(); k < gai_keys() + GAI_KEY_COUNT; k++) {
+        if (!gai_is_model_key(k)) continue;
+        gai_print(&t, "%s\n    \"%s\": ", separator, k->name);
+        gai_print_value(&t, c, k);
+        separator = ",";
+    }
+    gai_print(&t, "\n  }\n}\n");
+    return gai_write_file(path, &t, e);
+}
+
+/* Sets our key `k` from a value of its kind: a flag, a number or a word. */
+GAI_FN ga_result gai_set_value(ga_config *c, const gai_key *k, const char *name, gai_json value) {
+    char text[GA_TEXT], first = gai_json_peek(&value), *string = text;
+    ga_error inner;
+    bool flag = first == 't' || first == 'f', word = first == '"';
+    if (flag != (k->kind == GAI_FLAG) || word != (k->kind == GAI_CHOICE) || first == '{' || first == '[')
+        return gai_fail(value.e, GA_ERR_FORMAT, "%s: %s has a value of the wrong type", value.path, name);
+    if (word) {
+        gai_json_string(&value, &string);
+    } else {
+        size_t n = gai_min((size_t)(value.end - value.at), sizeof text - 1);
+        memcpy(text, value.at, n);
+        text[n] = '\0';
+    }
+    ga_result result = ga_config_set(c, k->name, gai_printable(string), &inner);
+    if (result == GA_OK) return GA_OK;
+    return gai_fail(value.e, result, "%s: %s: %.200s", value.path, name, inner.text);
+}
+
+/* What this implementation does not compute is refused, not left out. */
+GAI_FN ga_result gai_check_supported(const gai_json *values) {
+    static const int off[] = {GAI_HF_attention_bias,     GAI_HF_qkv_bias,     GAI_HF_mlp_bias,
+                              GAI_HF_use_sliding_window, GAI_HF_rope_scaling, GAI_HF_rope_parameters};
+    for (size_t i = 0; i < sizeof off / sizeof *off; i++) {
+        const gai_json *v = &values[off[i]];
+        if (v->at && !gai_json_is(v, "false"))
+            return gai_fail(v->e, GA_ERR_CONFIG, "%s: %s is not supported", v->path, gai_hf_keys()[off[i]].name);
+    }
+    const gai_json *act = &values[GAI_HF_hidden_act], *type = &values[GAI_HF_model_type];
+    if (act->at && !gai_json_is(act, "\"silu\""))
+        return gai_fail(act->e, GA_ERR_CONFIG, "%s: hidden_act is not silu", act->path);
+    if (type->at && !gai_json_is(type, "\"qwen3\"") && !gai_json_is(type, "\"llama\""))
+        return gai_fail(type->e, GA_ERR_CONFIG, "%s: model_type is neither qwen3 nor llama", type->path);
+    return GA_OK;
+}
+
+/* The object of our own keys says what the others cannot. Where both speak they must agree. */
+GAI_FN ga_result gai_parse_own_keys(ga_config *c, const gai_json *hf, bool keep_length) {
+    const gai_json *object = &hf[GAI_HF_gated_attention];
+    const gai_key *keys[GAI_KEY_COUNT];
+    const char *names[GAI_KEY_COUNT];
+    gai_json values[GAI_KEY_COUNT];
+    size_t n = 0;
+    for (size_t i = 0; i < GAI_KEY_COUNT; i++)
+        if (gai_is_model_key(&gai_keys()[i])) keys[n] = &gai_keys()[i], names[n] = keys[n]->name, n++;
+    ga_result result = gai_json_members(*object, names, n, values, true);
+    for (size_t i = 0; i < n && result == GA_OK; i++) {
+        char before[GA_TEXT], after[GA_TEXT];
+        if (!values[i].at || (keep_length && strcmp(names[i], "max_seq_len") == 0)) continue;
+        ga_config_get(c, names[i], before, sizeof before);
+        result = gai_set_value(c, keys[i], names[i], values[i]);
+        if (result != GA_OK) return result;
+        ga_config_get(c, names[i], after, sizeof after);
+        for (size_t k = 0; gai_hf_keys()[k].own; k++)
+            if (hf[k].at && strcmp(gai_hf_keys()[k].own, names[i]) == 0 && strcmp(before, after) != 0)
+                return gai_fail(object->e, GA_ERR_FORMAT, "%s: %s = %s contradicts gated_attention.%s = %s",
+                                object->path, gai_hf_keys()[k].name, before, names[i], after);
+    }
+    return result;
+}
+
+GAI_FN ga_result gai_parse_gate(ga_config *c, const gai_json *hf) {
+    const gai_json *headwise = &hf[GAI_HF_headwise_attn_output_gate];
+    const gai_json *elementwise = &hf[GAI_HF_elementwise_attn_output_gate];
+    bool on[2];
+    on[GA_HEADWISE] = gai_json_is(headwise, "true");
+    on[GA_ELEMENTWISE] = gai_json_is(elementwise, "true");
+    if (on[0] && on[1])
+        return gai_fail(headwise->e, GA_ERR_FORMAT, "%s: headwise_attn_output_gate and elementwise_attn_output_gate are "
+                        "both true", headwise->path);
+    c->gate_position = on[0] || on[1] ? GA_G1 : GA_NO_GATE;
+    c->gate_type = on[GA_HEADWISE] ? GA_HEADWISE : GA_ELEMENTWISE;
+    return GA_OK;
+}
+
+GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_length) {
+    const gai_hf_key *hf = gai_hf_keys();
+    const char *names[GAI_HF_COUNT];
+    gai_json values[GAI_HF_COUNT];
+    ga_config defaults = ga_config_default();
+    char text[GA_TEXT];
+    for (size_t i = 0; i < GAI_HF_COUNT; i++) names[i] = hf[i].name;
+    ga_result result = gai_json_members(object, names, GAI_HF_COUNT, values, false);
+    if (result == GA_OK) result = gai_check_supported(values);
+    if (result != GA_OK) return result;
+    for (size_t i = 0; i < GAI_KEY_COUNT; i++) {
+        const gai_key *k = &gai_keys()[i];
+        if (!gai_is_model_key(k) || (keep_length && i == GAI_KEY_max_seq_len)) continue;
+        ga_config_get(&defaults, k->name, text, sizeof text);
+        ga_config_set(c, k->name, text, NULL);
+    }
+    for (size_t i = 0; hf[i].own; i++) {
+        if (hf[i].required && !values[i].at)
+            return gai_fail(object.e, GA_ERR_FORMAT, "%s: %s is missing", object.path, hf[i].name);
+        if (!values[i].at || (keep_length && i == GAI_HF_max_position_embeddings)) continue;
+        result = gai_set_value(c, gai_find_key(hf[i].own), hf[i].name, values[i]);
+        if (result != GA_OK) return result;
+    }
+    if (!values[GAI_HF_num_key_value_heads].at) c->n_kv_heads = c->n_heads;
+    if (!values[GAI_HF_use_qk_norm].at) c->qk_norm = gai_json_is(&values[GAI_HF_model_type], "\"qwen3\"");
+    if (!values[GAI_HF_head_dim].at) {
+        snprintf(text, sizeof text, "%zu", c->d_model / c->n_heads);
+        result = ga_config_set(c, "head_dim", text, object.e);
+    }
+    if (result == GA_OK) result = gai_parse_gate(c, values);
+    if (result != GA_OK || !values[GAI_HF_gated_attention].at) return result;
+    bool headwise = gai_switch(c, GA_HEADWISE), elementwise = gai_switch(c, GA_ELEMENTWISE);
+    result = gai_parse_own_keys(c, values, keep_length);
+    if (result != GA_OK) return result;
+    if (headwise != gai_switch(c, GA_HEADWISE) || elementwise != gai_switch(c, GA_ELEMENTWISE))
+        return gai_fail(object.e, GA_ERR_FORMAT, "%s: headwise_attn_output_gate = %d, elementwise_attn_output_gate = %d "
+                        "contradict the gate in gated_attention", object.path, headwise, elementwise);
+    return GA_OK;
+}
+
+/* ---- directories ----
+ *
+ * ga_save writes everything to <directory>.partial, syncs it, and then
+ *     renames <directory>          to <directory>.replaced   (if there is one)
+ *     renames <directory>.partial  to <directory>
+ *     clears  <directory>.replaced
+ * Stopped before the first rename, the old checkpoint is where it was; between the two, readers find it under its other
+ * name; after that, the new one is whole. The next ga_save clears what is left over. */
+
+/* The directory's name without slashes at its end, and a suffix. */
+GAI_FN ga_result gai_directory(char path[GAI_PATH], const char *directory, const char *suffix, ga_error *e) {
+    size_t n = strlen(directory);
+    if (n == 0) return gai_fail(e, GA_ERR_FILE, "the name of a checkpoint's directory is empty");
+    while (n > 1 && directory[n - 1] == '/') n--;
+    if (n + strlen(suffix) >= GAI_PATH) return gai_fail(e, GA_ERR_FILE, "%.128s...: the path is too long", directory);
+    memcpy(path, directory, n);
+    memcpy(path + n, suffix, strlen(suffix) + 1);
+    return GA_OK;
+}
+
+/* Where to read a checkpoint. */
+GAI_FN ga_result gai_locate(char path[GAI_PATH], const char *directory, ga_error *e) {
+    char replaced[GAI_PATH];
+    ga_result result = gai_directory(path, directory, "", e);
+    if (result == GA_OK) result = gai_directory(replaced, directory, ".replaced", e);
+    if (result == GA_OK && !gai_exists(path) && gai_exists(replaced)) memcpy(path, replaced, sizeof replaced);
+    return result;
+}
+
+GAI_FN bool gai_is_ours(const char *name) {
+    static const char *const files[] = {"config.json", "training_state.json", "model.safetensors",
+                                        "optimizer.safetensors", "model.safetensors.index.json"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        if (strcmp(name, files[i]) == 0) return true;
+    static const char tail[] = ".safetensors";
+    size_t n = strlen(name);
+    return strncmp(name, "model-", 6) == 0 && n >= sizeof tail && strcmp(name + n - (sizeof tail - 1), tail) == 0;
+}
+
+/* Removes a directory that held a checkpoint. Whatever else lay in it, such as a tokenizer, moves to `heir`, or with NULL
+ * stays. Nothing here can fail in a way that matters: what is left, the next ga_save meets again. */
+GAI_FN void gai_clear(const char *directory, const char *heir) {
+    char from[GAI_PATH], to[GAI_PATH];
+    DIR *d = opendir(directory);
+    if (!d) return;
+    for (struct dirent *entry; (entry = readdir(d)) != NULL;) {
+        const char *name = entry->d_name;
+        if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) continue;
+        if (gai_path(from, directory, "/", name, NULL) != GA_OK) continue;
+        if (gai_is_ours(name)) remove(from);
+        else if (heir && gai_path(to, heir, "/", name, NULL) == GA_OK && !gai_exists(to)) rename(from, to);
+    }
+    closedir(d);
+    rmdir(directory);
+}
+
+GAI_FN ga_result gai_make_parents(const char *directory, ga_error *e) {
+    char path[GAI_PATH];
+    for (const char *slash = strchr(directory + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        size_t n = (size_t)(slash - directory);
+        memcpy(path, directory, n);
+        path[n] = '\0';
+        if (mkdir(path, 0777) != 0 && !gai_exists(path)) return gai_file_error(e, "create", path);
+    }
+    return GA_OK;
+}
+
+GAI_FN ga_result gai_sync_parent(const char *directory, ga_error *e) {
+    char path[GAI_PATH];
+    const char *slash = strrchr(directory, '/');
+    size_t n = slash ? (size_t)(slash - directory) : 0;
+    memcpy(path, directory, n);
+    path[n] = '\0';
+    return gai_sync_directory(n > 0 ? path : slash ? "/" : ".", e);
+}
+
+GAI_FN ga_result gai_replace(const char *directory, const char *partial, const char *replaced, ga_error *e) {
+    bool existed = gai_exists(directory);
+    if (existed && rename(directory, replaced) != 0) return gai_file_error(e, "rename", directory);
+    if (rename(partial, directory) != 0) {
+        ga_result result = gai_file_error(e, "rename", partial);
+        if (existed) rename(replaced, directory);
+        return result;
+    }
+    ga_result result = gai_sync_parent(directory, e);
+    if (result == GA_OK) gai_clear(replaced, directory);
+    return result;
+}
+
+/* ---- training state ---- */
+
+enum { GAI_STATE_NUMBERS = 5 };
+
+GAI_FN const char *const *gai_state_names(void) {
+    static const char *const names[] = {"step", "windows", "tokens", "random", "updates", "best_val_loss"};
+    return names;
+}
+
+GAI_FN ga_result gai_save_state(const ga_model *m, const char *directory, const ga_training_state *state, ga_error *e) {
+    const uint64_t values[] = {state->step, state->windows, state->tokens, state->random, m->updates};
+    char path[GAI_PATH], buffer[1024];
+    gai_text t = {buffer, 0, sizeof buffer};
+    ga_result result = gai_path(path, directory, "/", "training_state.json", e);
+    if (result != GA_OK) return result;
+    gai_print(&t, "{");
+    for (size_t i = 0; i < GAI_STATE_NUMBERS; i++)
+        gai_print(&t, "\n  \"%s\": \"%llu\",", gai_state_names()[i], (unsigned long long)values[i]);
+    gai_print(&t, "\n  \"%s\": ", gai_state_names()[GAI_STATE_NUMBERS]);
+    if (isfinite(state->best_val_loss)) gai_print(&t, "%.17g\n}\n", state->best_val_loss);
+    else gai_print(&t, "null\n}\n");
+    return gai_write_file(path, &t, e);
+}
+
+GAI_FN ga_result gai_parse_state(ga_training_state *state, uint64_t *updates, gai_json object) {
+    uint64_t *const numbers[] = {&state->step, &state->windows, &state->tokens, &state->random, updates};
+    gai_json values[GAI_STATE_NUMBERS + 1], *best = &values[GAI_STATE_NUMBERS];
+    ga_result result = gai_json_members(object, gai_state_names(), GAI_STATE_NUMBERS + 1, values, false);
+    if (result != GA_OK) return result;
+    for (size_t i = 0; i < GAI_STATE_NUMBERS; i++) {
+        char *text;
+        if (!values[i].at || !gai_json_string(&values[i], &text) ||
+            !gai_parse_u64(text, text + strlen(text), numbers[i]))
+            return gai_fail(object.e, GA_ERR_FORMAT, "%s: %s is no whole number in quotes", object.path,
+                            gai_state_names()[i]);
+    }
+    state->best_val_loss = best->at ? strtod(best->at, NULL) : INFINITY;
+    if (best->at && (!gai_json_number(best) || !isfinite(state->best_val_loss)))
+        return gai_fail(object.e, GA_ERR_FORMAT, "%s: best_val_loss is no number", object.path);
+    return GA_OK;
+}
+
+GAI_FN ga_result gai_load_state(ga_model *m, const char *directory, ga_training_state *state, ga_error *e) {
+    char path[GAI_PATH], *text = NULL;
+    gai_json object;
+    if (m->mode != GA_TRAINING)
+        return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no training state");
+    ga_result result = gai_path(path, directory, "/", "training_state.json", e);
+    if (result == GA_OK) result = gai_json_load(&object, path, &text, e);
+    if (result == GA_OK) result = gai_parse_state(state, &m->updates, object);
+    GA_FREE(text);
+    if (result != GA_OK) return result;
+    gai_contents moments = gai_moments_of(m);
+    return gai_load_tensors(m, directory, "/optimizer", &moments, e);
+}
+
+/* ---- checkpoints: the public functions ---- */
+
+GAI_FN ga_result gai_save_files(ga_model *m, const char *directory, const ga_training_state *state, ga_error *e) {
+    gai_contents weights = gai_weights_of(m), moments = gai_moments_of(m);
+    ga_result result = gai_save_config(m, directory, e);
+    if (result == GA_OK) result = gai_save_tensors(m, directory, "/model", &weights, e);
+    if (result == GA_OK && state) result = gai_save_tensors(m, directory, "/optimizer", &moments, e);
+    if (result == GA_OK && state) result = gai_save_state(m, directory, state, e);
+    return result == GA_OK ? gai_sync_directory(directory, e) : result;
+}
+
+GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_state *state, ga_error *e) {
+    char path[GAI_PATH], partial[GAI_PATH], replaced[GAI_PATH];
+    struct stat s;
+    if (state && m->mode != GA_TRAINING)
+        return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no training state");
+    ga_result result = gai_directory(path, directory, "", e);
+    if (result == GA_OK) result = gai_directory(partial, directory, ".partial", e);
+    if (result == GA_OK) result = gai_directory(replaced, directory, ".replaced", e);
+    if (result == GA_OK) result = gai_make_parents(path, e);
+    if (result != GA_OK) return result;
+    if (lstat(path, &s) == 0 && !S_ISDIR(s.st_mode))
+        return gai_fail(e, GA_ERR_FILE, "%s: is no directory, so that a checkpoint cannot replace it", path);
+    gai_clear(partial, NULL);
+    if (gai_exists(path)) gai_clear(replaced, path);
+    else rename(replaced, path);
+    if (mkdir(partial, 0777) != 0) return gai_file_error(e, "create", partial);
+    result = gai_save_files(m, partial, state, e);
+    if (result == GA_OK) result = gai_replace(path, partial, replaced, e);
+    if (result != GA_OK) gai_clear(partial, NULL);
+    return result;
+}
+
+GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_length, ga_error *e) {
+    char found[GAI_PATH], path[GAI_PATH], *text = NULL;
+    ga_config read = *c;
+    gai_json object;
+    ga_result result = gai_locate(found, directory, e);
+    if (result == GA_OK) result = gai_path(path, found, "/", "config.json", e);
+    if (result == GA_OK) result = gai_json_load(&object, path, &text, e);
+    if (result == GA_OK) result = gai_parse_config(&read, object, keep_length);
+    GA_FREE(text);
+    if (result == GA_OK) *c = read;
+    return result;
+}
+
+/* Tensors of equal shape may still belong to another model: sigmoid or SiLU, another base of RoPE. What concerns only
+ * training may differ. */
+GAI_FN ga_result gai_check_model(const ga_model *m, const char *directory, ga_error *e) {
+    ga_config c = m->config;
+    ga_result result = ga_load_config(&c, directory, true, e);
+    for (size_t i = 0; result == GA_OK && i < GAI_KEY_COUNT; i++) {
+        const gai_key *k = &gai_keys()[i];
+        char stored[GA_TEXT], own[GA_TEXT];
+        bool training = i == GAI_KEY_init_std || i == GAI_KEY_gate_init_std || i == GAI_KEY_gate_frozen ||
+                        i == GAI_KEY_attn_clip || i == GAI_KEY_ffn_clip;
+        bool gate = strcmp(k->group, "GATE") == 0 && i != GAI_KEY_gate_position;
+        if (training || (gate && m->config.gate_position == GA_NO_GATE)) continue;
+        ga_config_get(&c, k->name, stored, sizeof stored);
+        ga_config_get(&m->config, k->name, own, sizeof own);
+        if (strcmp(stored, own) != 0)
+            return gai_fail(e, GA_ERR_MISMATCH, "%s: %s is %s in the checkpoint and %s in the model", directory, k->name,
+                            stored, own);
+    }
+    return result;
+}
+
+GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *state, ga_error *e) {
+    char path[GAI_PATH];
+    gai_contents weights = gai_weights_of(m);
+    ga_result result = gai_locate(path, directory, e);
+    if (result == GA_OK) result = gai_check_model(m, path, e);
+    if (result == GA_OK) result = gai_load_tensors(m, path, "/model", &weights, e);
+    if (result == GA_OK && state) result = gai_load_state(m, path, state, e);
+    if (result == GA_OK && m->device.weights_changed)
+        m->device.weights_changed(m->device.state, m->weights, m->n_weights);
+    return result;
+}
+
+GAI_FN bool gai_has_file(const char *directory, const char *name) {
+    char path[GAI_PATH];
+    struct stat s;
+    return gai_path(path, directory, "/", name, NULL) == GA_OK && stat(path, &s) == 0 && S_ISREG(s.st_mode);
+}
+
+GA_API bool ga_checkpoint_exists(const char *directory, bool with_state) {
+    char path[GAI_PATH];
+    if (gai_locate(path, directory, NULL) != GA_OK || !gai_has_file(path, "config.json")) return false;
+    if (!gai_has_file(path, "model.safetensors") && !gai_has_file(path, "model.safetensors.index.json")) return false;
+    return !with_state || (gai_has_file(path, "optimizer.safetensors") && gai_has_file(path, "training_state.json"));
 }
 
 #ifdef __cplusplus

@@ -62,8 +62,8 @@ typedef struct {
     bool terminal;                   /* a bar is redrawn, else lines are printed */
     bool drawn;                      /* a bar stands on the screen */
     double drawn_at;                 /* time of the last redrawing */
-    double val_loss;                 /* of the last evaluation */
-    double f_attn, m_act, gate_mean; /* of the last training micro-batch that was looked at */
+    measurement latest;              /* each figure as it was last known */
+    double f_attn, m_act, gate_mean; /* of the training micro-batch last looked at */
 } progress;
 
 typedef struct {
@@ -94,6 +94,9 @@ typedef struct {
     int exit_code;
     char failure[2 * PATH_SIZE + 1024];
 } run;
+
+static const measurement nothing_measured = {NAN, NAN, NAN, NAN, NAN, false};
+static const double MOST_TOKENS = 1e18; /* of a run: counts of them fit 64 bits */
 
 static volatile sig_atomic_t stop_requested;
 
@@ -165,7 +168,7 @@ static const char *duration(double seconds, char text[32]) {
 
 static size_t thread_count(const ga_config *c) {
 #ifdef _OPENMP
-    return c->threads ? c->threads : (size_t)omp_get_num_procs();
+    return c->threads ? c->threads : (size_t)omp_get_max_threads();
 #else
     (void)c;
     return 1;
@@ -287,16 +290,19 @@ static bool open_data(run *r) {
 static bool plan_steps(run *r) {
     const ga_config *c = &r->config;
     r->steps = c->max_steps;
+    if ((double)c->max_steps * (double)step_tokens(c) > MOST_TOKENS)
+        return fail(r, 2, "%zu steps of %" PRIu64 " tokens are too many", c->max_steps, step_tokens(c));
     if (c->max_steps > 0) return true;
     uint64_t windows = r->stream ? data_windows(r->stream, DATA_TRAIN) : DATA_ENDLESS;
     uint64_t wanted = (c->max_tokens + c->max_seq_len - 1) / c->max_seq_len;
     if (wanted == 0 && windows == DATA_ENDLESS)
         return fail(r, 2, "max_tokens = 0 takes all of a file, and %s has no end: set max_tokens or max_steps",
                     c->data);
-    double tokens = wanted > 0 ? (double)c->max_tokens : (double)windows * (double)c->max_seq_len;
-    if (tokens * (double)c->epochs > 1e18) return fail(r, 2, "%g tokens in %zu epochs are too many", tokens, c->epochs);
-    uint64_t all = (wanted > 0 ? c->max_tokens : windows * c->max_seq_len) * c->epochs;
-    r->steps = (all + step_tokens(c) - 1) / step_tokens(c);
+    double epoch = wanted > 0 ? (double)c->max_tokens : (double)windows * (double)c->max_seq_len;
+    if (epoch * (double)c->epochs > MOST_TOKENS)
+        return fail(r, 2, "%zu epochs of %g tokens are too many", c->epochs, epoch);
+    uint64_t tokens = (wanted > 0 ? c->max_tokens : windows * c->max_seq_len) * c->epochs;
+    r->steps = (tokens + step_tokens(c) - 1) / step_tokens(c);
     r->epoch_windows = wanted < windows ? wanted : 0;
     return true;
 }
@@ -441,16 +447,11 @@ static bool make_directory(run *r) {
 /* The lock falls with the process, however it ends. */
 static bool open_metrics(run *r) {
     int fd = open(r->metrics_path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0) return fail(r, 1, "cannot open %s: %s", r->metrics_path, strerror(errno));
-    if (flock(fd, LOCK_EX | LOCK_NB)) {
-        close(fd);
-        if (errno == EWOULDBLOCK) return fail(r, 1, "%s: another trainer is writing this run", r->directory);
-        return fail(r, 1, "cannot lock %s: %s", r->metrics_path, strerror(errno));
-    }
-    r->metrics = fdopen(fd, "r+");
-    if (r->metrics) return true;
-    close(fd);
-    return fail(r, 1, "cannot open %s: %s", r->metrics_path, strerror(errno));
+    if (fd >= 0) r->metrics = fdopen(fd, "r+");
+    if (!r->metrics) return fail(r, 1, "cannot open %s: %s", r->metrics_path, strerror(errno));
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) return true;
+    if (errno == EWOULDBLOCK) return fail(r, 1, "%s: another trainer is writing this run", r->directory);
+    return fail(r, 1, "cannot lock %s: %s", r->metrics_path, strerror(errno));
 }
 
 /* Keeps the lines of the steps that the checkpoint has, so that the file goes on as if the run had never stopped. */
@@ -473,18 +474,26 @@ static bool cut_metrics(run *r) {
     return fail(r, 1, "cannot cut %s: %s", r->metrics_path, strerror(errno));
 }
 
-static bool remove_checkpoint(run *r, const char *directory) {
-    DIR *d = opendir(directory);
-    if (!d) return errno == ENOENT || fail(r, 1, "cannot remove %s: %s", directory, strerror(errno));
+static bool remove_directory(run *r, const char *path) {
+    DIR *d = opendir(path);
+    if (!d) return errno == ENOENT || fail(r, 1, "cannot remove %s: %s", path, strerror(errno));
     bool removed = true;
     for (struct dirent *entry; removed && (entry = readdir(d));) {
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
         removed = unlinkat(dirfd(d), entry->d_name, 0) == 0;
     }
-    removed = removed && rmdir(directory) == 0;
-    if (!removed) fail(r, 1, "cannot remove %s: %s", directory, strerror(errno));
+    removed = removed && rmdir(path) == 0;
+    if (!removed) fail(r, 1, "cannot remove %s: %s", path, strerror(errno));
     closedir(d);
     return removed;
+}
+
+/* With what a ga_save that was killed may have left: the checkpoint before, and half of the new one. */
+static bool remove_checkpoint(run *r, const char *directory) {
+    char replaced[PATH_SIZE + 16], partial[PATH_SIZE + 16];
+    snprintf(replaced, sizeof replaced, "%s.replaced", directory);
+    snprintf(partial, sizeof partial, "%s.partial", directory);
+    return remove_directory(r, replaced) && remove_directory(r, partial) && remove_directory(r, directory);
 }
 
 /* The first key of the groups in `groups` that differs; false: none does. */
@@ -547,40 +556,30 @@ static bool check_same_run(run *r) {
                 key.name, ours, r->directory, theirs);
 }
 
-static bool start_from_checkpoint(run *r) {
-    const ga_config *c = &r->config;
-    ga_config theirs = *c;
-    ga_key key;
-    char our_value[GA_TEXT], their_value[GA_TEXT];
-    if (ga_load_config(&theirs, c->init_from, true, &r->error)) return fail(r, 1, "init_from: %s", r->error.text);
-    if (find_difference(c, &theirs, "MODEL GATE", &key, our_value, their_value))
-        return fail(r, 2, "%s = %s, but the checkpoint %s has %s", key.name, our_value, c->init_from, their_value);
-    if (ga_load(r->model, c->init_from, NULL, &r->error)) return fail(r, 1, "init_from: %s", r->error.text);
-    return true;
-}
-
-/* Locks the run's directory, makes the model and takes up the run where it stands. */
-static bool open_run(run *r, bool fresh) {
-    const ga_config *c = &r->config;
-    if (!make_directory(r) || !open_metrics(r)) return false;
-    if (fresh && (!remove_checkpoint(r, r->last) || !remove_checkpoint(r, r->best))) return false;
-    bool resumed = ga_checkpoint_exists(r->last, true);
-    if (resumed && !check_same_run(r)) return false;
-
-    r->model = ga_create(c, NULL, GA_TRAINING, &r->error);
+static bool allocate(run *r) {
+    size_t rows = r->config.batch_size * r->config.max_seq_len;
+    r->model = ga_create(&r->config, NULL, GA_TRAINING, &r->error);
     if (!r->model) return fail_library(r);
-    r->state = (ga_training_state){.random = c->seed, .best_val_loss = INFINITY};
-    if (resumed && ga_load(r->model, r->last, &r->state, &r->error)) return fail_library(r);
-    if (!resumed && *c->init_from && !start_from_checkpoint(r)) return false;
-    r->saved = resumed;
-    r->saved_step = r->state.step;
-
-    size_t rows = c->batch_size * c->max_seq_len;
     r->inputs = malloc(rows * sizeof *r->inputs);
     r->targets = malloc(rows * sizeof *r->targets);
     r->live = ga_statistics_create(r->model);
     r->held_out = ga_statistics_create(r->model);
-    if (!r->inputs || !r->targets || !r->live || !r->held_out) return fail(r, 1, "out of memory");
+    return (r->inputs && r->targets && r->live && r->held_out) || fail(r, 1, "out of memory");
+}
+
+/* Takes up the run where it stands. What is there is touched only when all else has gone well. */
+static bool open_run(run *r, bool fresh) {
+    if (!make_directory(r) || !open_metrics(r)) return false;
+    bool resumed = !fresh && (access(r->last, F_OK) == 0 || ga_checkpoint_exists(r->last, true));
+    if (resumed && !check_same_run(r)) return false;
+    if (!allocate(r)) return false;
+    r->state = (ga_training_state){.random = r->config.seed, .best_val_loss = INFINITY};
+    if (resumed && ga_load(r->model, r->last, &r->state, &r->error)) return fail_library(r);
+    if (!resumed && *r->config.init_from && ga_load(r->model, r->config.init_from, NULL, &r->error))
+        return fail(r, 1, "init_from: %s", r->error.text);
+    r->saved = resumed;
+    r->saved_step = r->state.step;
+    if (fresh && (!remove_checkpoint(r, r->last) || !remove_checkpoint(r, r->best))) return false;
     return cut_metrics(r) && write_config(r);
 }
 
@@ -669,62 +668,68 @@ static void add_field(char *line, size_t width, const char *format, ...) {
     strcat(line, field);
 }
 
-static void add_figures(const run *r, const measurement *m, char *line, size_t width) {
-    const progress *p = &r->progress;
-    add_field(line, width, "loss %.4f", m->loss);
-    if (!isnan(p->val_loss)) add_field(line, width, "val %.4f", p->val_loss);
-    if (!isnan(p->f_attn)) add_field(line, width, "F-Attn %.3f", p->f_attn);
-    if (!isnan(p->m_act)) add_field(line, width, "M-Act %.3g", p->m_act);
-    if (!isnan(p->gate_mean)) add_field(line, width, "gate %.3f", p->gate_mean);
-    add_field(line, width, "|g| %.3g", m->grad_norm);
+static void add_number(char *line, size_t width, const char *format, double x) {
+    if (!isnan(x)) add_field(line, width, format, x);
 }
 
-static void print_line(const run *r, const measurement *m, double left) {
+static void add_figures(const progress *p, char *line, size_t width) {
+    add_number(line, width, "loss %.4f", p->latest.loss);
+    add_number(line, width, "val %.4f", p->latest.val_loss);
+    add_number(line, width, "F-Attn %.3f", p->f_attn);
+    add_number(line, width, "M-Act %.3g", p->m_act);
+    add_number(line, width, "gate %.3f", p->gate_mean);
+    add_number(line, width, "|g| %.3g", p->latest.grad_norm);
+}
+
+static void add_pace(const run *r, char *line, size_t width, double steps_done) {
+    double pace = (now() - r->started) / (steps_done - (double)r->first_step);
+    add_field(line, width, "%s left", DURATION(pace * ((double)r->steps - steps_done)));
+    add_number(line, width, "%.0f tok/s", r->progress.latest.tokens_per_s);
+    add_number(line, width, "lr %.2g", r->progress.latest.learning_rate);
+}
+
+static void print_line(run *r) {
     char line[256] = "";
     add_field(line, sizeof line - 1, "step %" PRIu64 "/%" PRIu64, r->state.step, r->steps);
-    add_figures(r, m, line, sizeof line - 1);
-    add_field(line, sizeof line - 1, "lr %.2g", m->learning_rate);
-    add_field(line, sizeof line - 1, "%.0f tok/s", m->tokens_per_s);
-    add_field(line, sizeof line - 1, "%s left", DURATION(left));
+    add_figures(&r->progress, line, sizeof line - 1);
+    add_pace(r, line, sizeof line - 1, (double)r->state.step);
+    erase_bar(&r->progress);
     printf("%s\n", line);
+    fflush(stdout);
 }
 
-/* Two lines, neither wider than the terminal. */
-static void draw_bar(run *r, const measurement *m, double left) {
+/* Two lines, neither wider than the terminal, at most ten times a second. steps_done counts a part of a step too. */
+static void draw_bar(run *r, double steps_done) {
+    progress *p = &r->progress;
+    if (!p->terminal || (p->drawn && now() - p->drawn_at < 0.1)) return;
     char line[256] = "", bar[64];
     size_t width = terminal_width() - 1 < sizeof line ? terminal_width() - 1 : sizeof line - 1;
-    double share = (double)r->state.step / (double)r->steps;
+    double share = steps_done / (double)r->steps;
     add_field(line, width, "%" PRIu64 "/%" PRIu64, r->state.step, r->steps);
     add_field(line, width, "%.0f%%", 100 * share);
-    add_field(line, width, "%s left", DURATION(left));
-    add_field(line, width, "%.0f tok/s", m->tokens_per_s);
-    add_field(line, width, "lr %.2g", m->learning_rate);
+    add_pace(r, line, width, steps_done);
     size_t cells = width < strlen(line) + 3 ? 0 : width - strlen(line) - 3;
     if (cells >= sizeof bar) cells = sizeof bar - 1;
     for (size_t i = 0; i < cells; i++) bar[i] = (double)i < share * (double)cells ? '#' : '-';
     if (cells > 0) add_field(line, width, "[%.*s]", (int)cells, bar);
+    erase_bar(p);
     printf("%s\n", line);
     *line = 0;
-    add_figures(r, m, line, width);
+    add_figures(p, line, width);
     printf("%s", line);
+    fflush(stdout);
+    p->drawn = true;
+    p->drawn_at = now();
 }
 
-static void show_progress(run *r, const measurement *m) {
+static void show_step(run *r, const measurement *m) {
     progress *p = &r->progress;
-    uint64_t step = r->state.step;
-    bool evaluated = !isnan(m->val_loss), last = step == r->steps;
-    double time = now(), left = (time - r->started) / (double)(step - r->first_step) * (double)(r->steps - step);
-    if (evaluated || (!p->terminal && (last || step % r->config.log_every == 0))) {
-        erase_bar(p);
-        print_line(r, m, left);
-    }
-    if (p->terminal && !last && (!p->drawn || time - p->drawn_at > 0.1)) {
-        erase_bar(p);
-        draw_bar(r, m, left);
-        p->drawn = true;
-        p->drawn_at = time;
-    }
-    fflush(stdout);
+    double val_loss = isnan(m->val_loss) ? p->latest.val_loss : m->val_loss;
+    p->latest = *m;
+    p->latest.val_loss = val_loss;
+    bool last = r->state.step == r->steps, due_line = last || r->state.step % r->config.log_every == 0;
+    if (!isnan(m->val_loss) || (due_line && !p->terminal)) print_line(r);
+    if (!last) draw_bar(r, (double)r->state.step);
 }
 
 /* ---- training ----------------------------------------------------------------------------------------------------- */
@@ -753,31 +758,44 @@ static bool read_windows(run *r, data_part part, uint64_t first, size_t count) {
     return true;
 }
 
+static void look_at_attention(run *r) {
+    r->progress.f_attn = ga_f_attn(r->live, GA_ALL);
+    r->progress.m_act = ga_m_act(r->live, GA_ALL);
+    r->progress.gate_mean = ga_gate_mean(r->live, GA_ALL);
+}
+
 /* Gradients of a whole step, as the mean over its micro-batches. A stop is heeded between two of them: the step is then
  * left out (false, without a failure), and the run goes on from before it. */
 static bool accumulate(run *r, measurement *m) {
     const ga_config *c = &r->config;
+    const ga_observer observer = {.statistics = r->live};
     uint64_t step = r->state.step + 1;
     bool look = step == r->first_step + 1 || step % c->log_every == 0;
+    if (look) ga_statistics_reset(r->live);
+    double share = 1.0 / (double)c->gradient_accumulation_steps;
     m->loss = 0;
     for (size_t k = 0; k < c->gradient_accumulation_steps; k++) {
         if (stop_requested) return false;
         if (!read_windows(r, DATA_TRAIN, r->state.windows + k * c->batch_size, c->batch_size)) return false;
-        ga_observer observer = {.statistics = r->live};
-        bool observed = look && k == 0;
-        if (observed) ga_statistics_reset(r->live);
-        double loss, share = 1.0 / (double)c->gradient_accumulation_steps;
+        double loss;
         if (ga_forward_backward(r->model, r->inputs, r->targets, c->batch_size, c->max_seq_len, share,
-                                observed ? &observer : NULL, &loss, &r->error))
+                                look && k == 0 ? &observer : NULL, &loss, &r->error))
             return fail_library(r);
         m->loss += loss * share;
         if (!isfinite(loss)) return diverge(r, step, m, "the loss is not finite");
-        if (!observed) continue;
-        r->progress.f_attn = ga_f_attn(r->live, GA_ALL);
-        r->progress.m_act = ga_m_act(r->live, GA_ALL);
-        r->progress.gate_mean = ga_gate_mean(r->live, GA_ALL);
+        if (look && k == 0) look_at_attention(r);
+        if (isnan(r->progress.latest.loss)) r->progress.latest.loss = loss;
+        draw_bar(r, (double)r->state.step + (double)(k + 1) * share);
     }
     return true;
+}
+
+/* A step with a finite loss may still have left weights that are none. */
+static bool weights_are_finite(const run *r) {
+    const ga_model *m = r->model;
+    double sum = 0;
+    m->device.sum_of_squares(m->device.state, &sum, m->weights, m->n_weights);
+    return isfinite(sum);
 }
 
 static bool take_step(run *r, measurement *m) {
@@ -788,6 +806,7 @@ static bool take_step(run *r, measurement *m) {
     ga_result result = ga_update(r->model, m->learning_rate, &m->grad_norm, &r->error);
     if (result == GA_ERR_DIVERGED) return diverge(r, r->state.step + 1, m, "the gradient is not finite");
     if (result) return fail_library(r);
+    if (!weights_are_finite(r)) return diverge(r, r->state.step + 1, m, "the weights are not finite");
     r->state.step++;
     r->state.windows += c->batch_size * c->gradient_accumulation_steps;
     r->state.tokens += step_tokens(c);
@@ -825,14 +844,6 @@ static bool save_last(run *r) {
     r->saved = true;
     r->saved_step = r->state.step;
     return true;
-}
-
-/* A step with a finite loss may still have left weights that are none. */
-static bool weights_are_finite(const run *r) {
-    const ga_model *m = r->model;
-    double sum = 0;
-    m->device.sum_of_squares(m->device.state, &sum, m->weights, m->n_weights);
-    return isfinite(sum);
 }
 
 static void print_tokens(const run *r, const int32_t *tokens, size_t n) {
@@ -888,13 +899,11 @@ static bool finish_step(run *r, measurement *m) {
     bool saved = last || due(step, c->save_every);
     if (evaluated && !evaluate(r, &m->val_loss)) return false;
     if (evaluated && !isfinite(m->val_loss)) return diverge(r, step, m, "the held-out loss is not finite");
-    if (saved && !weights_are_finite(r)) return diverge(r, step, m, "the weights are not finite");
-    if (evaluated) r->progress.val_loss = m->val_loss;
     if (due(step, c->sample_every) && !print_sample(r)) return false;
     if (!write_metrics(r, step, m)) return false;
     if (evaluated && !save_best(r, m->val_loss)) return false;
     if (saved && !save_last(r)) return false;
-    show_progress(r, m);
+    show_step(r, m);
     return true;
 }
 
@@ -903,7 +912,7 @@ static bool train(run *r, measurement *m) {
     r->started = now();
     r->first_step = r->state.step;
     while (r->state.step < r->steps && !stop_requested) {
-        *m = (measurement){NAN, NAN, NAN, NAN, NAN, false};
+        *m = nothing_measured;
         if (take_step(r, m)) {
             if (!finish_step(r, m)) return false;
         } else if (r->exit_code) {
@@ -1023,11 +1032,9 @@ static void print_failure(char *text) {
 int main(int argc, char **argv) {
     static run r;
     const char *terminal = getenv("TERM");
-    r.progress = (progress){.terminal = isatty(STDOUT_FILENO) && terminal && strcmp(terminal, "dumb"),
-                            .val_loss = NAN,
-                            .f_attn = NAN,
-                            .m_act = NAN,
-                            .gate_mean = NAN};
+    r.progress.terminal = isatty(STDOUT_FILENO) && terminal && strcmp(terminal, "dumb");
+    r.progress.latest = nothing_measured;
+    r.progress.f_attn = r.progress.m_act = r.progress.gate_mean = NAN;
     bool done = run_all(&r, argc, argv);
     fflush(stdout);
     close_run(&r);

@@ -31,7 +31,7 @@ typedef struct {
 typedef struct {
     const char *name, *directory; /* as given, the checkpoint it was read from */
     char file[64];                /* the name, as part of a file name */
-    char gate[96];                /* in words */
+    char gate[128];               /* in words */
     ga_config config;             /* of the checkpoint */
     size_t parameters;
     double loss, *window_losses;  /* (samples) of each window, and their mean */
@@ -291,7 +291,7 @@ static bool figure_finish_svg(report *r, const report_figure *figure) {
         for (size_t i = 0; i < sizeof before_id / sizeof before_id[0]; i++)
             if (!strncmp(at, before_id[i], strlen(before_id[i]))) length = strlen(before_id[i]);
         if (!strncmp(at, image, sizeof image - 1)) {
-            fputs("<image style='image-rendering:pixelated' ", file);
+            fputs("<image style='image-rendering:optimizeSpeed;image-rendering:pixelated' ", file);
             at += sizeof image - 1;
             continue;
         }
@@ -378,11 +378,11 @@ static void figure_layer_axis(FILE *gp, size_t layers) {
 
 /* Where the bar of model i of n stands beside its layer, and how wide it is. */
 static double figure_bar_offset(size_t i, size_t n) {
-    return 0.8 * ((double)i + 0.5) / (double)n - 0.4;
+    return 0.64 * ((double)i + 0.5) / (double)n - 0.32;
 }
 
 static double figure_bar_width(size_t n) {
-    return 0.72 / (double)n;
+    return 0.58 / (double)n;
 }
 
 /* Fig. 2, left. */
@@ -658,12 +658,12 @@ typedef struct {
 static void figure_map_tics(report *r, FILE *gp, size_t shown, bool labelled) {
     if (!labelled) {
         size_t step = shown <= 16 ? 2 : shown <= 40 ? 8 : 16;
-        fprintf(gp, "set xtics 0,%zu norotate font ',11'\nset ytics 0,%zu font ',11'\n", step, step);
+        fprintf(gp, "set xtics 0,%zu font ',11' offset 0,0.5\nset ytics 0,%zu font ',11' offset 0.6,0\n", step, step);
         return;
     }
     for (const char *axis = "xy"; *axis; axis++) {
-        fprintf(gp, *axis == 'x' ? "set xtics rotate by 90 right font ',%d' (" : "set ytics font ',%d' (",
-                shown > 32 ? 9 : 10);
+        fprintf(gp, "set %s font ',%d' (",
+                *axis == 'x' ? "xtics rotate by 90 right offset 0,0.3" : "ytics offset 0.6,0", shown > 32 ? 9 : 10);
         for (size_t i = 0; i < shown; i++) {
             if (i) putc(',', gp);
             figure_quote(gp, r->labels[i]);
@@ -677,8 +677,8 @@ static void figure_map_tics(report *r, FILE *gp, size_t shown, bool labelled) {
  * cent is seen beside one of ninety, and an even spread stays pale. */
 static bool figure_maps(report *r, const char *stem, const char *title, const figure_panel *panels, size_t n, size_t shown,
                         bool labelled) {
-    size_t columns = n == 4 ? 2 : n < 3 ? n : 3, rows = (n + columns - 1) / columns;
-    double side = labelled ? 400 : 330, left = 62, right = 84, gap = labelled ? 74 : 56, top = 46, bottom = labelled ? 66 : 46;
+    size_t columns = n < 2 ? 1 : 2, rows = (n + columns - 1) / columns;
+    double side = labelled ? 400 : 330, left = labelled ? 74 : 60, right = 84, gap = labelled ? 66 : 50, top = 46, bottom = labelled ? 74 : 54;
     double width = left + (double)columns * side + (double)(columns - 1) * gap + right;
     double row_height = top + side + bottom, height = (double)rows * row_height;
     FILE *gp = figure_open(r, stem, ".gp");
@@ -692,14 +692,14 @@ static bool figure_maps(report *r, const char *stem, const char *title, const fi
           "font ',11' scale 0\n",
           gp);
     fprintf(gp, "set xrange [-0.5:%zu.5]\nset yrange [%zu.5:-0.5]\n", shown - 1, shown - 1);
-    fputs("set xlabel 'key' font ',12'\nset multiplot\n", gp);
+    fprintf(gp, "set xlabel 'key' font ',12' offset 0,%g\nset multiplot\n", labelled ? 1.4 : 0.8);
     figure_map_tics(r, gp, shown, labelled);
     for (size_t i = 0; i < n; i++) {
         double x = left + (double)(i % columns) * (side + gap), y = (double)(i / columns) * row_height + top;
         fprintf(gp, "set lmargin at screen %.5f\nset rmargin at screen %.5f\n", x / width, (x + side) / width);
         fprintf(gp, "set tmargin at screen %.5f\nset bmargin at screen %.5f\n", 1 - y / height, 1 - (y + side) / height);
-        fputs(i % columns ? "unset ylabel\n" : "set ylabel 'query' font ',12'\n", gp);
-        if (i + 1 < n)
+        fputs(i % columns ? "unset ylabel\n" : "set ylabel 'query' font ',12' offset 1.6,0\n", gp);
+        if (i + 1 != columns)
             fputs("unset colorbox\n", gp);
         else
             fprintf(gp, "set colorbox user origin screen %.5f, screen %.5f size screen %.5f, screen %.5f noborder\n",

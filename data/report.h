@@ -45,7 +45,7 @@ static bool report_write_html(report *r);
 static const char report_style[] =
     ":root{color-scheme:light}\n"
     "*{box-sizing:border-box}\n"
-    "body{margin:0 auto;max-width:58rem;padding:1.5rem 1rem 4rem;background:#fff;color:#1d1d1f;"
+    "body{margin:0 auto;max-width:60rem;padding:1.5rem 1rem 4rem;background:#fff;color:#1d1d1f;"
     "font:16px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}\n"
     "h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}\n"
     "h2{font-size:1.2rem;margin:2.8rem 0 .4rem;padding-top:1rem;border-top:1px solid #ddd}\n"
@@ -55,7 +55,7 @@ static const char report_style[] =
     ".scroll{overflow-x:auto;margin:.8rem 0}\n"
     "table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}\n"
     "caption{text-align:left;color:#555;padding-bottom:.3rem}\n"
-    "th,td{padding:.28rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid #eaeaea}\n"
+    "th,td{padding:.28rem .55rem;text-align:right;white-space:nowrap;border-bottom:1px solid #eaeaea}\n"
     "thead th{border-bottom:1.5px solid #888;font-weight:600;vertical-align:bottom}\n"
     "th:first-child,td:first-child,.text{text-align:left}\n"
     "tr.paper td{color:#666;font-style:italic}\n"

@@ -1,4 +1,5 @@
-/* Tests of data/: every format, how windows are cut, split and shuffled, bad input, and the generators against their definition.
+/* Tests of the token streams in data/: every format, how windows are cut, split and shuffled, bad input, and the
+ * generators against their definition.
  *
  *     cc -std=c11 -O2 -I. tests/test_data.c -o test_data -lcmocka -lm && ./test_data
  */

@@ -131,7 +131,7 @@ static void test_values_round_trip(void **state) {
     (void)state;
     static const char *settings[][2] = {
         {"vocab_size", "152064"},    {"max_tokens", "1000000000000"}, {"seed", "18446744073709551615"},
-        {"seed", "0"},               {"bos_token", "-1"},             {"rope_base", "1000000"},
+        {"seed", "0"},               {"bos_token", "-1"},             {"rope_base", "1e+06"},
         {"norm_eps", "1e-06"},       {"learning_rate", "0.0053"},     {"beta2", "0.95"},
         {"gate_position", "none"},   {"gate_position", "G5"},         {"gate_type", "headwise"},
         {"gate_activation", "ns-sigmoid"}, {"gate_input", "scalar"},  {"device", "cpu"},

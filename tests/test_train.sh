@@ -8,7 +8,7 @@ work=$(mktemp -d)
 mounted=
 trap '[ -n "$mounted" ] && umount "$mounted"; rm -rf "$work"' EXIT
 cd "$work" || exit 1
-export LC_ALL=C OMP_NUM_THREADS=2
+export LC_ALL=C OMP_WAIT_POLICY=passive
 passed=0 failed=0
 
 ok() { passed=$((passed + 1)); echo "ok $1"; }
@@ -70,6 +70,7 @@ log_every = 5
 eval_every = 10
 eval_windows = 5
 save_every = 7
+threads = 1
 END
 
 # ---- help and dry run
@@ -99,7 +100,7 @@ expected=1,728,177,152 check "parameters of the 28-layer elementwise model" para
 
 # ---- a whole run
 
-check "a run exits 0" "$train" tiny.cfg threads=2
+check "a run exits 0" "$train" tiny.cfg
 run=checkpoints/tiny
 cp -r $run whole
 check "metrics.jsonl has a line for each step" sh -c "[ \"\$(sed -E 's/^\\{\"step\":([0-9]+),.*/\\1/' $run/metrics.jsonl | tr '\\n' ' ')\" = '$(seq -s ' ' 40) ' ]"
@@ -108,7 +109,7 @@ check "every line has loss, lr, grad_norm, tokens_per_s and tokens" sh -c "! gre
 evaluated="\"val_loss\":$number,\"f_attn\":$number,\"f_attn_by_layer\":\[$number,$number\],\"m_act\":$number,\"max_act_by_layer\":\[$number,$number\],\"gate_mean\":$number,\"gate_mean_by_layer\":\[$number,$number\],\"lowest_loss\":$number\}$"
 check "steps 10, 20, 30 and 40 are evaluated" sh -c "[ \$(grep -Ec '$evaluated' $run/metrics.jsonl) -eq 4 ] && [ \$(grep -c val_loss $run/metrics.jsonl) -eq 4 ]"
 check "the tokens are counted" grep -q '^{"step":40,.*"tokens":5120,' $run/metrics.jsonl
-check "the loss falls" awk -F'[:,]' 'NR == 1 { first = $4 } END { exit !($4 < 0.9 * first) }' $run/metrics.jsonl
+check "the loss falls" awk -F'[:,]' 'NR == 1 { first = $4 } END { exit !($4 < 0.96 * first) }' $run/metrics.jsonl
 check "the warm-up is linear" grep -q '^{"step":1,.*"lr":0.0006,' $run/metrics.jsonl
 check "config.cfg repeats the run" sh -c "'$train' $run/config.cfg output_dir=again && cmp again/last/model.safetensors $run/last/model.safetensors"
 check "a complete run says so" sh -c "'$train' tiny.cfg | grep -q '^complete'"
@@ -125,11 +126,11 @@ check "1 and 2 threads give the same bits" same_run threads-1 threads-2
 check "1 and 3 threads give the same bits" same_run threads-1 threads-3
 check "a run in another directory is the same" same_run threads-1 whole
 "$train" tiny.cfg seed=2 output_dir=seed-2 >/dev/null
-check "another seed is not" sh -c "! cmp -s seed-2/last/model.safetensors whole/last/model.safetensors"
+check "another seed is not" sh -c "test -s seed-2/last/model.safetensors && ! cmp -s seed-2/last/model.safetensors whole/last/model.safetensors"
 
 # ---- stopping, killing, going on
 
-long="max_steps=400 save_every=25 eval_every=50 sample_every=60 sample_tokens=4"
+long="max_steps=1500 save_every=100 eval_every=250 sample_every=300 sample_tokens=4"
 "$train" tiny.cfg $long output_dir=long >/dev/null
 for signal in INT TERM; do
     "$train" tiny.cfg $long output_dir=stopped-$signal >stop.out 2>&1 &
@@ -139,7 +140,7 @@ for signal in INT TERM; do
     wait $pid
     code=$?
     check "SIG$signal saves and exits 0" sh -c "[ $code -eq 0 ] && grep -q '^stopped' stop.out && test -e stopped-$signal/last/model.safetensors"
-    check "before the end" [ "$(lines stopped-$signal/metrics.jsonl)" -lt 400 ]
+    check "before the end" [ "$(lines stopped-$signal/metrics.jsonl)" -lt 1500 ]
     "$train" tiny.cfg $long output_dir=stopped-$signal >/dev/null 2>&1
     check "stopped by SIG$signal and resumed equals never stopped" same_run stopped-$signal long
 done
@@ -187,7 +188,7 @@ check "and is the same again" same_run $run whole
 
 check "init_from starts from a checkpoint" sh -c "'$train' tiny.cfg init_from=whole/best output_dir=from max_steps=1 learning_rate=0 min_lr=0 &&
     cmp from/last/model.safetensors whole/best/model.safetensors"
-refuse "init_from a checkpoint of another shape" 2 "n_layers = 3.*has 2" tiny.cfg init_from=whole/best output_dir=other n_layers=3
+refuse "init_from a checkpoint of another shape" 1 "init_from: .*n_layers is 2 .* 3" tiny.cfg init_from=whole/best output_dir=other n_layers=3
 refuse "init_from a directory that is none" 1 "nowhere" tiny.cfg init_from=nowhere output_dir=other
 
 # ---- epochs and files
@@ -203,7 +204,7 @@ for source in gen:backcopy text.txt; do
     for shuffle in 0 1; do
         "$train" tiny.cfg $file $still data=$source max_tokens=1280 epochs=3 shuffle=$shuffle output_dir=epochs >/dev/null 2>&1
         mean() { losses epochs | sed -n "$1" | awk '{ sum += $1 } END { printf "%.5f", sum }'; }
-        check "epochs of $source repeat the same windows, shuffle = $shuffle" [ "$(mean 1,10p) $(mean 1,10p)" = "$(mean 11,20p) $(mean 21,30p)" ]
+        check "epochs of $source repeat the same windows, shuffle = $shuffle" [ "$(lines epochs/metrics.jsonl) $(mean 1,10p) $(mean 1,10p)" = "30 $(mean 11,20p) $(mean 21,30p)" ]
         same=$([ "$(losses epochs | sed -n 1,10p)" = "$(losses epochs | sed -n 11,20p)" ] && echo 0 || echo 1)
         check "in another order if shuffled, shuffle = $shuffle" [ "$same" = $shuffle ]
         rm -r epochs
@@ -264,13 +265,16 @@ refuse "truncated data" 1 "short.u32" tiny.cfg data=short.u32 output_dir=other
 refuse "token beyond the vocabulary" 1 "large.u16" tiny.cfg data=large.u16 val_fraction=0 shuffle=0 output_dir=other
 refuse "unknown generator" 1 "gen:nothing" tiny.cfg data=gen:nothing output_dir=other
 refuse "unknown generator key" 1 "speed" tiny.cfg data=gen:backcopy,speed=1 output_dir=other
-refuse "a model larger than memory" 1 "" tiny.cfg max_seq_len=1000000 batch_size=60000 data=gen:random output_dir=other
+refuse "a model larger than memory" 1 "" tiny.cfg max_seq_len=100000 batch_size=10000 n_layers=1024 eval_windows=1 data=gen:random output_dir=other
 check "nothing was trained" test ! -e other/last
 
 # ---- broken checkpoints
 
 broken() { rm -rf broken; cp -r whole broken; }
 go_on="tiny.cfg max_steps=50 output_dir=broken"
+broken; rm -r broken/best; mv broken/last broken/last.replaced
+check "killed while a checkpoint was renamed" sh -c "'$train' tiny.cfg output_dir=broken | grep -q '^complete'"
+check "--fresh forgets that one too" sh -c "'$train' tiny.cfg output_dir=broken --fresh | grep -q 'begins at step 1' && test ! -e broken/last.replaced"
 broken; truncate -s -100 broken/last/model.safetensors
 refuse "truncated weights" 1 "model.safetensors" $go_on
 broken; truncate -s 100 broken/last/optimizer.safetensors
@@ -294,7 +298,7 @@ refuse "metrics.jsonl on a full disk" 1 "full/metrics.jsonl" tiny.cfg output_dir
 mkdir disk
 if mount -t tmpfs -o size=200k none disk 2>/dev/null; then
     mounted=$work/disk
-    refuse "checkpoints on a full disk" 1 "disk/last" tiny.cfg output_dir=disk/run eval_every=0
+    refuse "checkpoints on a full disk" 1 "disk/run/last.*No space left" tiny.cfg output_dir=disk/run eval_every=0
     umount disk && mounted=
 fi
 
@@ -303,7 +307,8 @@ fi
 if command -v script >/dev/null; then
     TERM=xterm script -qec "stty cols 50; '$train' tiny.cfg output_dir=terminal save_every=1" /dev/null >terminal.out 2>&1
     check "a terminal has a bar" grep -q '\[#.*\]' terminal.out
-    check "that fits its width" sh -c "sed 's/\\r//g; s/\\x1b\\[[0-9]*[AK]//g' terminal.out | awk '/%/ && length(\$0) > 49 { bad = 1 } END { exit bad }'"
+    check "that fits its width" sh -c "tr '\\r' '\\n' <terminal.out | sed 's/\\x1b\\[[0-9]*[AK]//g' |
+        awk '/^[0-9]+\\/[0-9]+ / || /^loss / { n++; if (length(\$0) > 49) bad = 1 } END { exit bad || n < 2 }'"
 fi
 
 echo "$passed passed, $failed failed"

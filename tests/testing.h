@@ -25,7 +25,7 @@ static inline void use_threads(int n) {
 }
 
 static inline ga_real *reals(size_t n) {
-    ga_real *x = (ga_real *)calloc(n ? n : 1, sizeof *x);
+    ga_real *x = n < SIZE_MAX / sizeof *x ? (ga_real *)calloc(n ? n : 1, sizeof *x) : NULL;
     if (!x) fail_msg("out of memory");
     return x;
 }

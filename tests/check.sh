@@ -1,0 +1,24 @@
+#!/bin/sh
+# Formatting, warnings of two compilers in two languages, static analysis.    tests/check.sh SOURCE ...
+set -u
+cd "$(dirname "$0")/.."
+passed=0 failed=0
+step() {
+    name=$1
+    shift
+    if "$@" >build/log/check.log 2>&1; then echo "ok $name" && passed=$((passed + 1)); else
+        echo "FAIL $name" && failed=$((failed + 1)) && head -n 30 build/log/check.log
+    fi
+}
+mkdir -p build/log
+step "formatting" clang-format --dry-run -Werror "$@"
+step "header: gcc, g++, clang, clang++" sh tests/test_header.sh
+tidy='-checks=-*,clang-analyzer-*,bugprone-*,-bugprone-easily-swappable-parameters,-bugprone-narrowing-conversions,-bugprone-macro-parentheses,-bugprone-implicit-widening-of-multiplication-result,-bugprone-reserved-identifier,-clang-analyzer-security.insecureAPI.*,-bugprone-assignment-in-if-condition'
+for source in train.c analyze.c; do
+    step "clang-tidy $source" clang-tidy --quiet "$tidy" --warnings-as-errors='*' "$source" -- -std=c11 -O1
+    step "cppcheck $source" cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,portability --inline-suppr \
+        --suppress=missingIncludeSystem "$source"
+done
+step "no fast-math" sh -c '! grep -nE -- "-ffast-math|-Ofast" Makefile tests/*.sh | grep -v check.sh'
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
