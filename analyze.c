@@ -39,29 +39,29 @@
 #include "data/report.h"
 
 /* The one list of options: X(kind, name, default, lowest, highest, argument, meaning). */
-#define OPTIONS(X)                                                                                                     \
-    X(TEXT, data, NULL, 0, 0, "SOURCE", "tokens; without it those the first model was held out from")                  \
-    X(TEXT, part, NULL, 0, 0, "PART", "all, train or val of SOURCE; default: all of a file, val of a generator")       \
-    X(SIZE, num_samples, 0, 1, 1e9, "N", "windows; default 64, or all where there are fewer")                          \
-    X(SIZE, seq_len, 0, 1, 16777216, "T", "tokens in a window; default: the models' smallest max_seq_len")             \
-    X(TEXT, output, NULL, 0, 0, "DIR", "where the report goes; default: reports/<names>")                              \
-    X(SIZE, batch_size, 0, 1, 65536, "B", "windows computed at once; default: about 4096 tokens")                      \
-    X(SIZE, threads, 0, 1, 4096, "N", "OpenMP threads; default: all cores")                                            \
-    X(TEXT, prompt, NULL, 0, 0, "TEXT", "goes on from TEXT instead of comparing")                                      \
-    X(SIZE, generate, 64, 0, 1e6, "N", "tokens to generate")                                                           \
-    X(REAL, temperature, 0.8, 0, 100, "X", "of the draws; 0: always the most likely token")                            \
-    X(SIZE, top_k, 0, 0, 1e9, "K", "draw among the K most likely; 0: all")                                             \
-    X(REAL, top_p, 1, 0, 1, "P", "draw among the most likely with P in sum")                                           \
-    X(SEED, seed, 1, 0, 0, "S", "of the draws, and of what a generator of data draws; default: 1, or the run's")       \
-    X(FLAG, maps, 0, 0, 0, "", "draw the attention maps of the prompt")                                                \
+#define OPTIONS(X)                                                                                               \
+    X(TEXT, data, NULL, 0, 0, "SOURCE", "tokens; without it those the first model was held out from")            \
+    X(TEXT, part, NULL, 0, 0, "PART", "all, train or val of SOURCE; default: all of a file, val of a generator") \
+    X(SIZE, num_samples, 0, 1, 1e9, "N", "windows; default 64, or all where there are fewer")                    \
+    X(SIZE, seq_len, 0, 1, 16777216, "T", "tokens in a window; default: the models' smallest max_seq_len")       \
+    X(TEXT, output, NULL, 0, 0, "DIR", "where the report goes; default: reports/<names>")                        \
+    X(SIZE, batch_size, 0, 1, 65536, "B", "windows computed at once; default: about 4096 tokens")                \
+    X(SIZE, threads, 0, 1, 4096, "N", "OpenMP threads; default: all cores")                                      \
+    X(TEXT, prompt, NULL, 0, 0, "TEXT", "goes on from TEXT instead of comparing")                                \
+    X(SIZE, generate, 64, 0, 1e6, "N", "tokens to generate")                                                     \
+    X(REAL, temperature, 0.8, 0, 100, "X", "of the draws; 0: always the most likely token")                      \
+    X(SIZE, top_k, 0, 0, 1e9, "K", "draw among the K most likely; 0: all")                                       \
+    X(REAL, top_p, 1, 0, 1, "P", "draw among the most likely with P in sum")                                     \
+    X(SEED, seed, 1, 0, 0, "S", "of the draws, and of what a generator of data draws; default: 1, or the run's") \
+    X(FLAG, maps, 0, 0, 0, "", "draw the attention maps of the prompt")                                          \
     X(FLAG, help, 0, 0, 0, "", "this text")
 
 typedef struct {
-#define OPTION_TEXT const char *
-#define OPTION_SIZE size_t
-#define OPTION_REAL double
-#define OPTION_SEED uint64_t
-#define OPTION_FLAG bool
+#define OPTION_TEXT                                      const char *
+#define OPTION_SIZE                                      size_t
+#define OPTION_REAL                                      double
+#define OPTION_SEED                                      uint64_t
+#define OPTION_FLAG                                      bool
 #define X(kind, name, def, low, high, argument, meaning) OPTION_##kind name;
     OPTIONS(X)
 #undef X
@@ -73,17 +73,17 @@ typedef struct {
 typedef struct {
     options options;
     report report;
-    const char **models;  /* stb_ds array: NAME:DIR as given */
-    char **texts;         /* stb_ds array: what is freed at the end */
-    bool has_run;         /* the first model's run has a config.cfg */
-    ga_config run;        /* its keys, else the defaults */
+    const char **models; /* stb_ds array: NAME:DIR as given */
+    char **texts;        /* stb_ds array: what is freed at the end */
+    bool has_run;        /* the first model's run has a config.cfg */
+    ga_config run;       /* its keys, else the defaults */
     data_stream *stream;
     data_part part;
     int exit_code;
     char failure[2048];
 } analysis;
 
-/* ---- small things ------------------------------------------------------------------------------------------------- */
+/* ---- small things ------------------------------------------------------------------------------------------------ */
 
 /* Notes why the program ends; main prints it. */
 static bool fail(analysis *a, int exit_code, const char *format, ...) {
@@ -125,20 +125,23 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- the command line --------------------------------------------------------------------------------------------- */
+/* ---- the command line -------------------------------------------------------------------------------------------- */
 
 static void print_help(void) {
-    printf("usage: ./analyze --models NAME:DIR [NAME:DIR ...] --data SOURCE [options]\n"
-           "       ./analyze --models NAME:DIR --prompt TEXT [options]\n\n"
-           "Measures attention sinks (F-Attn), massive activations (M-Act), gate scores and loss of models on the same\n"
-           "tokens, and writes summary.json, report.html and figures. DIR is a checkpoint or a run of ./train.\n\n");
-#define X(kind, name, def, low, high, argument, meaning)                                                               \
-    printf("  --%s%s%-*s %s\n", #name, *argument ? " " : "",                                                           \
-           (int)(20 - strlen(#name) - (*argument ? 1 : 0)), argument, meaning);
+    printf(
+        "usage: ./analyze --models NAME:DIR [NAME:DIR ...] --data SOURCE [options]\n"
+        "       ./analyze --models NAME:DIR --prompt TEXT [options]\n\n"
+        "Measures attention sinks (F-Attn), massive activations (M-Act), gate scores and loss of models on the same\n"
+        "tokens, and writes summary.json, report.html and figures. DIR is a checkpoint or a run of ./train.\n\n");
+#define X(kind, name, def, low, high, argument, meaning)                                                      \
+    printf("  --%s%s%-*s %s\n", #name, *argument ? " " : "", (int)(20 - strlen(#name) - (*argument ? 1 : 0)), \
+           argument, meaning);
     OPTIONS(X)
 #undef X
-    printf("\nA model of bytes (trained on .txt or .jsonl, or with a vocabulary of 256 to 320) takes TEXT as it is; others take\n"
-           "token numbers or the labels of their generator: --prompt \"<s> t17 t4 T0\".\n\nSOURCE is one of\n");
+    printf("\n"
+           "A model of bytes (trained on .txt or .jsonl, or with a vocabulary of 256 to 320) takes TEXT as it is; "
+           "others take\ntoken numbers or the labels of their generator: --prompt \"<s> t17 t4 T0\".\n\n"
+           "SOURCE is one of\n");
     data_print_sources(stdout);
 }
 
@@ -171,12 +174,13 @@ static bool set_option(analysis *a, const char *name, const char *value) {
 #define SET_REAL(field, low, high) read_real(value, low, high, &o->field)
 #define SET_SEED(field, low, high) read_seed(value, &o->field)
 #define SET_FLAG(field, low, high) (o->field = true)
-#define X(kind, field, def, low, high, argument, meaning)                                                              \
-    if (strcmp(name, #field) == 0) {                                                                                   \
-        if (*argument && !value) return fail(a, 2, "--%s needs %s", #field, argument);                                 \
-        if (!SET_##kind(field, low, high)) return fail(a, 2, "--%s %s: not a value that it takes (%s)", #field, value, meaning); \
-        o->has_##field = true;                                                                                         \
-        return true;                                                                                                   \
+#define X(kind, field, def, low, high, argument, meaning)                                         \
+    if (strcmp(name, #field) == 0) {                                                              \
+        if (*argument && !value) return fail(a, 2, "--%s needs %s", #field, argument);            \
+        if (!SET_##kind(field, low, high))                                                        \
+            return fail(a, 2, "--%s %s: not a value that it takes (%s)", #field, value, meaning); \
+        o->has_##field = true;                                                                    \
+        return true;                                                                              \
     }
     OPTIONS(X)
 #undef X
@@ -184,7 +188,7 @@ static bool set_option(analysis *a, const char *name, const char *value) {
 }
 
 static bool takes_value(const char *name) {
-#define X(kind, field, def, low, high, argument, meaning)                                                              \
+#define X(kind, field, def, low, high, argument, meaning) \
     if (strcmp(name, #field) == 0) return *argument;
     OPTIONS(X)
 #undef X
@@ -221,7 +225,7 @@ static bool parse_options(analysis *a, int argc, char **argv) {
     return true;
 }
 
-/* ---- models ------------------------------------------------------------------------------------------------------- */
+/* ---- models ------------------------------------------------------------------------------------------------------ */
 
 /* The checkpoint in a directory: itself, or of a run `best`, else `last`. */
 static bool find_checkpoint(analysis *a, report_model *m, const char *directory) {
@@ -233,8 +237,8 @@ static bool find_checkpoint(analysis *a, report_model *m, const char *directory)
         return true;
     }
     if (!exists(directory)) return fail(a, 1, "%s: there is no %s", m->name, directory);
-    return fail(a, 1, "%s: %s is not a checkpoint (no config.json with model.safetensors, in best or last neither)", m->name,
-                directory);
+    return fail(a, 1, "%s: %s is not a checkpoint (no config.json with model.safetensors, in best or last neither)",
+                m->name, directory);
 }
 
 /* "G1 elementwise sigmoid", and what differs from the default of Eq. 5. */
@@ -266,7 +270,9 @@ static bool add_model(analysis *a, const char *argument) {
         if (report_utf8(c) == 0 || (unsigned char)*c < ' ' || *c == 127)
             return fail(a, 2, "--models %s: the name is not plain text in UTF-8", argument);
     for (size_t i = 0; i <= length; i++)
-        m.file[i] = !m.name[i] || strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-+.", m.name[i]) ? m.name[i] : '_';
+        m.file[i] = !m.name[i] || strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-+.", m.name[i])
+                        ? m.name[i]
+                        : '_';
     for (size_t i = 0; i < arrlenu(a->report.models); i++) {
         const report_model *other = &a->report.models[i];
         if (strcmp(m.name, other->name) == 0) return fail(a, 2, "two models are named %s", m.name);
@@ -292,8 +298,8 @@ static bool add_models(analysis *a) {
         const report_model *m = &a->report.models[i];
         if (!a->options.has_seq_len && m->config.max_seq_len < *T) *T = m->config.max_seq_len;
         if (!a->options.prompt && m->config.vocab_size != first->config.vocab_size)
-            return fail(a, 1, "%s has a vocabulary of %zu, but %s one of %zu: they cannot read the same tokens", m->name,
-                        m->config.vocab_size, first->name, first->config.vocab_size);
+            return fail(a, 1, "%s has a vocabulary of %zu, but %s one of %zu: they cannot read the same tokens",
+                        m->name, m->config.vocab_size, first->name, first->config.vocab_size);
     }
     return true;
 }
@@ -327,13 +333,14 @@ static ga_model *load_model(analysis *a, const report_model *m, size_t batch_siz
     return NULL;
 }
 
-/* ---- tokens ------------------------------------------------------------------------------------------------------- */
+/* ---- tokens ------------------------------------------------------------------------------------------------------ */
 
 static bool is_generator(const char *source) {
     return strncmp(source, "gen:", 4) == 0;
 }
 
-/* With --data the windows of design: [i T, i T + T] of all the file, as it stands; without, those that training held out. */
+/* With --data window i has the inputs [i T, i T + T) of the file as it stands; without, windows are those that training
+ * held out. */
 static bool open_data(analysis *a) {
     const options *o = &a->options;
     report *r = &a->report;
@@ -355,10 +362,12 @@ static bool open_data(analysis *a) {
     r->part = is_generator(r->source) ? (a->part == DATA_VAL ? "fresh sequences" : "its training sequences")
               : a->part == DATA_VAL   ? "the held-out windows"
               : d.val_fraction > 0    ? "its training windows"
-                                      : "from its beginning";
+              : a->has_run && strcmp(r->source, a->run.data) == 0 ? "from its beginning, so windows of the training too"
+                                                                  : "from its beginning";
     uint64_t windows = data_windows(a->stream, a->part);
     r->samples = o->has_num_samples ? o->num_samples : windows < 64 ? (size_t)windows : 64;
-    if (windows == 0) return fail(a, 1, "%s: nothing is held out (val_fraction 0); --part all takes the whole of it", r->source);
+    if (windows == 0)
+        return fail(a, 1, "%s: nothing is held out (val_fraction 0); --part all takes the whole of it", r->source);
     if (r->samples > windows)
         return fail(a, 1, "%s: has %" PRIu64 " windows of %zu tokens, fewer than --num_samples %zu", r->source, windows,
                     r->seq_len, r->samples);
@@ -368,21 +377,30 @@ static bool open_data(analysis *a) {
     return true;
 }
 
-/* Labels of the first positions of the first window, for the maps. */
-static bool label_tokens(analysis *a, const int32_t *tokens) {
+/* A model without a run, or whose data is gone, is known by its vocabulary. */
+static bool reads_bytes(const analysis *a, const report_model *m) {
+    if (a->has_run) return ends_with(a->run.data, ".txt") || ends_with(a->run.data, ".jsonl");
+    return m->config.vocab_size >= 256 && m->config.vocab_size <= 320;
+}
+
+static const char *label_token(const analysis *a, const report_model *m, int32_t token, char label[DATA_LABEL_SIZE]) {
+    if (a->stream) return data_token_text(a->stream, token, label, DATA_LABEL_SIZE);
+    bool printable = reads_bytes(a, m) && token >= ' ' && token < 127;
+    snprintf(label, DATA_LABEL_SIZE, printable ? "%c" : "%" PRId32, (int)token);
+    return label;
+}
+
+/* Labels of the first positions of a window, for the maps. */
+static bool label_tokens(analysis *a, const report_model *m, const int32_t *tokens) {
     report *r = &a->report;
+    free(r->labels);
     r->labels = malloc(r->map_len * sizeof *r->labels);
     if (!r->labels) return fail(a, 1, "out of memory");
-    for (size_t t = 0; t < r->map_len; t++) {
-        if (a->stream)
-            data_token_text(a->stream, tokens[t], r->labels[t], sizeof r->labels[t]);
-        else
-            snprintf(r->labels[t], sizeof r->labels[t], "%" PRId32, tokens[t]);
-    }
+    for (size_t t = 0; t < r->map_len; t++) label_token(a, m, tokens[t], r->labels[t]);
     return true;
 }
 
-/* ---- measuring ---------------------------------------------------------------------------------------------------- */
+/* ---- measuring --------------------------------------------------------------------------------------------------- */
 
 typedef struct {
     ga_model *model;
@@ -397,7 +415,6 @@ static void free_measuring(measuring *w) {
     free(w->maps);
     free(w->tokens);
     free(w->losses);
-    ga_destroy(w->model);
 }
 
 static bool allocate_measuring(analysis *a, measuring *w, report_model *m) {
@@ -422,8 +439,8 @@ static bool allocate_measuring(analysis *a, measuring *w, report_model *m) {
 static bool read_windows(analysis *a, measuring *w, size_t first, size_t count) {
     char text[1024];
     for (size_t i = 0; i < count; i++)
-        if (!data_window(a->stream, a->part, first + i, w->tokens + i * a->report.seq_len, w->targets + i * a->report.seq_len,
-                         text, sizeof text))
+        if (!data_window(a->stream, a->part, first + i, w->tokens + i * a->report.seq_len,
+                         w->targets + i * a->report.seq_len, text, sizeof text))
             return fail(a, 1, "%s", text);
     return true;
 }
@@ -452,7 +469,8 @@ static bool map_windows(analysis *a, measuring *w, const report_model *m, size_t
     for (size_t i = 1; i < count; i++) memmove(w->tokens + i * M, w->tokens + i * T, M * sizeof *w->tokens);
     ga_observer observer = {.maps = w->maps, .n_maps = w->model->sizes.L};
     ga_error e;
-    if (ga_forward(w->model, w->tokens, NULL, count, M, &observer, NULL, &e)) return fail(a, 1, "%s: %s", m->name, e.text);
+    if (ga_forward(w->model, w->tokens, NULL, count, M, &observer, NULL, &e))
+        return fail(a, 1, "%s: %s", m->name, e.text);
     return true;
 }
 
@@ -473,7 +491,7 @@ static bool measure_model(analysis *a, report_model *m) {
     for (size_t i = 0, count = 1; good && i < r->samples; i += count, count = w.batch_size) {
         if (count > r->samples - i) count = r->samples - i;
         good = read_windows(a, &w, i, count) && measure_windows(a, &w, m, i, count);
-        if (good && i == 0 && !r->labels) good = label_tokens(a, w.tokens);
+        if (good && i == 0 && !r->labels) good = label_tokens(a, m, w.tokens);
         good = good && map_windows(a, &w, m, count);
         if (good && i == 0) copy_maps(&w, m->window_maps, r->map_len);
         if (terminal) fprintf(stderr, "\r%s: %zu of %zu windows ", m->name, i + count, r->samples);
@@ -481,60 +499,11 @@ static bool measure_model(analysis *a, report_model *m) {
     if (terminal) fprintf(stderr, "\r\033[K");
     if (good) copy_maps(&w, m->maps, r->map_len);
     free_measuring(&w);
+    ga_destroy(w.model);
     return good;
 }
 
-/* ---- training curves ---------------------------------------------------------------------------------------------- */
-
-/* The number, or the largest of the array of numbers, behind a key in one line of metrics.jsonl; NaN: there is none. */
-static double read_metric(const char *line, const char *key) {
-    const char *at = strstr(line, key);
-    if (!at) return NAN;
-    at += strlen(key);
-    double largest = NAN;
-    do {
-        char *end;
-        double x = strtod(at + (*at == '[' || *at == ','), &end);
-        if (end == at) break;
-        largest = fmax(largest, x);
-        at = end;
-    } while (*at == ',' && key[strlen(key) - 1] == '[');
-    return largest;
-}
-
-/* Averages neighbours until about 300 points are left: what a figure can show, without the noise of single batches. */
-static void thin_points(report_point *points) {
-    size_t n = arrlenu(points), block = (n + 299) / 300, kept = 0;
-    for (size_t i = 0; block > 1 && i < n; i += block) {
-        report_point p = {0, 0};
-        size_t count = block < n - i ? block : n - i;
-        for (size_t k = i; k < i + count; k++) p.step += points[k].step, p.value += points[k].value;
-        points[kept++] = (report_point){p.step / (double)count, p.value / (double)count};
-    }
-    if (block > 1) arrsetlen(points, kept);
-}
-
-/* metrics.jsonl of the run that the checkpoint belongs to, if it is there. */
-static void read_curves(analysis *a, report_model *m) {
-    const char *path = keep_text(a, "%s/../metrics.jsonl", m->directory);
-    if (!exists(path)) path = keep_text(a, "%s/metrics.jsonl", m->directory);
-    FILE *file = fopen(path, "r");
-    if (!file) return;
-    char *line = NULL;
-    size_t size = 0;
-    while (getline(&line, &size, file) > 0) {
-        double step = read_metric(line, "\"step\":"), loss = read_metric(line, "\"loss\":");
-        double val_loss = read_metric(line, "\"val_loss\":"), f_attn = read_metric(line, "\"f_attn_by_layer\":[");
-        if (isfinite(step) && isfinite(loss)) arrput(m->training, ((report_point){step, loss}));
-        if (isfinite(step) && isfinite(val_loss)) arrput(m->held_out, ((report_point){step, val_loss}));
-        if (isfinite(step) && isfinite(f_attn)) arrput(m->f_attn, ((report_point){step, f_attn}));
-    }
-    free(line);
-    fclose(file);
-    thin_points(m->training);
-}
-
-/* ---- what is printed ---------------------------------------------------------------------------------------------- */
+/* ---- what is printed --------------------------------------------------------------------------------------------- */
 
 static void print_number(int width, const char *format, double x, bool absent) {
     char text[64];
@@ -550,7 +519,7 @@ static void print_padded(const char *text, size_t width) {
 }
 
 static void print_table(const report *r) {
-    size_t name_width = 12, gate_width = strlen("G1 elementwise, head-shared, sigmoid");
+    size_t name_width = 12, gate_width = strlen("G1 input-independent sigmoid");
     for (size_t i = 0; i < arrlenu(r->models); i++) {
         if (strlen(r->models[i].name) > name_width) name_width = strlen(r->models[i].name);
         if (strlen(r->models[i].gate) > gate_width) gate_width = strlen(r->models[i].gate);
@@ -558,8 +527,8 @@ static void print_table(const report *r) {
     printf("\n%zu windows of %zu tokens of %s (%s)\n", r->samples, r->seq_len, r->source, r->part);
     printf("even attention: F-Attn %.2f %%", 100 * ga_f_attn_uniform(r->seq_len));
     if (isfinite(r->lowest_loss)) printf("; lowest loss that can be reached: %.4f", r->lowest_loss);
-    printf("\n\n%-*s  %12s  %-*s  %8s  %8s  %7s  %13s  %7s  %9s  %9s\n", (int)name_width, "model", "parameters", (int)gate_width,
-           "gate", "loss", "ppl", "F-Attn", "largest layer", "M-Act", "gate mean", "below 0.1");
+    printf("\n\n%-*s  %12s  %-*s  %8s  %8s  %7s  %13s  %7s  %9s  %9s\n", (int)name_width, "model", "parameters",
+           (int)gate_width, "gate", "loss", "ppl", "F-Attn", "largest layer", "M-Act", "gate mean", "below 0.1");
     for (size_t i = 0; i < arrlenu(r->models); i++) {
         const report_model *m = &r->models[i];
         const ga_statistics *s = m->statistics;
@@ -579,9 +548,9 @@ static void print_table(const report *r) {
     for (size_t i = 0; i < REPORT_TABLE_4_ROWS; i++) {
         const report_table_4_row *row = &report_table_4[i];
         char gate[96];
-        snprintf(gate, sizeof gate, i ? "%s, %s" : "none", row->method, row->activation);
-        printf("%-*s  %12s  %-*s  %8s  %8.3f  %5.1f %%  %13s  %7.0f", (int)name_width, i ? "" : "baseline", "", (int)gate_width,
-               gate, "-", row->ppl, 100 * row->f_attn, "-", row->m_act);
+        snprintf(gate, sizeof gate, i ? "%s %s" : "none", row->method, row->activation);
+        printf("%-*s  %12s  %-*s  %8s  %8.3f  %5.1f %%  %13s  %7.0f", (int)name_width, i ? "" : "baseline", "",
+               (int)gate_width, gate, "-", row->ppl, 100 * row->f_attn, "-", row->m_act);
         print_number(9, "%.3f", row->gate_mean, isnan(row->gate_mean));
         printf("  %9s\n", "-");
     }
@@ -590,95 +559,13 @@ static void print_table(const report *r) {
         if (i == base) continue;
         double difference, error;
         report_loss_difference(r, base, i, &difference, &error);
-        printf("\n%s against %s: loss %+.4f +- %.4f (standard error over the windows)", r->models[i].name, r->models[base].name,
-               difference, error);
+        printf("\n%s against %s: loss %+.4f +- %.4f (standard error over the windows)", r->models[i].name,
+               r->models[base].name, difference, error);
     }
     printf("\n");
 }
 
-/* ---- summary.json ------------------------------------------------------------------------------------------------- */
-
-static void json_number(FILE *f, const char *key, double x) {
-    fprintf(f, isfinite(x) ? ",\n        \"%s\": %.9g" : ",\n        \"%s\": null", key, x);
-}
-
-static void json_text(FILE *f, const char *text) {
-    putc('"', f);
-    while (*text) {
-        size_t length = report_utf8(text);
-        if (length == 0 || (unsigned char)*text < ' ')
-            fprintf(f, "\\u%04x", length ? (unsigned)*text : 0xFFFDu);
-        else
-            fprintf(f, "%s%.*s", *text == '"' || *text == '\\' ? "\\" : "", (int)length, text);
-        text += length ? length : 1;
-    }
-    putc('"', f);
-}
-
-static void json_layers(FILE *f, const char *key, const ga_statistics *s, double (*value)(const ga_statistics *, size_t)) {
-    fprintf(f, ",\n        \"%s\": ", key);
-    if (isnan(value(s, GA_ALL))) {
-        fputs("null", f);
-        return;
-    }
-    for (size_t l = 0; l < s->L; l++) fprintf(f, isfinite(value(s, l)) ? "%s%.9g" : "%snull", l ? ", " : "[", value(s, l));
-    putc(']', f);
-}
-
-static void json_heads(FILE *f, const ga_statistics *s) {
-    fputs(",\n        \"f_attn_by_head\": [", f);
-    for (size_t l = 0; l < s->L; l++)
-        for (size_t h = 0; h < s->HQ; h++) {
-            double x = ga_f_attn_head(s, l, h);
-            fputs(h ? ", " : l ? ", [" : "[", f);
-            fprintf(f, isfinite(x) ? "%.9g" : "null", x);
-            if (h + 1 == s->HQ) putc(']', f);
-        }
-    putc(']', f);
-}
-
-static void json_model(FILE *f, const report *r, const report_model *m) {
-    const ga_statistics *s = m->statistics;
-    json_text(f, m->name);
-    fprintf(f, ": {\n        \"params\": %zu", m->parameters);
-    json_number(f, "loss", m->loss);
-    json_number(f, "ppl", exp(m->loss));
-    json_number(f, "lowest_loss", r->lowest_loss);
-    json_number(f, "f_attn", ga_f_attn(s, GA_ALL));
-    json_number(f, "f_attn_uniform", ga_f_attn_uniform(r->seq_len));
-    json_layers(f, "f_attn_by_layer", s, ga_f_attn);
-    json_heads(f, s);
-    json_number(f, "m_act", ga_m_act(s, GA_ALL));
-    json_layers(f, "max_act_by_layer", s, ga_m_act);
-    json_number(f, "gate_mean", ga_gate_mean(s, GA_ALL));
-    json_number(f, "gate_std", ga_gate_std(s, GA_ALL));
-    json_number(f, "gate_below_0.1", ga_gate_below(s, GA_ALL, 0.1));
-    json_number(f, "gate_below_0.5", ga_gate_below(s, GA_ALL, 0.5));
-    json_layers(f, "gate_mean_by_layer", s, ga_gate_mean);
-    json_layers(f, "gate_std_by_layer", s, ga_gate_std);
-    json_layers(f, "gate_min_by_layer", s, ga_gate_min);
-    json_layers(f, "gate_max_by_layer", s, ga_gate_max);
-    fprintf(f, ",\n        \"gate\": ");
-    json_text(f, m->gate);
-    fprintf(f, ",\n        \"checkpoint\": ");
-    json_text(f, m->directory);
-    fprintf(f, ",\n        \"data\": ");
-    json_text(f, r->source);
-    fprintf(f, ",\n        \"seq_len\": %zu,\n        \"samples\": %zu\n    }", r->seq_len, r->samples);
-}
-
-static bool write_summary(report *r) {
-    FILE *f = report_open(r, "summary", ".json");
-    if (!f) return false;
-    for (size_t i = 0; i < arrlenu(r->models); i++) {
-        fputs(i ? ",\n    " : "{\n    ", f);
-        json_model(f, r, &r->models[i]);
-    }
-    fputs("\n}\n", f);
-    return report_close(r, f, "summary", ".json");
-}
-
-/* ---- comparing ---------------------------------------------------------------------------------------------------- */
+/* ---- comparing --------------------------------------------------------------------------------------------------- */
 
 static bool choose_output(analysis *a) {
     const char *names = "reports/";
@@ -689,7 +576,8 @@ static bool choose_output(analysis *a) {
 }
 
 static void print_figures(const report *r) {
-    if (!r->has_gnuplot) printf("gnuplot was not found: the figures are not drawn (data and scripts are in %s/figures)\n", r->directory);
+    if (!r->has_gnuplot)
+        printf("gnuplot was not found: the figures are not drawn (data and scripts are in %s/figures)\n", r->directory);
     for (size_t i = 0; r->has_gnuplot && i < arrlenu(r->figures); i++)
         if (!r->figures[i].drawn)
             printf("gnuplot failed on %s/figures/%s.gp: see %s.log beside it\n", r->directory, r->figures[i].stem,
@@ -704,21 +592,16 @@ static bool compare(analysis *a) {
         printf("%s: %s\n", r->models[i].name, r->models[i].directory);
         fflush(stdout);
         if (!measure_model(a, &r->models[i])) return false;
-        read_curves(a, &r->models[i]);
+        report_read_curves(&r->models[i]);
     }
     print_table(r);
-    if (!write_summary(r) || !figures_write(r) || !report_write_html(r)) return fail(a, 1, "%s", r->error);
+    if (!report_write_summary(r) || !figures_write(r) || !report_write_html(r)) return fail(a, 1, "%s", r->error);
     print_figures(r);
     printf("report: %s/report.html, numbers: %s/summary.json\n", r->directory, r->directory);
     return true;
 }
 
-/* ---- prompts ------------------------------------------------------------------------------------------------------ */
-
-static bool reads_bytes(const analysis *a, const report_model *m) {
-    if (a->has_run) return ends_with(a->run.data, ".txt") || ends_with(a->run.data, ".jsonl");
-    return m->config.vocab_size >= 256 && m->config.vocab_size <= 320;
-}
+/* ---- prompts ----------------------------------------------------------------------------------------------------- */
 
 /* A word of the prompt: a token's number, or its label. */
 static int32_t find_token(const analysis *a, const char *word, size_t vocab_size) {
@@ -756,10 +639,8 @@ static void print_token(const analysis *a, const report_model *m, int32_t token)
     char label[DATA_LABEL_SIZE];
     if (reads_bytes(a, m) && token < 256 && ((token >= ' ' && token != 127) || token == '\n' || token == '\t'))
         putchar(token);
-    else if (a->stream)
-        printf(reads_bytes(a, m) ? "%s" : "%s ", data_token_text(a->stream, token, label, sizeof label));
     else
-        printf(reads_bytes(a, m) ? "<%" PRId32 ">" : "%" PRId32 " ", token);
+        printf(reads_bytes(a, m) ? "%s" : "%s ", label_token(a, m, token, label));
     fflush(stdout);
 }
 
@@ -777,7 +658,8 @@ static bool generate(analysis *a, const report_model *m, ga_model *model, const 
         int32_t token = 0;
         if (i > 0) token = ga_sample(logits, m->config.vocab_size, sampling, &random);
         if (i > 0) print_token(a, m, token);
-        good = !ga_generator_feed(g, i ? &token : prompt, i ? 1 : length, logits, &e) || fail(a, 1, "%s: %s", m->name, e.text);
+        good = !ga_generator_feed(g, i ? &token : prompt, i ? 1 : length, logits, &e) ||
+               fail(a, 1, "%s: %s", m->name, e.text);
         if (i == 0) fed = now();
     }
     if (good) print_token(a, m, ga_sample(logits, m->config.vocab_size, sampling, &random));
@@ -796,19 +678,13 @@ static bool map_prompt(analysis *a, report_model *m, ga_model *model, const int3
     r->map_len = r->seq_len = length < LONGEST ? length : LONGEST;
     r->samples = 1;
     measuring w = {.model = model, .batch_size = 1};
-    free(r->labels);
-    r->labels = NULL;
-    bool good = allocate_measuring(a, &w, m) && label_tokens(a, prompt);
+    bool good = allocate_measuring(a, &w, m) && label_tokens(a, m, prompt);
     if (good) {
         memcpy(w.tokens, prompt, r->map_len * sizeof *prompt);
         good = map_windows(a, &w, m, 1);
     }
     if (good) copy_maps(&w, m->window_maps, r->map_len);
-    w.model = NULL;
-    for (size_t l = 0; w.maps && l < model->sizes.L; l++) free(w.maps[l].p);
-    free(w.maps);
-    free(w.tokens);
-    free(w.losses);
+    free_measuring(&w);
     if (!good || !choose_output(a)) return false;
     if (!figures_write_prompt(r, m)) return fail(a, 1, "%s", r->error);
     print_figures(r);
@@ -836,8 +712,8 @@ static bool prompt_model(analysis *a, report_model *m) {
     size_t length = arrlenu(tokens), needed = length + o->generate;
     size_t longest = o->has_seq_len ? o->seq_len : m->config.max_seq_len;
     if (good && needed > longest)
-        good = fail(a, 1, "%s: %zu tokens of the prompt and %zu to generate are more than its %zu positions%s", m->name, length,
-                    o->generate, longest, o->has_seq_len ? "" : " (--seq_len raises them)");
+        good = fail(a, 1, "%s: %zu tokens of the prompt and %zu to generate are more than its %zu positions%s", m->name,
+                    length, o->generate, longest, o->has_seq_len ? "" : " (--seq_len raises them)");
     if (good) good = (model = load_model(a, m, 1, needed)) != NULL;
     if (good && arrlenu(a->models) > 1) printf("%s: %s\n", m->name, m->directory);
     if (good && o->generate > 0) {
@@ -856,7 +732,7 @@ static bool prompt_models(analysis *a) {
     return true;
 }
 
-/* ---- main --------------------------------------------------------------------------------------------------------- */
+/* ---- main -------------------------------------------------------------------------------------------------------- */
 
 static void free_analysis(analysis *a) {
     report *r = &a->report;

@@ -156,8 +156,10 @@ static const char *duration(double seconds, char text[32]) {
         snprintf(text, 32, "%.0f min %02.0f s", floor(seconds / 60), floor(fmod(seconds, 60)));
     else if (seconds < 48 * 3600.0)
         snprintf(text, 32, "%.0f h %02.0f min", floor(seconds / 3600), floor(fmod(seconds, 3600) / 60));
-    else
+    else if (seconds < 730 * 86400.0)
         snprintf(text, 32, "%.1f days", seconds / 86400);
+    else
+        snprintf(text, 32, "%.1f years", seconds / (365.25 * 86400));
     return text;
 }
 
@@ -366,7 +368,7 @@ static void print_model(const run *r) {
 static void print_device(const ga_config *c) {
     printf("device      cpu, plain C in float32, %zu thread%s", thread_count(c), thread_count(c) == 1 ? "" : "s");
 #ifdef _OPENMP
-    printf(" (%s)\n", c->threads ? "as threads says" : "all cores");
+    printf(" (%s)\n", c->threads ? "as the key threads says" : "OpenMP's choice");
 #else
     printf(" (built without OpenMP)\n");
 #endif
@@ -1013,7 +1015,7 @@ static bool run_all(run *r, int argc, char **argv) {
            GROUPED(r->state.step ? r->state.step : 1));
     fflush(stdout);
 
-    measurement m;
+    measurement m = nothing_measured;
     bool trained = train(r, &m);
     erase_bar(&r->progress);
     if (!trained) return false;

@@ -5,7 +5,7 @@
  *     if (!figures_write(&r)) return fail(r.error);
  *     if (!r.has_gnuplot) puts("gnuplot was not found");   // the CSVs and scripts are there all the same
  *
- * Needs gated_attention.h (ga_statistics), data.h (labels) and stb_ds (implemented elsewhere) before it, POSIX for fork.
+ * Needs gated_attention.h (ga_statistics), data.h (labels) and stb_ds before it, and POSIX (fork, getline).
  */
 #ifndef DATA_FIGURES_H
 #define DATA_FIGURES_H
@@ -34,10 +34,10 @@ typedef struct {
     char gate[128];               /* in words */
     ga_config config;             /* of the checkpoint */
     size_t parameters;
-    double loss, *window_losses;  /* (samples) of each window, and their mean */
+    double loss, *window_losses; /* (samples) of each window, and their mean */
     ga_statistics *statistics;
-    double *maps;                                /* (L, M, M) averaged over heads and windows */
-    double *window_maps;                         /* (L, M, M) of the first window, averaged over heads */
+    double *maps;                               /* (L, M, M) averaged over heads and windows */
+    double *window_maps;                        /* (L, M, M) of the first window, averaged over heads */
     report_point *training, *held_out, *f_attn; /* stb_ds arrays from metrics.jsonl, empty where there is none */
 } report_model;
 
@@ -61,7 +61,7 @@ typedef struct {
 
 /* Every figure of a comparison. False, with r->error, when a file cannot be written; gnuplot missing is no failure. */
 static bool figures_write(report *r);
-/* The attention maps of one model over a prompt, r->map_len tokens, from window_maps; as SVG and, where gnuplot can, PNG. */
+/* The attention maps of one model over a prompt of r->map_len tokens, from window_maps: as SVG and as PNG. */
 static bool figures_write_prompt(report *r, const report_model *m);
 
 /* The model that the others are held against: the first without a gate, else the first. */
@@ -113,7 +113,7 @@ static size_t report_gated_models(const report *r) {
     return n;
 }
 
-/* ---- files -------------------------------------------------------------------------------------------------------- */
+/* ---- files ------------------------------------------------------------------------------------------------------- */
 
 static bool report_make_directory(report *r, const char *path) {
     char partial[FIGURE_PATH];
@@ -195,7 +195,7 @@ static void report_escape(FILE *file, const char *text) {
     }
 }
 
-/* ---- gnuplot ------------------------------------------------------------------------------------------------------ */
+/* ---- gnuplot ----------------------------------------------------------------------------------------------------- */
 
 /* Okabe and Ito's colours, which readers of every colour vision tell apart; one for each model, in all figures. */
 static const char *const figure_colours[] = {"#d55e00", "#0072b2", "#009e73", "#cc79a7",
@@ -226,18 +226,15 @@ static void figure_quotef(FILE *gp, const char *format, ...) {
 
 static void figure_begin(FILE *gp, const char *stem, int width, int height) {
     fprintf(gp, "# gnuplot %s.gp draws %s.svg; gnuplot -e png=1 %s.gp draws %s.png\n", stem, stem, stem, stem);
-    fprintf(gp,
-            "if (exists('png')) {\n"
-            "    set terminal pngcairo noenhanced size %d,%d fontscale 2 linewidth 2 pointscale 2 background '#ffffff'\n"
-            "    set output '%s.png'\n"
-            "} else {\n"
-            "    set terminal svg noenhanced size %d,%d font 'Helvetica,14' background '#ffffff'\n"
-            "    set output '%s.svg'\n"
-            "}\n",
-            2 * width, 2 * height, stem, width, height, stem);
-    fputs("set encoding utf8\n"
-          "set datafile separator comma\n"
-          "set border 3 linecolor rgb '#8c8c8c'\n"
+    fprintf(
+        gp,
+        "if (exists('png')) {\n"
+        "    set terminal pngcairo noenhanced size %d,%d fontscale 1.8 linewidth 2 pointscale 2 background '#ffffff'\n"
+        "    set output '%s.png'\n} else {\n"
+        "    set terminal svg noenhanced size %d,%d font 'Helvetica,14' background '#ffffff'\n"
+        "    set output '%s.svg'\n}\n",
+        2 * width, 2 * height, stem, width, height, stem);
+    fputs("set encoding utf8\nset datafile separator comma\nset border 3 linecolor rgb '#8c8c8c'\n"
           "set tics nomirror out scale 0.5 textcolor rgb '#333333'\n"
           "set grid ytics linetype 1 linecolor rgb '#e6e6e6'\n"
           "set key tmargin left horizontal Left reverse samplen 1.6 textcolor rgb '#333333'\n"
@@ -267,8 +264,8 @@ static int figure_run_gnuplot(const char *directory, const char *stem, bool png)
     return WIFEXITED(status) ? WEXITSTATUS(status) : 126;
 }
 
-/* What gnuplot cannot be told: ids of the figure's own, so that many figures stand in one page; cells of maps with sharp
- * edges; a title for readers that speak. */
+/* What gnuplot cannot be told: ids of the figure's own, so that many figures stand in one page; cells of maps with
+ * sharp edges; a title for readers that speak. */
 static bool figure_finish_svg(report *r, const report_figure *figure) {
     static const char *const before_id[] = {"id='", "id=\"", "href='#", "url(#"};
     static const char gnuplot_title[] = "<title>Gnuplot</title>", image[] = "<image ";
@@ -336,7 +333,7 @@ static bool figure_close(report *r, FILE *file, const char *stem) {
     return report_close(r, file, name, ".csv");
 }
 
-/* ---- by layer ----------------------------------------------------------------------------------------------------- */
+/* ---- by layer ---------------------------------------------------------------------------------------------------- */
 
 static void figure_csv_text(FILE *csv, const char *text) {
     bool quoted = strpbrk(text, ",\"") != NULL;
@@ -402,9 +399,11 @@ static bool figure_f_attn(report *r) {
         fputs(", \\\n    ", gp);
     }
     double uniform = 100 * ga_f_attn_uniform(r->seq_len);
-    fprintf(gp, " %.9g with lines dashtype 2 linewidth 1.5 linecolor rgb '#333333' title 'uniform (%.1f)'", uniform, uniform);
-    fputs(", \\\n     46.7 with lines dashtype 3 linewidth 1.5 linecolor rgb '#8c8c8c' title 'paper''s mean, baseline (46.7)'"
-          ", \\\n     4.8 with lines dashtype 4 linewidth 1.5 linecolor rgb '#8c8c8c' title 'and gated (4.8)'\n",
+    fprintf(gp, " %.9g with lines dashtype 2 linewidth 1.5 linecolor rgb '#333333' title 'uniform (%.1f)'", uniform,
+            uniform);
+    fputs(", \\\n"
+          "     46.7 with lines dashtype 3 linewidth 1.5 linecolor rgb '#8c8c8c' title 'paper: baseline (46.7)', \\\n"
+          "     4.8 with lines dashtype 4 linewidth 1.5 linecolor rgb '#8c8c8c' title 'paper: gated (4.8)'\n",
           gp);
     return figure_end(r, gp, stem, "Share of attention on the first token, by layer");
 }
@@ -436,7 +435,7 @@ static bool figure_m_act(report *r) {
     return figure_end(r, gp, stem, "Largest absolute activation of the residual stream, by layer");
 }
 
-/* ---- gates -------------------------------------------------------------------------------------------------------- */
+/* ---- gates ------------------------------------------------------------------------------------------------------- */
 
 /* Fig. 7. */
 static bool figure_gate(report *r) {
@@ -488,8 +487,8 @@ static bool figure_gate(report *r) {
         row += s->L;
         at++;
     }
-    fputs(", \\\n     0.116 with lines dashtype 3 linewidth 1.5 linecolor rgb '#8c8c8c' "
-          "title 'paper''s mean, elementwise G1 (0.116)'\n",
+    fputs(", \\\n"
+          "     0.116 with lines dashtype 3 linewidth 1.5 linecolor rgb '#8c8c8c' title 'paper: elementwise (0.116)'\n",
           gp);
     return figure_end(r, gp, stem, "Gate scores by layer");
 }
@@ -540,7 +539,59 @@ static bool figure_histogram(report *r) {
     return figure_end(r, gp, stem, "Histogram of the gate scores");
 }
 
-/* ---- training curves ---------------------------------------------------------------------------------------------- */
+/* ---- training curves --------------------------------------------------------------------------------------------- */
+
+/* The number, or the largest of the array of numbers, behind a key in one line of metrics.jsonl; NaN: there is none. */
+static double report_read_metric(const char *line, const char *key) {
+    const char *at = strstr(line, key);
+    if (!at) return NAN;
+    at += strlen(key);
+    double largest = NAN;
+    do {
+        char *end;
+        double x = strtod(at + (*at == '[' || *at == ','), &end);
+        if (end == at) break;
+        largest = fmax(largest, x);
+        at = end;
+    } while (*at == ',' && key[strlen(key) - 1] == '[');
+    return largest;
+}
+
+/* Averages neighbours until about 300 points are left: what a figure can show, without the noise of single batches. */
+static void report_thin_points(report_point *points) {
+    size_t n = arrlenu(points), block = (n + 299) / 300, kept = 0;
+    for (size_t i = 0; block > 1 && i < n; i += block) {
+        report_point p = {0, 0};
+        size_t count = block < n - i ? block : n - i;
+        for (size_t k = i; k < i + count; k++) p.step += points[k].step, p.value += points[k].value;
+        points[kept++] = (report_point){p.step / (double)count, p.value / (double)count};
+    }
+    if (block > 1) arrsetlen(points, kept);
+}
+
+/* metrics.jsonl of the run that the checkpoint belongs to, if it is there. */
+static void report_read_curves(report_model *m) {
+    char path[FIGURE_PATH];
+    FILE *file = NULL;
+    static const char *const places[] = {"/..", ""};
+    for (size_t i = 0; i < 2 && !file; i++)
+        if (snprintf(path, sizeof path, "%s%s/metrics.jsonl", m->directory, places[i]) < FIGURE_PATH)
+            file = fopen(path, "r");
+    if (!file) return;
+    char *line = NULL;
+    size_t size = 0;
+    while (getline(&line, &size, file) > 0) {
+        double step = report_read_metric(line, "\"step\":"), loss = report_read_metric(line, "\"loss\":");
+        double val_loss = report_read_metric(line, "\"val_loss\":"),
+               f_attn = report_read_metric(line, "\"f_attn_by_layer\":[");
+        if (isfinite(step) && isfinite(loss)) arrput(m->training, ((report_point){step, loss}));
+        if (isfinite(step) && isfinite(val_loss)) arrput(m->held_out, ((report_point){step, val_loss}));
+        if (isfinite(step) && isfinite(f_attn)) arrput(m->f_attn, ((report_point){step, f_attn}));
+    }
+    free(line);
+    fclose(file);
+    report_thin_points(m->training);
+}
 
 static void figure_series_csv(FILE *csv, const char *model, const char *series, const report_point *points) {
     for (size_t i = 0; i < arrlenu(points); i++) {
@@ -564,7 +615,8 @@ static size_t figure_count_points(const report *r, figure_series series) {
 }
 
 /* One series of every model; the rows of the CSV follow one another by model, then by series. */
-static void figure_plot_series(report *r, FILE *gp, figure_series series, const char *style, bool titled, double scale) {
+static void figure_plot_series(report *r, FILE *gp, figure_series series, const char *style, bool titled,
+                               double scale) {
     size_t row = 0;
     for (size_t i = 0; i < arrlenu(r->models); i++) {
         for (int s = 0; s < FIGURE_SERIES; s++) {
@@ -597,28 +649,33 @@ static bool figure_training(report *r) {
 
     FILE *gp = figure_open(r, stem, ".gp");
     if (!gp) return false;
-    figure_begin(gp, stem, 860, 400);
+    size_t lines = arrlenu(r->models) + 1; /* of the key; the same in both panels keeps their axes level */
+    figure_begin(gp, stem, 860, 340 + 21 * (int)lines);
+    fprintf(gp, "set key vertical maxrows %zu\n", lines);
     if (f_attn) fputs("set multiplot layout 1,2\n", gp);
     fputs("set xtics autofreq\nset xlabel 'optimiser step'\nset ylabel 'loss, nats per token'\nplot", gp);
     if (training) figure_plot_series(r, gp, FIGURE_TRAINING, "with lines linewidth 1.2", !held_out, 1);
-    if (held_out) figure_plot_series(r, gp, FIGURE_HELD_OUT, "with linespoints pointtype 7 pointsize 0.5 linewidth 2", true, 1);
+    if (held_out)
+        figure_plot_series(r, gp, FIGURE_HELD_OUT, "with linespoints pointtype 7 pointsize 0.5 linewidth 2", true, 1);
     if (isfinite(r->lowest_loss))
-        fprintf(gp, " %.9g with lines dashtype 2 linewidth 1.5 linecolor rgb '#333333' title 'lowest (%.3f)'\n",
+        fprintf(gp,
+                " %.9g with lines dashtype 2 linewidth 1.5 linecolor rgb '#333333' title 'lowest that can be reached "
+                "(%.3f)'\n",
                 r->lowest_loss, r->lowest_loss);
     else
         fputs(" NaN notitle\n", gp);
     if (f_attn) {
-        fputs("set yrange [0:*]\nset ylabel 'attention on the first token, %'\nplot", gp);
+        fputs("set yrange [0:*]\nset ylabel 'F-Attn of the largest layer, %'\nplot", gp);
         figure_plot_series(r, gp, FIGURE_F_ATTN, "with linespoints pointtype 7 pointsize 0.5 linewidth 2", true, 100);
         double uniform = 100 * ga_f_attn_uniform(r->seq_len);
-        fprintf(gp, " %.9g with lines dashtype 2 linewidth 1.5 linecolor rgb '#333333' title 'uniform (%.1f)'\n", uniform,
-                uniform);
+        fprintf(gp, " %.9g with lines dashtype 2 linewidth 1.5 linecolor rgb '#333333' title 'uniform (%.1f)'\n",
+                uniform, uniform);
         fputs("unset multiplot\n", gp);
     }
     return figure_end(r, gp, stem, "Training curves");
 }
 
-/* ---- attention maps ----------------------------------------------------------------------------------------------- */
+/* ---- attention maps ---------------------------------------------------------------------------------------------- */
 
 static const double *report_map(const double *maps, size_t layer, size_t M) {
     return maps + layer * M * M;
@@ -675,29 +732,32 @@ static void figure_map_tics(report *r, FILE *gp, size_t shown, bool labelled) {
 
 /* Square panels, row by row, with one scale of colours. The scale is that of the square root: a column of a few per
  * cent is seen beside one of ninety, and an even spread stays pale. */
-static bool figure_maps(report *r, const char *stem, const char *title, const figure_panel *panels, size_t n, size_t shown,
-                        bool labelled) {
+static bool figure_maps(report *r, const char *stem, const char *title, const figure_panel *panels, size_t n,
+                        size_t shown, bool labelled) {
     size_t columns = n < 2 ? 1 : 2, rows = (n + columns - 1) / columns;
-    double side = labelled ? 400 : 330, left = labelled ? 74 : 60, right = 84, gap = labelled ? 66 : 50, top = 46, bottom = labelled ? 74 : 54;
+    double side = labelled ? 400 : 330, left = labelled ? 74 : 60, right = 88, gap = labelled ? 66 : 50, top = 46,
+           bottom = labelled ? 74 : 54;
     double width = left + (double)columns * side + (double)(columns - 1) * gap + right;
     double row_height = top + side + bottom, height = (double)rows * row_height;
     FILE *gp = figure_open(r, stem, ".gp");
     if (!gp) return false;
     figure_begin(gp, stem, (int)width, (int)height);
-    fputs("unset grid\nunset key\n"
-          "set palette defined (0 '#ffffff', 0.1 '#fff5eb', 0.25 '#fdd0a2', 0.45 '#fd8d3c', 0.65 '#d94801', 0.82 '#8c2d04', "
-          "1 '#3d0f02')\n"
-          "set cbrange [0:1]\n"
-          "set cbtics ('0 %%' 0, '1 %%' 0.1, '5 %%' 0.2236, '10 %%' 0.3162, '25 %%' 0.5, '50 %%' 0.7071, '100 %%' 1) "
-          "font ',11' scale 0\n",
-          gp);
+    fputs(
+        "unset grid\nunset key\n"
+        "set palette defined (0 '#ffffff', 0.1 '#fff5eb', 0.25 '#fdd0a2', 0.45 '#fd8d3c', 0.65 '#d94801', \\\n"
+        "    0.82 '#8c2d04', 1 '#3d0f02')\n"
+        "set cbrange [0:1]\n"
+        "set cbtics ('0 %%' 0, '1 %%' 0.1, '5 %%' 0.2236, '10 %%' 0.3162, '25 %%' 0.5, '50 %%' 0.7071, '100 %%' 1) \\\n"
+        "    font ',11' scale 0\n",
+        gp);
     fprintf(gp, "set xrange [-0.5:%zu.5]\nset yrange [%zu.5:-0.5]\n", shown - 1, shown - 1);
     fprintf(gp, "set xlabel 'key' font ',12' offset 0,%g\nset multiplot\n", labelled ? 1.4 : 0.8);
     figure_map_tics(r, gp, shown, labelled);
     for (size_t i = 0; i < n; i++) {
         double x = left + (double)(i % columns) * (side + gap), y = (double)(i / columns) * row_height + top;
         fprintf(gp, "set lmargin at screen %.5f\nset rmargin at screen %.5f\n", x / width, (x + side) / width);
-        fprintf(gp, "set tmargin at screen %.5f\nset bmargin at screen %.5f\n", 1 - y / height, 1 - (y + side) / height);
+        fprintf(gp, "set tmargin at screen %.5f\nset bmargin at screen %.5f\n", 1 - y / height,
+                1 - (y + side) / height);
         fputs(i % columns ? "unset ylabel\n" : "set ylabel 'query' font ',12' offset 1.6,0\n", gp);
         if (i + 1 != columns)
             fputs("unset colorbox\n", gp);
@@ -713,12 +773,15 @@ static bool figure_maps(report *r, const char *stem, const char *title, const fi
     return figure_end(r, gp, stem, title);
 }
 
-/* The map of one layer, averaged over windows or of the first one, as CSV and as a panel. */
-static bool figure_map_panel(report *r, const report_model *m, size_t layer, bool window, size_t shown, figure_panel *panel) {
+/* The map of one layer as CSV and as a panel: averaged over windows, or (`window`, the ending of the file's name) of
+ * the first one. */
+static bool figure_map_panel(report *r, const report_model *m, size_t layer, const char *window, size_t shown,
+                             figure_panel *panel) {
     const double *map = report_map(window ? m->window_maps : m->maps, layer, r->map_len);
     double sink = window ? report_map_sink(map, r->map_len, shown) : ga_f_attn(m->statistics, layer);
-    snprintf(panel->stem, sizeof panel->stem, "map_%s_layer%zu%s", m->file, layer, window ? "_window0" : "");
-    snprintf(panel->title, sizeof panel->title, "%s, layer %zu: %.1f %% on the first token", m->name, layer, 100 * sink);
+    snprintf(panel->stem, sizeof panel->stem, "map_%s_layer%zu%s", m->file, layer, window ? window : "");
+    snprintf(panel->title, sizeof panel->title, "%s, layer %zu: %.1f %% on the first token", m->name, layer,
+             100 * sink);
     return figure_map_csv(r, panel->stem, map, r->map_len, shown);
 }
 
@@ -730,16 +793,18 @@ static bool figure_side_by_side(report *r, bool window) {
     bool good = true;
     for (size_t i = 0; i < n && good; i++) {
         const report_model *m = &r->models[i];
-        good = figure_map_panel(r, m, sink < m->statistics->L ? sink : m->statistics->L - 1, window, shown, arraddnptr(panels, 1));
+        good = figure_map_panel(r, m, sink < m->statistics->L ? sink : m->statistics->L - 1, window ? "_window0" : NULL,
+                                shown, arraddnptr(panels, 1));
     }
     if (good && window) good = figure_maps(r, "maps_window", "Attention maps of one window", panels, n, shown, true);
-    if (good && !window) good = figure_maps(r, "maps_side_by_side", "Attention maps, averaged", panels, n, shown, false);
+    if (good && !window)
+        good = figure_maps(r, "maps_side_by_side", "Attention maps, averaged", panels, n, shown, false);
     arrfree(panels);
     return good;
 }
 
 /* One model's maps in up to four layers. */
-static bool figure_model_maps(report *r, const report_model *m, const char *kind, bool window, size_t shown) {
+static bool figure_model_maps(report *r, const report_model *m, const char *kind, const char *window, size_t shown) {
     size_t layers[4], n = report_map_layers(m->statistics->L, layers);
     figure_panel panels[4];
     char stem[96], title[192];
@@ -750,16 +815,17 @@ static bool figure_model_maps(report *r, const report_model *m, const char *kind
     return figure_maps(r, stem, title, panels, n, shown, window && shown <= FIGURE_LABELLED);
 }
 
-/* ---- all of them -------------------------------------------------------------------------------------------------- */
+/* ---- all of them ------------------------------------------------------------------------------------------------- */
 
 static bool figures_write(report *r) {
     char path[FIGURE_PATH];
     r->has_gnuplot = true;
     if (!report_path(r, path, "figures", "") || !report_make_directory(r, path)) return false;
     if (!figure_side_by_side(r, false) || !figure_side_by_side(r, true)) return false;
-    if (!figure_f_attn(r) || !figure_m_act(r) || !figure_gate(r) || !figure_histogram(r) || !figure_training(r)) return false;
+    if (!figure_f_attn(r) || !figure_m_act(r) || !figure_gate(r) || !figure_histogram(r) || !figure_training(r))
+        return false;
     for (size_t i = 0; i < arrlenu(r->models); i++)
-        if (!figure_model_maps(r, &r->models[i], "maps", false, r->map_len)) return false;
+        if (!figure_model_maps(r, &r->models[i], "maps", NULL, r->map_len)) return false;
     return true;
 }
 
@@ -767,7 +833,7 @@ static bool figures_write_prompt(report *r, const report_model *m) {
     char path[FIGURE_PATH], stem[96];
     r->has_gnuplot = true;
     if (!report_path(r, path, "figures", "") || !report_make_directory(r, path)) return false;
-    if (!figure_model_maps(r, m, "prompt_maps", true, r->map_len)) return false;
+    if (!figure_model_maps(r, m, "prompt_maps", "_prompt", r->map_len)) return false;
     snprintf(stem, sizeof stem, "prompt_maps_%s", m->file);
     if (r->has_gnuplot) figure_run_gnuplot(path, stem, true);
     snprintf(stem, sizeof stem, "figures/prompt_maps_%s", m->file);

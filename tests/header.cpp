@@ -1,4 +1,4 @@
-// The header as C++17: implemented, or with LINK_ONLY against an object that a C compiler made.
+// The header as C++17: implemented, or with LINK_ONLY used from an object that a C compiler made.
 #ifndef LINK_ONLY
 #define GATED_ATTENTION_IMPLEMENTATION
 #endif
@@ -7,11 +7,8 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
-
-#ifdef LINK_ONLY
-extern "C" double loss_in_other_unit(void) { return 0; }
-#endif
 
 namespace {
 
@@ -22,8 +19,8 @@ struct destroy {
 bool generates() {
     ga_config c = ga_config_default();
     const std::vector<std::pair<std::string, std::string>> settings = {
-        {"vocab_size", "8"}, {"d_model", "6"}, {"n_layers", "1"}, {"n_heads", "2"}, {"n_kv_heads", "1"},
-        {"head_dim", "4"},   {"d_ff", "5"},    {"max_seq_len", "4"}};
+        {"vocab_size", "8"}, {"d_model", "6"},  {"n_layers", "1"}, {"n_heads", "2"},
+        {"n_kv_heads", "1"}, {"head_dim", "4"}, {"d_ff", "5"},     {"max_seq_len", "4"}};
     ga_error e{};
     for (const auto &[key, value] : settings)
         if (ga_config_set(&c, key.c_str(), value.c_str(), &e) != GA_OK) return false;
@@ -43,4 +40,6 @@ bool generates() {
 
 } // namespace
 
-int main() { return generates() ? 0 : 1; }
+int main() {
+    return generates() ? 0 : 1;
+}

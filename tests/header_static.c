@@ -7,7 +7,9 @@
 double partner(void);
 
 #ifdef PARTNER
-double partner(void) { return ga_f_attn_uniform(2); }
+double partner(void) {
+    return ga_f_attn_uniform(2);
+}
 #else
 int main(void) {
     uint64_t random = 0;

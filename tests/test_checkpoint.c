@@ -7,9 +7,7 @@
 #include <stdlib.h>
 
 /* The header's heap: blocks are counted, and one call can be refused. */
-static struct {
-    size_t calls, blocks, refused; /* refused: number of the call that fails, from 1; 0: none */
-} heap;
+static struct { size_t calls, blocks, refused; /* refused: number of the call that fails, from 1; 0: none */ } heap;
 
 static void *counted_malloc(size_t size) {
     void *p = ++heap.calls == heap.refused ? NULL : malloc(size);
@@ -23,7 +21,7 @@ static void counted_free(void *p) {
 }
 
 #define GA_MALLOC(size) counted_malloc(size)
-#define GA_FREE(p) counted_free(p)
+#define GA_FREE(p)      counted_free(p)
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "../gated_attention.h"
 #include "testing.h"
@@ -36,11 +34,11 @@ static const char *tiny = "vocab_size=13 d_model=12 n_layers=2 n_heads=4 n_kv_he
 
 /* ---- files ---------------------------------------------------------------------------------------------------------- */
 
-static char root[32]; /* everything below is written here */
+static char root[64]; /* everything below is written here */
 
 /* The path of a name below root, which stays valid. */
 static const char *in_root(const char *name) {
-    static char paths[64][128];
+    static char paths[64][160];
     size_t length = strlen(root), i = 0;
     while (i < COUNT(paths) && paths[i][0] && strcmp(paths[i] + length + 1, name) != 0) i++;
     assert_true(i < COUNT(paths) && length + strlen(name) + 2 <= sizeof paths[i]);
@@ -63,7 +61,8 @@ static void remove_tree(const char *path) {
 
 static int make_root(void **state) {
     (void)state;
-    snprintf(root, sizeof root, "/tmp/ga-checkpoint-XXXXXX");
+    const char *temporary = getenv("TMPDIR");
+    snprintf(root, sizeof root, "%s/ga-checkpoint-XXXXXX", temporary ? temporary : "/tmp");
     return mkdtemp(root) ? 0 : -1;
 }
 
@@ -91,7 +90,9 @@ static contents read_file(const char *path) {
     return c;
 }
 
+/* Removed first: ext4 waits for the disk when a file is overwritten. */
 static void write_file(const char *path, const void *bytes, size_t size) {
+    remove(path);
     FILE *f = fopen(path, "wb");
     if (!f) fail_msg("cannot create %s", path);
     assert_int_equal(fwrite(bytes, 1, size, f), size);
@@ -273,10 +274,11 @@ static void expect_same_state(const ga_training_state *a, const ga_training_stat
 }
 
 /* One clear line that has `word` in it. */
-static void expect_failure(ga_result result, const ga_error *e, ga_result expected, const char *word, const char *what) {
+static void expect_failure(ga_result result, const ga_error *e, ga_result expected, const char *word,
+                           const char *what) {
     if (result != expected || e->result != expected || !strstr(e->text, word))
-        fail_msg("%s: result %d (%s), expected %d (... %s ...)", what, (int)result, result ? e->text : "", (int)expected,
-                 word);
+        fail_msg("%s: result %d (%s), expected %d (... %s ...)", what, (int)result, result ? e->text : "",
+                 (int)expected, word);
     if (strpbrk(e->text, "\r\n\t\033")) fail_msg("%s: not one line: %s", what, e->text);
 }
 
@@ -516,7 +518,7 @@ static void check_logits(const char *name, const char *gate_position, const char
 
 static void test_hugging_face(void **state) {
     (void)state;
-    check_logits("hf_baseline", "none", "elementwise");   /* F16 */
+    check_logits("hf_baseline", "none", "elementwise");  /* F16 */
     check_logits("hf_headwise", "G1", "headwise");       /* BF16, tied, three query heads to a group */
     check_logits("hf_elementwise", "G1", "elementwise"); /* F32, two shards */
 }
@@ -545,6 +547,9 @@ static void test_plain_llama(void **state) {
                          "gate_position=none");
     expect_same_keys(&expected, &c);
     assert_false(ga_checkpoint_exists(in_root("llama"), false));
+    edit_text(in_root("llama/config.json"), "24", "2000");
+    expect_failure(ga_load_config(&c, in_root("llama"), false, &e), &e, GA_ERR_CONFIG, "head_dim is missing", "wide");
+    expect_same_keys(&expected, &c); /* untouched */
 }
 
 /* Every half against its definition. */
@@ -606,13 +611,57 @@ static void test_json_syntax(void **state) {
         "{\"\xC3\xA9\":\"\x7F\"}",
     };
     const char *const bad[] = {
-        "", " ", "[]", "1", "\"a\"", "{", "}", "{]", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{,\"a\":1}", "{\"a\":1 \"b\":2}",
-        "{\"a\":1}x", "{\"a\":1}{}", "{a:1}", "{'a':1}", "{\"a\":[1,]}", "{\"a\":[,1]}", "{\"a\":[1 2]}", "{\"a\":[1}",
-        "{\"a\":[1}}", "{\"a\":(1)}", "{\"a\":01}", "{\"a\":+1}", "{\"a\":-}", "{\"a\":1.}", "{\"a\":.5}", "{\"a\":1e}",
-        "{\"a\":1e+}", "{\"a\":0x10}", "{\"a\":NaN}", "{\"a\":Infinity}", "{\"a\":tru}", "{\"a\":True}", "{\"a\":nul",
-        "{\"a", "{\"a\\", "{\"a\\\"", "{\"\\x\":1}", "{\"\\u12\":1}", "{\"\\u12g4\":1}", "{\"\\u0000\":1}",
-        "{\"\\uD83D\":1}", "{\"\\uD83Dx\":1}", "{\"\\uD83D\\u0041\":1}", "{\"\\uDE00\":1}", "{\"a\nb\":1}", "{\"a\tb\":1}",
-        "{\"a\":1 /* */}", "\xEF\xBB\xBF{}",
+        "",
+        " ",
+        "[]",
+        "1",
+        "\"a\"",
+        "{",
+        "}",
+        "{]",
+        "{\"a\"}",
+        "{\"a\":}",
+        "{\"a\":1,}",
+        "{,\"a\":1}",
+        "{\"a\":1 \"b\":2}",
+        "{\"a\":1}x",
+        "{\"a\":1}{}",
+        "{a:1}",
+        "{'a':1}",
+        "{\"a\":[1,]}",
+        "{\"a\":[,1]}",
+        "{\"a\":[1 2]}",
+        "{\"a\":[1}",
+        "{\"a\":[1}}",
+        "{\"a\":(1)}",
+        "{\"a\":01}",
+        "{\"a\":+1}",
+        "{\"a\":-}",
+        "{\"a\":1.}",
+        "{\"a\":.5}",
+        "{\"a\":1e}",
+        "{\"a\":1e+}",
+        "{\"a\":0x10}",
+        "{\"a\":NaN}",
+        "{\"a\":Infinity}",
+        "{\"a\":tru}",
+        "{\"a\":True}",
+        "{\"a\":nul",
+        "{\"a",
+        "{\"a\\",
+        "{\"a\\\"",
+        "{\"\\x\":1}",
+        "{\"\\u12\":1}",
+        "{\"\\u12g4\":1}",
+        "{\"\\u0000\":1}",
+        "{\"\\uD83D\":1}",
+        "{\"\\uD83Dx\":1}",
+        "{\"\\uD83D\\u0041\":1}",
+        "{\"\\uDE00\":1}",
+        "{\"a\nb\":1}",
+        "{\"a\tb\":1}",
+        "{\"a\":1 /* */}",
+        "\xEF\xBB\xBF{}",
     };
     for (size_t i = 0; i < COUNT(good); i++)
         if (!is_json(good[i])) fail_msg("refused: %s", good[i]);
@@ -658,7 +707,7 @@ typedef struct {
     const char *word;
 } bad_tensors;
 
-#define ENTRY(name, shape, begin, end)                                                                                 \
+#define ENTRY(name, shape, begin, end) \
     "\"" name "\":{\"dtype\":\"F32\",\"shape\":" shape ",\"data_offsets\":[" begin "," end "]}"
 
 static void test_bad_tensors(void **state) {
@@ -669,13 +718,15 @@ static void test_bad_tensors(void **state) {
         {"{}", 1, GA_ERR_FORMAT, "bytes follow"},
         {"[]", 0, GA_ERR_FORMAT, "object"},
         {"{\"a\":1}", 0, GA_ERR_FORMAT, "object"},
+        {"{\"__metadata__\":1}", 0, GA_ERR_FORMAT, "__metadata__"},
         {"{\"a\":{}}", 0, GA_ERR_FORMAT, "dtype"},
         {"{\"a\":{\"dtype\":\"F32\"}}", 0, GA_ERR_FORMAT, "shape"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 0, GA_ERR_FORMAT, "data_offsets"},
         {"{\"a\":{\"dtype\":32,\"shape\":[1],\"data_offsets\":[0,4]}}", 4, GA_ERR_FORMAT, "dtype"},
         {"{\"a\":{\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[0,8]}}", 8, GA_ERR_FORMAT, "I64"},
         {"{\"a\":{\"dtype\":\"\\u001b[2J\",\"shape\":[1],\"data_offsets\":[0,8]}}", 8, GA_ERR_FORMAT, "not ASCII"},
-        {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, GA_ERR_FORMAT, "twice"},
+        {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, GA_ERR_FORMAT,
+         "twice"},
         {"{\"a\":{\"dtype\":\"BF16\",\"shape\":[1],\"data_offsets\":[0,4]}}", 4, GA_ERR_FORMAT, "differ in length"},
         {"{" ENTRY("a", "1", "0", "4") "}", 4, GA_ERR_FORMAT, "shape"},
         {"{" ENTRY("a", "[1.0]", "0", "4") "}", 4, GA_ERR_FORMAT, "shape"},
@@ -704,7 +755,8 @@ static void test_bad_tensors(void **state) {
         {"{" ENTRY("a", "[1]", "4", "8") "}", 8, GA_ERR_FORMAT, "hole"},
         {"{" ENTRY("a", "[1]", "0", "4") "}", 8, GA_ERR_FORMAT, "bytes follow"},
         {"{" ENTRY("a", "[1]", "0", "4") "," ENTRY("a", "[1]", "4", "8") "}", 8, GA_ERR_FORMAT, "a: stands twice"},
-        {"{" ENTRY("a", "[0]", "0", "0") "," ENTRY("\\u0061", "[0]", "0", "0") "}", 0, GA_ERR_FORMAT, "a: stands twice"},
+        {"{" ENTRY("a", "[0]", "0", "0") "," ENTRY("\\u0061", "[0]", "0", "0") "}", 0, GA_ERR_FORMAT,
+         "a: stands twice"},
         {"{" ENTRY("a\\n\\u001b", "[9]", "0", "4") "}", 4, GA_ERR_FORMAT, "not ASCII"},
     };
     ga_model *m = make_model("", GA_INFERENCE, 1);
@@ -729,13 +781,13 @@ static void test_bad_lengths(void **state) {
     save(m, directory, NULL);
     contents c = read_file(path);
     uint64_t length = little_endian(c.bytes, 8);
-    const uint64_t lengths[] = {0, 1, length / 2, length + 8, c.size - 8, c.size - 7, c.size, 100000001, UINT64_MAX,
-                                UINT64_MAX - 7, (uint64_t)1 << 63, (uint64_t)1 << 32};
+    const uint64_t lengths[] = {0,      1,         length / 2, length + 8,     c.size - 8,        c.size - 7,
+                                c.size, 100000001, UINT64_MAX, UINT64_MAX - 7, (uint64_t)1 << 63, (uint64_t)1 << 32};
     for (size_t i = 0; i < COUNT(lengths); i++) {
         for (size_t k = 0; k < 8; k++) c.bytes[k] = (unsigned char)(lengths[i] >> (8 * k));
         write_file(path, c.bytes, c.size);
-        expect_failure(ga_load(m, directory, NULL, &e), &e, GA_ERR_FORMAT, lengths[i] > c.size - 8 ? "too long" : "JSON",
-                       "false length");
+        expect_failure(ga_load(m, directory, NULL, &e), &e, GA_ERR_FORMAT,
+                       lengths[i] > c.size - 8 ? "too long" : "JSON", "false length");
     }
     for (size_t k = 0; k < 8; k++) c.bytes[k] = (unsigned char)(length >> (8 * k));
     for (size_t size = 0; size < c.size; size++) { /* cut anywhere */
@@ -775,9 +827,12 @@ static void check_edits(const char *from, const edit *edits, size_t n, ga_model 
         copy_directory(from, directory);
         snprintf(path, sizeof path, "%s/%s", directory, edits[i].file);
         snprintf(what, sizeof what, "%s: %s", edits[i].file, edits[i].new_text);
-        if (!edits[i].old) write_file(path, edits[i].new_text, strlen(edits[i].new_text));
-        else if (strstr(path, ".safetensors") && !strstr(path, ".json")) edit_header(path, edits[i].old, edits[i].new_text);
-        else edit_text(path, edits[i].old, edits[i].new_text);
+        if (!edits[i].old)
+            write_file(path, edits[i].new_text, strlen(edits[i].new_text));
+        else if (strstr(path, ".safetensors") && !strstr(path, ".json"))
+            edit_header(path, edits[i].old, edits[i].new_text);
+        else
+            edit_text(path, edits[i].old, edits[i].new_text);
         ga_result result = ga_load_config(&c, directory, false, &e);
         if (result == GA_OK) result = ga_load(m, directory, with_state ? &state : NULL, &e);
         expect_failure(result, &e, edits[i].result, edits[i].word, what);
@@ -796,28 +851,38 @@ static void test_bad_config(void **state) {
         {"config.json", "\"vocab_size\": 13", "\"vocab_size\": -13", GA_ERR_CONFIG, "out of range"},
         {"config.json", "\"vocab_size\": 13", "\"vocab_size\": 1e99", GA_ERR_CONFIG, "vocab_size"},
         {"config.json", "\"vocab_size\": 13", "\"vocab_size\": 18446744073709551629", GA_ERR_CONFIG, "vocab_size"},
-        {"config.json", "\"vocab_size\": 13", "\"vocab_size\": \"13\"", GA_ERR_FORMAT, "vocab_size has a value of the wrong"},
+        {"config.json", "\"vocab_size\": 13", "\"vocab_size\": \"13\"", GA_ERR_FORMAT,
+         "vocab_size has a value of the wrong"},
         {"config.json", "\"vocab_size\": 13", "\"vocab_size\": true", GA_ERR_FORMAT, "wrong type"},
         {"config.json", "\"vocab_size\": 13", "\"vocab_size\": [13]", GA_ERR_FORMAT, "wrong type"},
         {"config.json", "\"vocab_size\": 13", "\"vocab_size\": null", GA_ERR_FORMAT, "vocab_size is missing"},
         {"config.json", "\"vocab_size\": 13", "\"vocab_size\": 13, \"vocab_size\": 13", GA_ERR_FORMAT, "stands twice"},
-        {"config.json", "\"vocab_size\": 13", "\"vocab_size\": null, \"vocab_size\": 13", GA_ERR_FORMAT, "stands twice"},
+        {"config.json", "\"vocab_size\": 13", "\"vocab_size\": null, \"vocab_size\": 13", GA_ERR_FORMAT,
+         "stands twice"},
         {"config.json", "\"rope_theta\": 1234.5", "\"rope_theta\": 1e999", GA_ERR_CONFIG, "rope_theta"},
         {"config.json", "\"use_qk_norm\": true", "\"use_qk_norm\": 1", GA_ERR_FORMAT, "use_qk_norm"},
-        {"config.json", "\"use_qk_norm\": true", "\"use_qk_norm\": false", GA_ERR_FORMAT, "use_qk_norm = 0 contradicts"},
-        {"config.json", "\"rope_scaling\": null", "\"rope_scaling\": {\"rope_type\": \"yarn\"}", GA_ERR_CONFIG, "rope_scaling"},
-        {"config.json", "\"rope_scaling\": null", "\"rope_parameters\": {\"rope_theta\": 1}", GA_ERR_CONFIG, "rope_parameters"},
+        {"config.json", "\"use_qk_norm\": true", "\"use_qk_norm\": false", GA_ERR_FORMAT,
+         "use_qk_norm = 0 contradicts"},
+        {"config.json", "\"rope_scaling\": null", "\"rope_scaling\": {\"rope_type\": \"yarn\"}", GA_ERR_CONFIG,
+         "rope_scaling"},
+        {"config.json", "\"rope_scaling\": null", "\"rope_parameters\": {\"rope_theta\": 1}", GA_ERR_CONFIG,
+         "rope_parameters"},
         {"config.json", "\"attention_bias\": false", "\"attention_bias\": true", GA_ERR_CONFIG, "attention_bias"},
         {"config.json", "\"qkv_bias\": false", "\"qkv_bias\": true", GA_ERR_CONFIG, "qkv_bias"},
         {"config.json", "\"qkv_bias\": false", "\"mlp_bias\": true", GA_ERR_CONFIG, "mlp_bias"},
-        {"config.json", "\"qkv_bias\": false", "\"use_sliding_window\": true", GA_ERR_CONFIG, "use_sliding_window"},
+        {"config.json", "\"use_sliding_window\": false", "\"use_sliding_window\": true", GA_ERR_CONFIG,
+         "use_sliding_window"},
         {"config.json", "\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", GA_ERR_CONFIG, "hidden_act"},
         {"config.json", "\"model_type\": \"qwen3\"", "\"model_type\": \"gemma\"", GA_ERR_CONFIG, "model_type"},
-        {"config.json", "\"headwise_attn_output_gate\": false", "\"headwise_attn_output_gate\": true", GA_ERR_FORMAT, "both"},
-        {"config.json", "\"elementwise_attn_output_gate\": true", "\"elementwise_attn_output_gate\": false", GA_ERR_FORMAT,
-         "elementwise_attn_output_gate = 0"},
+        {"config.json", "\"headwise_attn_output_gate\": false", "\"headwise_attn_output_gate\": true", GA_ERR_FORMAT,
+         "both"},
+        {"config.json", "\"elementwise_attn_output_gate\": true", "\"elementwise_attn_output_gate\": false",
+         GA_ERR_FORMAT, "elementwise_attn_output_gate = 0"},
+        {"config.json", "\"elementwise_attn_output_gate\": true", "\"elementwise_attn_output_gate\": 1", GA_ERR_FORMAT,
+         "elementwise_attn_output_gate is neither"},
         {"config.json", "\"gate_position\": \"G1\"", "\"gate_position\": \"G2\"", GA_ERR_FORMAT, "contradict the gate"},
-        {"config.json", "\"gate_type\": \"elementwise\"", "\"gate_type\": \"headwise\"", GA_ERR_FORMAT, "contradict the gate"},
+        {"config.json", "\"gate_type\": \"elementwise\"", "\"gate_type\": \"headwise\"", GA_ERR_FORMAT,
+         "contradict the gate"},
         {"config.json", "\"gate_position\": \"G1\"", "\"gate_position\": \"G9\"", GA_ERR_CONFIG, "gate_position"},
         {"config.json", "\"gate_position\": \"G1\"", "\"gate_position\": \"\\u001b\"", GA_ERR_CONFIG, "not ASCII"},
         {"config.json", "\"gate_position\": \"G1\"", "\"gate_position\": 1", GA_ERR_FORMAT, "gate_position"},
@@ -841,7 +906,8 @@ static void test_bad_config(void **state) {
 static void test_mismatch(void **state) {
     (void)state;
     static const edit edits[] = {
-        {"model.safetensors", "\"model.norm.weight\"", "\"model.worm.weight\"", GA_ERR_MISMATCH, "model.norm.weight: is missing"},
+        {"model.safetensors", "\"model.norm.weight\"", "\"model.worm.weight\"", GA_ERR_MISMATCH,
+         "model.norm.weight: is missing"},
         {"model.safetensors", "\"shape\":[13,12]", "\"shape\":[12,13]", GA_ERR_MISMATCH,
          "model.embed_tokens.weight: has shape [12,13], expected [13,12]"},
         {"model.safetensors", "\"shape\":[12]", "\"shape\":[1,12]", GA_ERR_MISMATCH, "has shape [1,12], expected [12]"},
@@ -899,8 +965,10 @@ static void test_bad_shards(void **state) {
         {index, SHARD_1, SHARD_2, GA_ERR_FORMAT, "not in this shard"},
         {index, "\"lm_head.weight\"", "\"lm_feet.weight\"", GA_ERR_FORMAT, "lm_feet.weight: is not in this shard"},
         {index, "\"lm_head.weight\": " SHARD_2 ",", "", GA_ERR_FORMAT, "lm_head.weight: is not in the index"},
-        {index, "\"lm_head.weight\":", "\"lm_head.weight\": " SHARD_2 ", \"lm_head.weight\":", GA_ERR_FORMAT, "twice in the"},
-        {"model-00001-of-00002.safetensors", "\"model.embed_tokens.weight\"", "\"lm_head.weight\"", GA_ERR_FORMAT, "embed"},
+        {index, "\"lm_head.weight\":", "\"lm_head.weight\": " SHARD_2 ", \"lm_head.weight\":", GA_ERR_FORMAT,
+         "twice in the"},
+        {"model-00001-of-00002.safetensors", "\"model.embed_tokens.weight\"", "\"lm_head.weight\"", GA_ERR_FORMAT,
+         "embed"},
         {"model-00002-of-00002.safetensors", NULL, "", GA_ERR_FORMAT, "too short"},
     };
     ga_model *m = load("tests/fixtures/hf_elementwise", GA_INFERENCE, NULL);
@@ -925,7 +993,8 @@ static void test_bad_state(void **state) {
         {file, "0.66666666666666663", "1e999", GA_ERR_FORMAT, "best_val_loss"},
         {file, "0.66666666666666663", "\"1\"", GA_ERR_FORMAT, "best_val_loss"},
         {file, "0.66666666666666663", "true", GA_ERR_FORMAT, "best_val_loss"},
-        {moments, "\"moment1.model.norm.weight\"", "\"moment3.model.norm.weight\"", GA_ERR_MISMATCH, "moment1.model.norm.weight"},
+        {moments, "\"moment1.model.norm.weight\"", "\"moment3.model.norm.weight\"", GA_ERR_MISMATCH,
+         "moment1.model.norm.weight"},
         {moments, "\"shape\":[13,12]", "\"shape\":[12,13]", GA_ERR_MISMATCH, "moment1.model.embed_tokens.weight"},
         {moments, NULL, "", GA_ERR_FORMAT, "optimizer.safetensors: is too short"},
     };
@@ -976,7 +1045,8 @@ static size_t flip(const char *directory, const char *const *files, size_t n_fil
 
 static void test_flipped_bytes(void **state) {
     (void)state;
-    static const char *const ours[] = {"config.json", "model.safetensors", "optimizer.safetensors", "training_state.json"};
+    static const char *const ours[] = {"config.json", "model.safetensors", "optimizer.safetensors",
+                                       "training_state.json"};
     static const char *const shards[] = {"model.safetensors.index.json", "model-00001-of-00002.safetensors",
                                          "model-00002-of-00002.safetensors"};
     ga_model *m = make_model("n_layers=1", GA_TRAINING, 1);
@@ -1201,8 +1271,10 @@ static void test_no_memory(void **state) {
             bool reached = heap.calls >= call;
             heap.refused = 0;
             assert_int_equal(heap.blocks, blocks);
-            if (reached) expect_failure(results[i], &e, GA_ERR_MEMORY, "no memory", "refused");
-            else expect_ok(results[i], &e);
+            if (reached)
+                expect_failure(results[i], &e, GA_ERR_MEMORY, "no memory", "refused");
+            else
+                expect_ok(results[i], &e);
             worked += !reached;
         }
         assert_true(ga_checkpoint_exists(directory, true));

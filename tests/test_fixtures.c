@@ -2,7 +2,7 @@
  * the gate made of them (tests/reference/make_fixtures.py). Logits, loss and each gradient tensor to 1e-5, norm of the
  * difference over norm; the metrics of section 4.2 from full attention matrices and hidden states.
  *
- *     test_fixtures [DIRECTORY] [PATTERN]     default tests/fixtures, all of them
+ *     test_fixtures [PATTERN [DIRECTORY]]     default: all in tests/fixtures
  */
 #define _POSIX_C_SOURCE 200809L
 #define GATED_ATTENTION_IMPLEMENTATION
@@ -90,11 +90,15 @@ static ga_config read_config(const fixture *f, size_t *B, size_t *T) {
     p += strlen("\"__metadata__\":{");
     char key[64], value[64];
     int length = 0;
-    for (; sscanf(p, "\"%63[^\"]\":\"%63[^\"]\"%n", key, value, &length) == 2; p += p[length] == ',' ? length + 1 : length) {
+    for (; sscanf(p, "\"%63[^\"]\":\"%63[^\"]\"%n", key, value, &length) == 2;
+         p += p[length] == ',' ? length + 1 : length) {
         ga_error e;
-        if (!strcmp(key, "batch")) *B = strtoul(value, NULL, 10);
-        else if (!strcmp(key, "seq_len")) *T = strtoul(value, NULL, 10);
-        else expect_ok(ga_config_set(&c, key, value, &e), &e);
+        if (!strcmp(key, "batch"))
+            *B = strtoul(value, NULL, 10);
+        else if (!strcmp(key, "seq_len"))
+            *T = strtoul(value, NULL, 10);
+        else
+            expect_ok(ga_config_set(&c, key, value, &e), &e);
     }
     assert_int_equal(*p, '}');
     c.batch_size = *B;
@@ -167,8 +171,12 @@ static void compare_metric(const fixture *f, const char *name, double (*metric)(
     }
 }
 
-static double gate_below_01(const ga_statistics *s, size_t layer) { return ga_gate_below(s, layer, 0.1); }
-static double gate_below_05(const ga_statistics *s, size_t layer) { return ga_gate_below(s, layer, 0.5); }
+static double gate_below_01(const ga_statistics *s, size_t layer) {
+    return ga_gate_below(s, layer, 0.1);
+}
+static double gate_below_05(const ga_statistics *s, size_t layer) {
+    return ga_gate_below(s, layer, 0.5);
+}
 
 static void compare_heads(const fixture *f, const ga_statistics *s) {
     const float *expected = floats(f, "f_attn_by_head", s->L * s->HQ);
@@ -304,8 +312,8 @@ static char *joined(const char *directory, const char *name) {
 int main(int argc, char **argv) {
     enum { MOST_FIXTURES = 256 };
     static struct CMUnitTest tests[MOST_FIXTURES];
-    const char *path = argc > 1 ? argv[1] : "tests/fixtures";
-    if (argc > 2) cmocka_set_test_filter(argv[2]);
+    const char *path = argc > 2 ? argv[2] : "tests/fixtures";
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     use_threads(2);
     DIR *directory = opendir(path);
     size_t n = 0;

@@ -58,10 +58,11 @@ static void check_direction(function f, void *context, double *x, const double *
     free(r);
 }
 
-static void check_coordinate(function f, void *context, double *x, const double *g, size_t n, size_t i, const char *name) {
+static void check_coordinate(function f, void *context, double *x, const double *g, size_t n, size_t i,
+                             const char *name) {
     double expected = partial(f, context, x + i);
-    expect_below(fabs(g[i] - expected) / fabs(g[largest(g, n)]), tolerance, "%s: entry %zu of %zu is %.12g, differences give %.12g",
-                 name, i, n, g[i], expected);
+    expect_below(fabs(g[i] - expected) / fabs(g[largest(g, n)]), tolerance,
+                 "%s: entry %zu of %zu is %.12g, differences give %.12g", name, i, n, g[i], expected);
 }
 
 static void check_all(function f, void *context, double *x, const double *g, size_t n, const char *name) {
@@ -87,11 +88,15 @@ typedef struct {
     size_t y_stride, s_stride, outputs;
 } operands;
 
-static double weighted(const operands *a) { return dot(a->weight, a->out, a->outputs); }
+static double weighted(const operands *a) {
+    return dot(a->weight, a->out, a->outputs);
+}
 
 static uint64_t seed_of_operators = 31;
 
-static double *numbers(size_t n) { return normal_reals(n, 1, &seed_of_operators); }
+static double *numbers(size_t n) {
+    return normal_reals(n, 1, &seed_of_operators);
+}
 
 static double embedding(void *context) {
     operands *a = (operands *)context;
@@ -169,7 +174,8 @@ static void test_heads(void **state) {
         a.w = flags & 2 ? norm : NULL;
         a.x = numbers(N * STRIDE), a.out = reals(a.outputs), a.weight = numbers(a.outputs);
         ga_heads_backward(dx, dw, a.weight, a.x, STRIDE, STRIDE, a.w, a.rope, N / T, T, H, D, a.eps);
-        check_all(heads, &a, a.x, dx, N * STRIDE, "heads dx"); /* what lies between the rows has no effect and no gradient */
+        check_all(heads, &a, a.x, dx, N * STRIDE,
+                  "heads dx"); /* what lies between the rows has no effect and no gradient */
         if (a.w) check_all(heads, &a, a.w, dw, D, "heads dw");
         free(norm), free(dw), free(dx), free(a.x), free(a.out), free(a.weight);
     }
@@ -186,7 +192,8 @@ static void check_sdpa(size_t B, size_t T, size_t HQ, size_t HK, size_t D) {
     operands a = {.shape = {B, T, T, HQ, HK, D}, .outputs = queries};
     a.q = numbers(queries), a.k = numbers(keys), a.v = numbers(keys);
     a.out = reals(queries), a.extra = reals(B * HQ * T), a.weight = numbers(queries);
-    double *dq = numbers(queries), *dk = numbers(keys), *dv = numbers(keys), *scratch = numbers(B * HQ * T * (2 * D + 1));
+    double *dq = numbers(queries), *dk = numbers(keys), *dv = numbers(keys),
+           *scratch = numbers(B * HQ * T * (2 * D + 1));
     sdpa(&a);
     ga_sdpa_backward(dq, dk, dv, scratch, a.weight, a.out, a.extra, a.q, a.k, a.v, a.shape);
     check_all(sdpa, &a, a.v, dv, keys, "sdpa dv");
@@ -216,9 +223,11 @@ static double gate(void *context) {
 static void check_gate(const ga_config *c) {
     ga_gate g = ga_gate_of(c);
     size_t width = g.H * g.D, rows = 3, y_stride = width + 2;
-    size_t s_stride = g.input == GA_INPUT_QUERY && g.form != GA_SELF ? g.logits + 1 : 0, logits = s_stride ? rows * s_stride : g.logits;
+    size_t s_stride = g.input == GA_INPUT_QUERY && g.form != GA_SELF ? g.logits + 1 : 0,
+           logits = s_stride ? rows * s_stride : g.logits;
     operands a = {.N = rows, .gate = g, .y_stride = y_stride, .s_stride = s_stride, .outputs = rows * width};
-    a.x = numbers(rows * y_stride), a.s = numbers(logits), a.out = reals(rows * width), a.weight = numbers(rows * width);
+    a.x = numbers(rows * y_stride), a.s = numbers(logits), a.out = reals(rows * width),
+    a.weight = numbers(rows * width);
     double *dy = reals(rows * y_stride), *ds = reals(logits);
     ga_gate_backward(dy, y_stride, ds, s_stride, a.weight, a.x, y_stride, a.s, s_stride, rows, g);
     check_all(gate, &a, a.x, dy, rows * y_stride, "gate dy");
@@ -259,8 +268,9 @@ static size_t for_each_gate(ga_config c, visitor visit, void *argument) {
 /* V 13, C 6, D 4, F 7, L 2: head_dim is not d_model / n_heads. The epsilon is large so that its place is seen. */
 static ga_config tiny_config(const char *more) {
     ga_config c = ga_config_default();
-    configure(&c, "vocab_size=13 d_model=6 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=4 d_ff=7 max_seq_len=5 batch_size=2 "
-                  "norm_eps=0.05 rope_base=100 gate_position=none");
+    configure(&c,
+              "vocab_size=13 d_model=6 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=4 d_ff=7 max_seq_len=5 batch_size=2 "
+              "norm_eps=0.05 rope_base=100 gate_position=none");
     configure(&c, more);
     return c;
 }
@@ -274,7 +284,8 @@ static void test_gate(void **state) {
     (void)state;
     size_t count = for_each_gate(tiny_config("qk_norm=0"), visit_operator, NULL);
     assert_true(count > 200);
-    ga_config wide = tiny_config("gate_position=G1 n_heads=2 head_dim=130"); /* more values than are worked on at a time */
+    ga_config wide =
+        tiny_config("gate_position=G1 n_heads=2 head_dim=130"); /* more values than are worked on at a time */
     check_gate(&wide);
     wide.gate_type = GA_HEADWISE;
     check_gate(&wide);
@@ -330,7 +341,8 @@ static void test_head_loss(void **state) {
     fill_tokens(targets, N, V, &random);
     targets[1] = targets[N - 1] = -1;
     operands a = {.N = N, .C = C, .V = V, .targets = targets, .outputs = N};
-    a.x = numbers(N * C), a.w = numbers(V * C), a.out = reals(N), a.extra = reals(GA_HEAD_ROWS * V), a.weight = reals(N);
+    a.x = numbers(N * C), a.w = numbers(V * C), a.out = reals(N), a.extra = reals(GA_HEAD_ROWS * V),
+    a.weight = reals(N);
     double *dx = numbers(N * C), *dw = reals(V * C), scale = -0.6;
     for (size_t i = 0; i < N; i++) a.weight[i] = scale;
     ga_head_loss(a.out, dx, dw, a.extra, a.x, a.w, targets, N, C, V, scale);
@@ -369,8 +381,8 @@ static bool has_no_effect(const problem *p, const ga_tensor *t) {
     if (p->T > 1) return false;
     bool gate = t->id == GA_TENSOR_gate_weight || t->id == GA_TENSOR_gate_free;
     bool scores = p->m->gate.position == GA_G3 || p->m->gate.position == GA_G4;
-    return t->id == GA_TENSOR_query || t->id == GA_TENSOR_key || t->id == GA_TENSOR_query_norm || t->id == GA_TENSOR_key_norm ||
-           (gate && scores);
+    return t->id == GA_TENSOR_query || t->id == GA_TENSOR_key || t->id == GA_TENSOR_query_norm ||
+           t->id == GA_TENSOR_key_norm || (gate && scores);
 }
 
 typedef enum { SAMPLED, EVERY_ENTRY } thoroughness;
@@ -414,7 +426,7 @@ static void check_model(const char *settings, size_t B, size_t T, thoroughness h
 
 static void visit_model(const ga_config *c, void *argument) {
     (void)argument;
-    static const char *keys[] = {"gate_position", "gate_type",  "gate_sharing", "gate_form",
+    static const char *keys[] = {"gate_position",   "gate_type",  "gate_sharing", "gate_form",
                                  "gate_activation", "gate_input", "gate_frozen",  "qk_norm"};
     char what[256] = "", value[32];
     for (size_t i = 0; i < COUNT(keys); i++) {
@@ -448,27 +460,33 @@ static void test_positions(void **state) {
     check_model("gate_position=G1 gate_input=none gate_sharing=shared gate_type=headwise", 2, 5, EVERY_ENTRY);
 }
 
-static void test_block(void **state) {
+static void test_sandwich_and_tied(void **state) {
     (void)state;
-    static const char *settings[] = {
-        "sandwich_norm=1",
-        "tied_embeddings=1",
-        "tied_embeddings=1 gate_position=G5 sandwich_norm=1",
-        "qk_norm=0",
-        "qk_norm=0 gate_position=G4 sandwich_norm=1",
-        "n_kv_heads=4",
-        "n_kv_heads=1",
-        "n_kv_heads=4 gate_position=G2",
-        "n_kv_heads=1 gate_position=G3 gate_sharing=shared",
-        "n_kv_heads=1 gate_position=G1 gate_type=headwise",
-        "n_heads=3 n_kv_heads=3 head_dim=2 gate_position=G1",
-        "n_heads=1 n_kv_heads=1 head_dim=8 d_model=3 gate_position=G2",
-        "n_layers=1 gate_position=G1",
-        "n_layers=3 gate_position=G1 rope_base=1000000",
-        "recompute=1 n_layers=3 gate_position=G1",
-        "recompute=1 n_layers=3 gate_position=G3 sandwich_norm=1 tied_embeddings=1",
-    };
-    for (size_t i = 0; i < COUNT(settings); i++) check_model(settings[i], 2, 5, EVERY_ENTRY);
+    check_model("sandwich_norm=1", 2, 5, EVERY_ENTRY);
+    check_model("tied_embeddings=1", 2, 5, EVERY_ENTRY);
+    check_model("tied_embeddings=1 gate_position=G5 sandwich_norm=1", 2, 5, EVERY_ENTRY);
+    check_model("qk_norm=0", 2, 5, EVERY_ENTRY);
+    check_model("qk_norm=0 gate_position=G4 sandwich_norm=1", 2, 5, EVERY_ENTRY);
+}
+
+/* GQA ratios n, 1 and 2 (everywhere else). */
+static void test_head_ratios(void **state) {
+    (void)state;
+    check_model("n_kv_heads=4", 2, 5, EVERY_ENTRY);
+    check_model("n_kv_heads=1", 2, 5, EVERY_ENTRY);
+    check_model("n_kv_heads=4 gate_position=G2", 1, 5, EVERY_ENTRY);
+    check_model("n_kv_heads=1 gate_position=G3 gate_sharing=shared", 1, 5, EVERY_ENTRY);
+    check_model("n_kv_heads=1 gate_position=G1 gate_type=headwise", 1, 5, EVERY_ENTRY);
+    check_model("n_heads=3 n_kv_heads=3 head_dim=2 gate_position=G1", 1, 5, EVERY_ENTRY);
+    check_model("n_heads=1 n_kv_heads=1 head_dim=8 d_model=3 gate_position=G2", 1, 5, EVERY_ENTRY);
+}
+
+static void test_depths(void **state) {
+    (void)state;
+    check_model("n_layers=1 gate_position=G1", 1, 5, EVERY_ENTRY);
+    check_model("n_layers=3 gate_position=G1 rope_base=1000000", 1, 5, EVERY_ENTRY);
+    check_model("recompute=1 n_layers=3 gate_position=G1", 1, 5, EVERY_ENTRY);
+    check_model("recompute=1 n_layers=3 gate_position=G3 sandwich_norm=1 tied_embeddings=1", 1, 5, EVERY_ENTRY);
 }
 
 /* Some values are clipped, some are not, and none is so near to the limit that a difference would cross it. */
@@ -532,11 +550,23 @@ static void test_ignored_targets(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_embedding), cmocka_unit_test(test_linear),    cmocka_unit_test(test_rmsnorm),
-        cmocka_unit_test(test_heads),     cmocka_unit_test(test_sdpa),      cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_swiglu),    cmocka_unit_test(test_clip),      cmocka_unit_test(test_head_loss),
-        cmocka_unit_test(test_positions), cmocka_unit_test(test_block),     cmocka_unit_test(test_clipped_outputs),
-        cmocka_unit_test(test_lengths),   cmocka_unit_test(test_all_gates), cmocka_unit_test(test_ignored_targets),
+        cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_heads),
+        cmocka_unit_test(test_sdpa),
+        cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_head_loss),
+        cmocka_unit_test(test_positions),
+        cmocka_unit_test(test_sandwich_and_tied),
+        cmocka_unit_test(test_head_ratios),
+        cmocka_unit_test(test_depths),
+        cmocka_unit_test(test_clipped_outputs),
+        cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_all_gates),
+        cmocka_unit_test(test_ignored_targets),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     use_threads(1); /* tiny sizes */

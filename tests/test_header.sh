@@ -23,18 +23,18 @@ report() {
 
 # run NAME COMMAND...: the command's output is kept for the report
 run() {
-    name=$1
+    what=$1
     shift
     "$@" > "$work/log" 2>&1
-    report "$name" $?
+    report "$what" $?
 }
 
 # build NAME COMPILER ARGUMENT...: compiles, links and runs
 build() {
-    name=$1
+    what=$1
     shift
-    { "$@" -o "$work/program" -lm && "$work/program"; } > "$work/log" 2>&1
-    report "$name" $?
+    { "$@" -no-pie -o "$work/program" -lm && "$work/program"; } > "$work/log" 2>&1
+    report "$what" $?
 }
 
 # The symbols of libc, libm and OpenMP on this machine.
@@ -52,21 +52,33 @@ no_globals() { ! nm "$1" | grep ' [BbCDdGgSs] '; }
 # no_strangers OBJECT: fails and prints what neither libc, libm nor OpenMP has
 no_strangers() { ! nm -u "$1" | sed 's/.* //; s/@.*//' | grep -vxF -f "$work/known"; }
 
+# check CC CXX FLAG...
 check() {
     cc=$1 cxx=$2
     shift 2
-    flags="$warnings $*"
+    flags="$warnings -fno-pie $*" # position-independent code keeps constant tables of pointers where they can change
     name="$cc $*:"
+    rm -f "$work/c.o"
     # shellcheck disable=SC2086 # flags are words
     {
-        build "$name two translation units" "$cc" -std=c11 $flags header_two_units_a.c header_two_units_b.c
-        run "$name static, a second time" "$cc" -std=c11 $flags -DPARTNER -c header_static.c -o "$work/partner.o"
-        build "$name static in two files" "$cc" -std=c11 $flags header_static.c "$work/partner.o"
-        build "$name C++17" "$cxx" -std=c++17 $flags header.cpp
-        run "$name an object" "$cc" -std=c11 $flags -fno-pie -Dmain=c_main -c header_two_units_a.c -o "$work/c.o"
-        build "$name C++17 with it" "$cxx" -std=c++17 $flags -no-pie -DLINK_ONLY header.cpp "$work/c.o"
+        run "$name the implementation" "$cc" -std=c11 $flags -c header_two_units_a.c -o "$work/c.o"
         run "$name no writable globals" no_globals "$work/c.o"
-        run "$name libc, libm and OpenMP only" no_strangers "$work/c.o"
+        run "$name needs libc, libm and OpenMP only" no_strangers "$work/c.o"
+        build "$name two translation units" "$cc" -std=c11 $flags header_two_units_b.c "$work/c.o"
+        build "$name used from C++17" "$cxx" -std=c++17 $flags -DLINK_ONLY header.cpp "$work/c.o"
+        build "$name implemented in C++17" "$cxx" -std=c++17 $flags header.cpp
+    }
+}
+
+# check_static CC FLAG...
+check_static() {
+    cc=$1
+    shift
+    name="$cc $*:"
+    # shellcheck disable=SC2086
+    {
+        run "$name static, in one file" "$cc" -std=c11 $warnings -fno-pie "$@" -DPARTNER -c header_static.c -o "$work/partner.o"
+        build "$name static, in two files" "$cc" -std=c11 $warnings -fno-pie "$@" header_static.c "$work/partner.o"
     }
 }
 
@@ -74,13 +86,15 @@ list_libraries
 for pair in "gcc g++" "clang clang++"; do
     cc=${pair% *} cxx=${pair#* }
     for openmp in "" -fopenmp; do
+        # shellcheck disable=SC2086
         if ! "$cc" $openmp "$work/empty.c" -o "$work/empty" 2> /dev/null; then
             echo "     $cc $openmp is not installed: left out"
             continue
         fi
         for optimisation in -O0 -O3; do check "$cc" "$cxx" "$optimisation" $openmp; done
+        check_static "$cc" -O0 $openmp
     done
-    command -v "$cc" > /dev/null && check "$cc" "$cxx" -O3 -DGA_DOUBLE
+    command -v "$cc" > /dev/null && check "$cc" "$cxx" -O1 -DGA_DOUBLE
 done
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

@@ -47,13 +47,14 @@ static void reset_heap(size_t refused) {
 }
 
 #define GA_MALLOC(size) counted_malloc(size)
-#define GA_FREE(p) counted_free(p)
+#define GA_FREE(p)      counted_free(p)
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "../gated_attention.h"
 #include "testing.h"
 
-static const char *tiny = "vocab_size=29 d_model=12 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=6 d_ff=14 max_seq_len=20 "
-                          "batch_size=2 init_std=0.3 gate_init_std=0.5 seed=7";
+static const char *tiny =
+    "vocab_size=29 d_model=12 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=6 d_ff=14 max_seq_len=20 "
+    "batch_size=2 init_std=0.3 gate_init_std=0.5 seed=7";
 
 static ga_config tiny_config(const char *more) {
     ga_config c = ga_config_default();
@@ -130,12 +131,25 @@ static void test_keys_round_trip(void **state) {
 static void test_values_round_trip(void **state) {
     (void)state;
     static const char *settings[][2] = {
-        {"vocab_size", "152064"},    {"max_tokens", "1000000000000"}, {"seed", "18446744073709551615"},
-        {"seed", "0"},               {"bos_token", "-1"},             {"rope_base", "1e+06"},
-        {"norm_eps", "1e-06"},       {"learning_rate", "0.0053"},     {"beta2", "0.95"},
-        {"gate_position", "none"},   {"gate_position", "G5"},         {"gate_type", "headwise"},
-        {"gate_activation", "ns-sigmoid"}, {"gate_input", "scalar"},  {"device", "cpu"},
-        {"data", "gen:backcopy,vocab=64,seed=3"}, {"output_dir", ""}, {"qk_norm", "0"}, {"shuffle", "1"},
+        {"vocab_size", "152064"},
+        {"max_tokens", "1000000000000"},
+        {"seed", "18446744073709551615"},
+        {"seed", "0"},
+        {"bos_token", "-1"},
+        {"rope_base", "1e+06"},
+        {"norm_eps", "1e-06"},
+        {"learning_rate", "0.0053"},
+        {"beta2", "0.95"},
+        {"gate_position", "none"},
+        {"gate_position", "G5"},
+        {"gate_type", "headwise"},
+        {"gate_activation", "ns-sigmoid"},
+        {"gate_input", "scalar"},
+        {"device", "cpu"},
+        {"data", "gen:backcopy,vocab=64,seed=3"},
+        {"output_dir", ""},
+        {"qk_norm", "0"},
+        {"shuffle", "1"},
     };
     for (size_t i = 0; i < COUNT(settings); i++) {
         ga_config c = ga_config_default();
@@ -157,14 +171,37 @@ static void test_values_round_trip(void **state) {
 static void test_bad_values(void **state) {
     (void)state;
     static const char *settings[][2] = {
-        {"no_such_key", "1"}, {"d_mode", "64"},     {"d_modell", "64"},      {"", "1"},
-        {"d_model", "wide"},  {"d_model", ""},      {"d_model", "64x"},      {"d_model", "6.5"},
-        {"d_model", "-64"},   {"d_model", "0"},     {"d_model", "99999999"}, {"d_model", "99999999999999999999999"},
-        {"head_dim", "257"},  {"head_dim", "1"},    {"norm_eps", "nan"},     {"learning_rate", "inf"},
-        {"learning_rate", "-1"}, {"learning_rate", "1e-3e"}, {"learning_rate", ""}, {"beta1", "1"},
-        {"qk_norm", "2"},     {"qk_norm", "maybe"}, {"gate_position", "G6"}, {"gate_position", "g"},
-        {"gate_type", "element"}, {"gate_activation", ""}, {"seed", "-1"},   {"seed", "1.5"},
-        {"seed", "18446744073709551616"}, {"bos_token", "-2"}, {"val_fraction", "0.95"},
+        {"no_such_key", "1"},
+        {"d_mode", "64"},
+        {"d_modell", "64"},
+        {"", "1"},
+        {"d_model", "wide"},
+        {"d_model", ""},
+        {"d_model", "64x"},
+        {"d_model", "6.5"},
+        {"d_model", "-64"},
+        {"d_model", "0"},
+        {"d_model", "99999999"},
+        {"d_model", "99999999999999999999999"},
+        {"head_dim", "257"},
+        {"head_dim", "1"},
+        {"norm_eps", "nan"},
+        {"learning_rate", "inf"},
+        {"learning_rate", "-1"},
+        {"learning_rate", "1e-3e"},
+        {"learning_rate", ""},
+        {"beta1", "1"},
+        {"qk_norm", "2"},
+        {"qk_norm", "maybe"},
+        {"gate_position", "G6"},
+        {"gate_position", "g"},
+        {"gate_type", "element"},
+        {"gate_activation", ""},
+        {"seed", "-1"},
+        {"seed", "1.5"},
+        {"seed", "18446744073709551616"},
+        {"bos_token", "-2"},
+        {"val_fraction", "0.95"},
     };
     for (size_t i = 0; i < COUNT(settings); i++) {
         const char *key = settings[i][0], *value = settings[i][1];
@@ -225,7 +262,8 @@ static void test_refused_combinations(void **state) {
         configure(&c, refused[i].settings);
         ga_error e = {GA_OK, ""};
         if (ga_config_check(&c, &e) != GA_ERR_CONFIG) fail_msg("%s was accepted", refused[i].settings);
-        if (!has_line(&e, refused[i].named)) fail_msg("%s: the message does not name %s: %s", refused[i].settings, refused[i].named, e.text);
+        if (!has_line(&e, refused[i].named))
+            fail_msg("%s: the message does not name %s: %s", refused[i].settings, refused[i].named, e.text);
         ga_error again = {GA_OK, ""};
         ga_summary s;
         assert_null(ga_create(&c, NULL, GA_INFERENCE, &again));
@@ -284,8 +322,9 @@ static void write_text(char *path, size_t size, const char *text) {
 static void test_config_file(void **state) {
     (void)state;
     char path[256];
-    write_text(path, sizeof path, "# a comment\n\n  d_model = 96   # another\r\ngate_type=headwise\ndata = gen:backcopy,vocab=5\n"
-                                  "\tlearning_rate\t=\t2e-3");
+    write_text(path, sizeof path,
+               "# a comment\n\n  d_model = 96   # another\r\ngate_type=headwise\ndata = gen:backcopy,vocab=5\n"
+               "\tlearning_rate\t=\t2e-3");
     ga_config c = ga_config_default();
     ga_error e;
     expect_ok(ga_config_load(&c, path, &e), &e);
@@ -345,7 +384,8 @@ static void test_bad_input(void **state) {
         wrong.tokens[17] = bad_tokens[i];
         assert_int_equal(ga_forward(m, wrong.tokens, wrong.targets, 2, 20, NULL, &loss, &e), GA_ERR_INPUT);
         assert_true(has_line(&e, "token"));
-        assert_int_equal(ga_forward_backward(m, wrong.tokens, wrong.targets, 2, 20, 1, NULL, &loss, NULL), GA_ERR_INPUT);
+        assert_int_equal(ga_forward_backward(m, wrong.tokens, wrong.targets, 2, 20, 1, NULL, &loss, NULL),
+                         GA_ERR_INPUT);
     }
     batch wrong = b;
     wrong.targets[5] = 29;
@@ -424,7 +464,8 @@ static void *train_a_little(void *argument) {
 
 static void test_two_models_at_once(void **state) {
     (void)state;
-    static const char *settings[] = {"gate_position=G1", "gate_position=G2 n_layers=3 seed=8 tied_embeddings=1 recompute=1"};
+    static const char *settings[] = {"gate_position=G1",
+                                     "gate_position=G2 n_layers=3 seed=8 tied_embeddings=1 recompute=1"};
     training_run alone[2], together[2];
     pthread_t threads[2];
     for (size_t i = 0; i < 2; i++) {
@@ -465,7 +506,8 @@ static void test_modes_agree(void **state) {
     for (size_t i = 0; i < COUNT(gates); i++) {
         ga_config c = tiny_config(gates[i]), lean = c;
         lean.recompute = true;
-        ga_model *full = create(&c, GA_TRAINING), *again = create(&lean, GA_TRAINING), *inference = create(&c, GA_INFERENCE);
+        ga_model *full = create(&c, GA_TRAINING), *again = create(&lean, GA_TRAINING),
+                 *inference = create(&c, GA_INFERENCE);
         batch b = make_batch(full, 2, 20, i), shorter = make_batch(full, 1, 7, i + 50);
         /* a longer batch before, so that stale activations would be seen */
         evaluate(full, &b), evaluate(again, &b), evaluate(inference, &b);
@@ -512,8 +554,10 @@ static void test_thread_counts(void **state) {
         training_run run = {tiny_config(""), NULL, 0};
         assert_non_null(train_a_little(&run));
         if (first) expect_same(run.weights, first, run.config.vocab_size, "weights with another number of threads");
-        if (first) free(run.weights);
-        else first = run.weights;
+        if (first)
+            free(run.weights);
+        else
+            first = run.weights;
     }
     free(first);
     use_threads(2);
@@ -800,8 +844,8 @@ static void test_generator(void **state) {
                 size_t n = chunks[j] < T - done ? chunks[j] : T - done;
                 expect_ok(ga_generator_feed(g, b.tokens + done, n, row, &e), &e);
                 done += n;
-                expect_below(difference(row, expected + (done - 1) * V, V), 1e-5, "%s: logits after %zu tokens in chunks of %zu",
-                             gates[i], done, chunks[j]);
+                expect_below(difference(row, expected + (done - 1) * V, V), 1e-5,
+                             "%s: logits after %zu tokens in chunks of %zu", gates[i], done, chunks[j]);
             }
             assert_int_equal(ga_generator_feed(g, b.tokens, 1, row, &e), GA_ERR_INPUT);
         }
@@ -849,7 +893,8 @@ static int32_t draw(ga_sampling s, uint64_t *random) {
 
 /* Draws against softmax(spread / temperature) over the `kept` likeliest: chi-square at p = 0.001. */
 static void expect_frequencies(ga_sampling s, size_t kept) {
-    static const double critical[CHOICES] = {0, 10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32}; /* by degrees of freedom */
+    static const double critical[CHOICES] = {0,     10.83, 13.82, 16.27,
+                                             18.47, 20.52, 22.46, 24.32}; /* by degrees of freedom */
     double p[CHOICES], sum = 0, counts[CHOICES] = {0}, chi = 0;
     for (size_t i = 0; i < CHOICES; i++) {
         size_t rank = 0;
@@ -865,15 +910,18 @@ static void expect_frequencies(ga_sampling s, size_t kept) {
     }
     for (size_t i = 0; i < CHOICES; i++) {
         double expected = DRAWS * p[i] / sum;
-        if (p[i] == 0) assert_true(counts[i] == 0);
-        else chi += (counts[i] - expected) * (counts[i] - expected) / expected;
+        if (p[i] == 0)
+            assert_true(counts[i] == 0);
+        else
+            chi += (counts[i] - expected) * (counts[i] - expected) / expected;
     }
     expect_below(chi, critical[kept - 1], "chi-square of %zu choices", kept);
 }
 
 static void test_sampling(void **state) {
     (void)state;
-    static const ga_sampling certain[] = {{0, 0, 1}, {0, 5, 0.5}, {1, 1, 1}, {3, 1, 1}, {1, 0, 1e-9}, {2, 0, 0}, {1e-4, 0, 1}};
+    static const ga_sampling certain[] = {{0, 0, 1},    {0, 5, 0.5}, {1, 1, 1},   {3, 1, 1},
+                                          {1, 0, 1e-9}, {2, 0, 0},   {1e-4, 0, 1}};
     uint64_t random = 1;
     for (size_t i = 0; i < COUNT(certain); i++)
         for (int j = 0; j < 50; j++) assert_int_equal(draw(certain[i], &random), 2);
@@ -971,8 +1019,12 @@ static void test_flops(void **state) {
 static void test_memory_figures(void **state) {
     (void)state;
     static const char *settings[] = {
-        "", "recompute=1", "gate_position=none tied_embeddings=1", "sandwich_norm=1 attn_clip=1 ffn_clip=1",
-        "gate_position=G2", "vocab_size=2000 d_model=64 n_layers=5 max_seq_len=200 head_dim=32",
+        "",
+        "recompute=1",
+        "gate_position=none tied_embeddings=1",
+        "sandwich_norm=1 attn_clip=1 ffn_clip=1",
+        "gate_position=G2",
+        "vocab_size=2000 d_model=64 n_layers=5 max_seq_len=200 head_dim=32",
     };
     for (size_t i = 0; i < COUNT(settings); i++)
         for (int mode = GA_TRAINING; mode <= GA_INFERENCE; mode++) {
@@ -1091,8 +1143,9 @@ static void test_device_memory(void **state) {
 static void test_impossible_size(void **state) {
     (void)state;
     ga_config c = ga_config_default();
-    configure(&c, "vocab_size=16777216 d_model=65536 n_layers=1024 n_heads=1024 n_kv_heads=1024 head_dim=256 d_ff=1048576 "
-                  "max_seq_len=16777216 batch_size=65536");
+    configure(&c,
+              "vocab_size=16777216 d_model=65536 n_layers=1024 n_heads=1024 n_kv_heads=1024 head_dim=256 d_ff=1048576 "
+              "max_seq_len=16777216 batch_size=65536");
     ga_summary s;
     ga_error e = {GA_OK, ""};
     /* either the sizes fit into size_t and the figures are honest, or it is refused */

@@ -27,7 +27,9 @@ static bool all_nan(const ga_real *x, size_t n) {
     return true;
 }
 
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+static double sigmoid(double x) {
+    return 1 / (1 + exp(-x));
+}
 
 /* ---- the exponential ----------------------------------------------------------------------------------------------- */
 
@@ -143,8 +145,10 @@ static void test_clip(void **state) {
 
 static void check_rmsnorm(size_t N, size_t C, double eps) {
     uint64_t random = N * 1000 + C;
-    ga_real *x = normal_reals(N * C, 0.1, &random), *w = normal_reals(C, 1, &random), *dh = normal_reals(N * C, 1, &random);
-    ga_real *h = reals(N * C), *rstd = reals(N), *dx = normal_reals(N * C, 1, &random), *dw = normal_reals(C, 1, &random);
+    ga_real *x = normal_reals(N * C, 0.1, &random), *w = normal_reals(C, 1, &random),
+            *dh = normal_reals(N * C, 1, &random);
+    ga_real *h = reals(N * C), *rstd = reals(N), *dx = normal_reals(N * C, 1, &random),
+            *dw = normal_reals(C, 1, &random);
     ga_real *sum = reals(N * C);
     double *rh = doubles(N * C), *rr = doubles(N), *rdx = doubles(N * C), *rdw = doubles(C), *rsum = doubles(N * C);
     for (size_t c = 0; c < C; c++) rdw[c] = (double)dw[c];
@@ -215,7 +219,8 @@ static void check_heads(size_t B, size_t T, size_t H, size_t D, bool normed, boo
             const ga_real *xh = x + n * stride + h * D;
             double square = 0, u[GA_MAX_HEAD_DIM], *yh = ry + (n * H + h) * D;
             for (size_t i = 0; i < D; i++) square += (double)xh[i] * (double)xh[i] / (double)D;
-            for (size_t i = 0; i < D; i++) u[i] = normed ? (double)w[i] * (double)xh[i] / sqrt(square + eps) : (double)xh[i];
+            for (size_t i = 0; i < D; i++)
+                u[i] = normed ? (double)w[i] * (double)xh[i] / sqrt(square + eps) : (double)xh[i];
             for (size_t i = 0; i < D / 2; i++) {
                 double angle = turned ? (double)(n % T) * pow(100, -2.0 * (double)i / (double)D) : 0;
                 yh[i] = u[i] * cos(angle) - u[i + D / 2] * sin(angle);
@@ -270,7 +275,8 @@ static void attend(attention *a, size_t b, size_t h) {
         a->lse[(b * n.HQ + h) * n.T + i] = top + log(sum);
         for (size_t j = 0; j < visible; j++) {
             p[j] = exp(p[j] - top) / sum;
-            for (size_t d = 0; d < n.D; d++) a->y[row + d] += p[j] * (double)a->v[((b * n.S + j) * n.HK + kv) * n.D + d];
+            for (size_t d = 0; d < n.D; d++)
+                a->y[row + d] += p[j] * (double)a->v[((b * n.S + j) * n.HK + kv) * n.D + d];
         }
         for (size_t d = 0; d < n.D; d++) delta += (double)a->dy[row + d] * a->y[row + d];
         for (size_t j = 0; j < visible; j++) {
@@ -321,7 +327,8 @@ static void check_sdpa(size_t B, size_t T, size_t S, size_t HQ, size_t HK, size_
     uint64_t random = 1; /* what stands in the outputs before must not matter */
     ga_real *y = normal_reals(queries, 1, &random), *lse = normal_reals(B * HQ * T, 1, &random);
     ga_sdpa_forward(y, lse, a.q, a.k, a.v, a.n);
-    expect_below(difference(y, a.y, queries), 5e-6, "sdpa y, B %zu T %zu S %zu HQ %zu HK %zu D %zu", B, T, S, HQ, HK, D);
+    expect_below(difference(y, a.y, queries), 5e-6, "sdpa y, B %zu T %zu S %zu HQ %zu HK %zu D %zu", B, T, S, HQ, HK,
+                 D);
     for (size_t i = 0; i < B * HQ * T; i++) expect_near((double)lse[i], a.lse[i], 5e-6, "sdpa lse");
     check_columns(&a, lse);
     if (S == T) {
@@ -391,10 +398,14 @@ static void test_sdpa_nan(void **state) {
 
 static double activation(double x, ga_gate_activation kind) {
     switch (kind) {
-    case GA_SIGMOID: return sigmoid(x);
-    case GA_SILU: return x * sigmoid(x);
-    case GA_NS_SIGMOID: return 0.5 + 0.5 * sigmoid(x);
-    default: return x;
+    case GA_SIGMOID:
+        return sigmoid(x);
+    case GA_SILU:
+        return x * sigmoid(x);
+    case GA_NS_SIGMOID:
+        return 0.5 + 0.5 * sigmoid(x);
+    default:
+        return x;
     }
 }
 
@@ -472,8 +483,9 @@ static void check_gate(ga_gate g) {
         for (size_t i = 0; i < width; i++)
             ro[n * width + i] = modulated(y + n * y_stride, s + n * s_stride, g, i / g.D, i % g.D);
     ga_gate_forward(o, y, y_stride, s, s_stride, GATE_ROWS, g);
-    expect_below(difference(o, ro, GATE_ROWS * width), tolerance, "gate: type %d sharing %d form %d activation %d input %d",
-                 g.type, g.sharing, g.form, g.activation, g.input);
+    expect_below(difference(o, ro, GATE_ROWS * width), tolerance,
+                 "gate: type %d sharing %d form %d activation %d input %d", g.type, g.sharing, g.form, g.activation,
+                 g.input);
     if (g.form != GA_SELF) check_gate_statistics(s, s_stride, g);
     y[1] = NAN;
     if (g.form != GA_SELF) s[s_stride] = NAN;
@@ -525,7 +537,8 @@ static void test_swiglu(void **state) {
 
 static void check_head_loss(size_t N, size_t C, size_t V) {
     uint64_t random = N * 10007 + C * 101 + V;
-    ga_real *x = normal_reals(N * C, 1, &random), *w = normal_reals(V * C, 1, &random), *dw = normal_reals(V * C, 1, &random);
+    ga_real *x = normal_reals(N * C, 1, &random), *w = normal_reals(V * C, 1, &random),
+            *dw = normal_reals(V * C, 1, &random);
     ga_real *losses = normal_reals(N, 1, &random), *again = reals(N), *dx = normal_reals(N * C, 1, &random);
     ga_real *logits = normal_reals(GA_HEAD_ROWS * V, 1, &random);
     double *rl = doubles(N), *rdx = doubles(N * C), *rdw = doubles(V * C), *z = doubles(V), scale = 0.37;
@@ -648,8 +661,8 @@ static void test_learning_rate(void **state) {
     configure(&c, "learning_rate=2e-3 min_lr=3e-5 warmup_steps=10");
     double pi = acos(-1);
     for (uint64_t s = 0; s < 100; s++) {
-        double expected = s < 10 ? 2e-3 * (double)(s + 1) / 10
-                                 : 3e-5 + (2e-3 - 3e-5) * (1 + cos(pi * (double)(s - 10) / 90)) / 2;
+        double expected =
+            s < 10 ? 2e-3 * (double)(s + 1) / 10 : 3e-5 + (2e-3 - 3e-5) * (1 + cos(pi * (double)(s - 10) / 90)) / 2;
         expect_below(fabs(ga_learning_rate(&c, s, 100) - expected), 1e-15, "learning rate of step %d", (int)s);
     }
     expect_below(fabs(ga_learning_rate(&c, 9, 100) - 2e-3), 1e-15, "highest learning rate");
@@ -657,7 +670,8 @@ static void test_learning_rate(void **state) {
     expect_below(fabs(ga_learning_rate(&c, 1000, 100) - 3e-5), 1e-15, "learning rate beyond the end");
     /* a run that is all warm-up, or shorter than it */
     for (uint64_t steps = 1; steps <= 10; steps++)
-        expect_below(fabs(ga_learning_rate(&c, steps - 1, steps) - 2e-4 * (double)steps), 1e-15, "learning rate in warm-up");
+        expect_below(fabs(ga_learning_rate(&c, steps - 1, steps) - 2e-4 * (double)steps), 1e-15,
+                     "learning rate in warm-up");
     c.warmup_steps = 0;
     expect_below(fabs(ga_learning_rate(&c, 0, 100) - 2e-3), 1e-15, "learning rate without warm-up");
     assert_true(isfinite(ga_learning_rate(&c, 0, 1)) && isfinite(ga_learning_rate(&c, 0, 0)));
@@ -691,7 +705,8 @@ static void run_operators(ga_real *out) {
     ga_heads_forward(TAKE(N * HQ * D), in, HQ * D, w, rope, 2, T, HQ, D, 1e-6f);
     dx = TAKE(N * HQ * D), dw = TAKE(D);
     ga_heads_backward(dx, dw, dy, in, HQ * D, HQ * D, w, rope, 2, T, HQ, D, 1e-6f);
-    ga_real *y = TAKE(N * HQ * D), *lse = TAKE(N * HQ), *dq = TAKE(N * HQ * D), *dk = TAKE(N * HK * D), *dv = TAKE(N * HK * D);
+    ga_real *y = TAKE(N * HQ * D), *lse = TAKE(N * HQ), *dq = TAKE(N * HQ * D), *dk = TAKE(N * HK * D),
+            *dv = TAKE(N * HK * D);
     ga_real *scratch = reals(N * HQ * (2 * D + 1));
     ga_sdpa_forward(y, lse, in, w, dy, n);
     ga_sdpa_backward(dq, dk, dv, scratch, in + 7, y, lse, in, w, dy, n);
@@ -725,7 +740,8 @@ static void test_threads(void **state) {
         run_operators(more);
         for (size_t i = 0; i < 4 * WORKSPACE; i++)
             if (memcmp(&one[i], &more[i], sizeof *one) != 0)
-                fail_msg("value %zu is %.9g with 1 thread and %.9g with %d", i, (double)one[i], (double)more[i], threads);
+                fail_msg("value %zu is %.9g with 1 thread and %.9g with %d", i, (double)one[i], (double)more[i],
+                         threads);
     }
     use_threads(2);
     free(one), free(more);
@@ -739,12 +755,12 @@ static void test_names(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exp),           cmocka_unit_test(test_linear),      cmocka_unit_test(test_linear_nan),
-        cmocka_unit_test(test_embedding),     cmocka_unit_test(test_add),         cmocka_unit_test(test_clip),
-        cmocka_unit_test(test_rmsnorm),       cmocka_unit_test(test_heads),       cmocka_unit_test(test_sdpa),
-        cmocka_unit_test(test_sdpa_cached),   cmocka_unit_test(test_sdpa_nan),    cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_swiglu),        cmocka_unit_test(test_head_loss),   cmocka_unit_test(test_adamw),
-        cmocka_unit_test(test_sums),          cmocka_unit_test(test_learning_rate), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_exp),         cmocka_unit_test(test_linear),        cmocka_unit_test(test_linear_nan),
+        cmocka_unit_test(test_embedding),   cmocka_unit_test(test_add),           cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_rmsnorm),     cmocka_unit_test(test_heads),         cmocka_unit_test(test_sdpa),
+        cmocka_unit_test(test_sdpa_cached), cmocka_unit_test(test_sdpa_nan),      cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_swiglu),      cmocka_unit_test(test_head_loss),     cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_sums),        cmocka_unit_test(test_learning_rate), cmocka_unit_test(test_threads),
         cmocka_unit_test(test_names),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);

@@ -108,8 +108,10 @@ static inline void randomise_weights(ga_model *m, uint64_t seed) {
         const ga_tensor *t = &m->tensors[i];
         uint64_t random = seed * 1000 + i;
         bool vector = t->start == GA_START_ONES;
-        double deviation = vector ? 0.3 : t->id == GA_TENSOR_gate_free ? 0.8 : t->id == GA_TENSOR_embed ? 0.7
-                                        : 1 / sqrt((double)t->columns);
+        double deviation = vector                         ? 0.3
+                           : t->id == GA_TENSOR_gate_free ? 0.8
+                           : t->id == GA_TENSOR_embed     ? 0.7
+                                                          : 1 / sqrt((double)t->columns);
         fill_normal(m->weights + t->offset, t->rows * t->columns, vector ? 1 : 0, deviation, &random);
     }
 }

@@ -1,0 +1,251 @@
+#!/usr/bin/env bash
+# test_analyze.sh - analyze from the command line: two tiny models are trained, compared and prompted.
+#
+# ANALYZE and TRAIN name the programs (default ./analyze and ./train). Figures are held against one another where they
+# come from different code: summary.json against the trainer's metrics, the maps against F-Attn, bins against shares.
+set -u
+root=$(cd "$(dirname "$0")/.." && pwd)
+analyze=${ANALYZE:-$root/analyze}
+train=${TRAIN:-$root/train}
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+passed=0
+failed=0
+
+ok() { echo "ok    $1"; passed=$((passed + 1)); }
+bad() { echo "FAIL  $1"; failed=$((failed + 1)); }
+check() { # NAME COMMAND...: the command succeeds
+    local name=$1
+    shift
+    if "$@" > "$dir/check.log" 2>&1; then ok "$name"; else bad "$name"; sed 's/^/      /' "$dir/check.log" | head -5; fi
+}
+close() { # NAME A B RELATIVE: the numbers agree; fails on what is no number
+    if awk -v a="$2" -v b="$3" -v r="$4" 'BEGIN { number = "^-?[0-9.]+(e[-+]?[0-9]+)?$"
+        if (a !~ number || b !~ number) exit 1
+        d = a - b; if (d < 0) d = -d; m = b < 0 ? -b : b; exit !(d <= r * m + 1e-12) }'; then ok "$1"
+    else bad "$1: $2 is not $3"; fi
+}
+fails() { # NAME CODE TEXT ARGUMENT...: analyze ends with this code and one line on stderr that holds the text
+    local name=$1 code=$2 text=$3 got
+    shift 3
+    "$analyze" "$@" > "$dir/out" 2> "$dir/err"
+    got=$?
+    if [ $got -eq "$code" ] && [ "$(wc -l < "$dir/err")" -eq 1 ] && grep -q "^analyze: " "$dir/err" && grep -qF -- "$text" "$dir/err"
+    then ok "$name"
+    else bad "$name: exit code $got, $(head -c 300 "$dir/err")"; fi
+}
+# number FILE MODEL KEY: of summary.json, which has a key on each line; arrays and text as they stand
+number() {
+    awk -v model="    \"$2\": {" -v key="        \"$3\": " 'index($0, model) == 1 { inside = 1 }
+        inside && index($0, key) == 1 { sub(/,$/, ""); print substr($0, length(key) + 1); exit }' "$1"
+}
+numbers() { PATH=/nonexistent "$analyze" "$@" > out 2> err; } # without the figures, which take the time
+metric() { grep '"val_loss"' "$1" | tail -1 | sed "s/.*\"$2\":\([^,}]*\).*/\1/"; }
+mean() { tr -d '[]' <<< "$1" | awk -F, '{ for (i = 1; i <= NF; i++) s += $i; printf "%.9g", s / NF }'; }
+
+for program in "$analyze" "$train"; do
+    [ -x "$program" ] || { bad "$program is not there: make builds it"; echo "$passed passed, $failed failed"; exit 1; }
+done
+
+# ---- two models ------------------------------------------------------------------------------------------------------
+
+cat > "$dir/tiny.cfg" << 'END'
+vocab_size = 65
+d_model = 16
+n_layers = 5
+n_heads = 4
+n_kv_heads = 2
+head_dim = 8
+d_ff = 32
+max_seq_len = 24
+batch_size = 4
+gradient_accumulation_steps = 1
+max_steps = 30
+warmup_steps = 5
+learning_rate = 1e-2
+eval_every = 10
+eval_windows = 6
+data = gen:backcopy,vocab=64
+threads = 1
+END
+cd "$dir" || exit 1
+check "train the baseline" "$train" tiny.cfg gate_position=none output_dir=runs/baseline
+check "train the gated model" "$train" tiny.cfg output_dir=runs/gated
+head -c 60000 "$root/gated_attention.h" > text.txt
+check "train a model of bytes" "$train" tiny.cfg vocab_size=257 data=text.txt bos_token=256 val_fraction=0.1 n_layers=1 output_dir=runs/bytes
+
+# ---- a comparison ----------------------------------------------------------------------------------------------------
+
+"$analyze" --models baseline:runs/baseline 'ga <t>&ed:runs/gated' --data gen:backcopy,vocab=64 --num_samples 9 --output rep > table
+check "compare" test $? -eq 0
+s=rep/summary.json
+gated='ga <t>&ed'
+check "the table names both models" grep -q "^ga <t>&ed .*G1 elementwise sigmoid" table
+check "the table says which checkpoint" grep -q "^baseline: runs/baseline/best" table
+check "the table has the paper's Table 4" grep -q "0.116" table
+if command -v python3 > /dev/null; then
+    check "summary.json is JSON with the contract's keys" python3 - << 'END'
+import json, math
+s = json.load(open("rep/summary.json"))
+assert list(s) == ["baseline", "ga <t>&ed"], list(s)
+for name, m in s.items():
+    for key in "params loss ppl f_attn f_attn_by_layer m_act max_act_by_layer gate_mean gate_std gate_below_0.1 gate_below_0.5 gate_mean_by_layer seq_len samples".split():
+        assert key in m, key
+    assert m["seq_len"] == 24 and m["samples"] == 9 and len(m["f_attn_by_layer"]) == 5 and len(m["max_act_by_layer"]) == 5
+    assert [len(h) for h in m["f_attn_by_head"]] == [4] * 5
+    assert abs(m["ppl"] - math.exp(m["loss"])) < 1e-6 * m["ppl"] and m["lowest_loss"] < m["loss"]
+    heads = [sum(h) / 4 for h in m["f_attn_by_head"]]
+    assert all(abs(a - b) < 1e-7 for a, b in zip(heads, m["f_attn_by_layer"])), heads
+assert s["baseline"]["gate_mean"] is None and s["baseline"]["gate_mean_by_layer"] is None
+assert len(s["ga <t>&ed"]["gate_mean_by_layer"]) == 5 and 0 < s["ga <t>&ed"]["gate_mean"] < 1
+END
+    check "report.html: every tag is closed, nothing comes from elsewhere" python3 - << 'END'
+import html.parser, re
+text = open("rep/report.html", encoding="utf-8").read()
+void = {"meta", "br"}
+class Parser(html.parser.HTMLParser):
+    stack, ids = [], set()
+    def handle_starttag(self, tag, attrs):
+        for key, value in attrs:
+            if key == "id": assert value not in self.ids, value; self.ids.add(value)
+            if key in ("src", "href", "xlink:href"): assert value[0] == "#" or value.startswith("data:"), value
+        assert tag != "script" and tag != "link"
+        if tag not in void: self.stack.append(tag)
+    def handle_startendtag(self, tag, attrs): self.handle_starttag(tag, attrs); self.stack.pop() if tag not in void else None
+    def handle_endtag(self, tag): assert self.stack.pop() == tag, tag
+p = Parser(); p.feed(text); p.close()
+assert not p.stack, p.stack
+urls = set(re.findall(r"https?://[^\s'\"<)]+", text)) - {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+assert not urls, urls
+assert "<t>" not in text and "ga &lt;t&gt;&amp;ed" in text
+for figure in re.findall(r"id=['\"](\S+)-gnuplot_canvas", text): print(figure)
+END
+    if command -v gnuplot > /dev/null; then
+        check "the figures are XML" python3 -c 'import glob, xml.dom.minidom as x
+for f in glob.glob("rep/figures/*.svg"): x.parse(f)'
+    fi
+fi
+figures="maps_side_by_side maps_window f_attn_by_layer max_act_by_layer gate_by_layer gate_histogram training_curves maps_baseline maps_ga__t__ed"
+for f in $figures; do
+    [ -s rep/figures/$f.gp ] || bad "figure $f has no script"
+    command -v gnuplot > /dev/null || continue
+    if [ -s rep/figures/$f.svg ] && grep -q "$f-gnuplot_canvas" rep/report.html; then ok "figure $f"; else bad "figure $f"; fi
+done
+for f in f_attn_by_layer max_act_by_layer gate_by_layer gate_histogram training_curves map_baseline_layer{0,1,3,4} map_ga__t__ed_layer0; do
+    if [ -s rep/figures/$f.csv ]; then ok "$f.csv"; else bad "$f.csv"; fi
+done
+
+# ---- the same figure from two places ---------------------------------------------------------------------------------
+
+for m in baseline "$gated"; do
+    column=$([ "$m" = baseline ] && echo 2 || echo 3)
+    file=$([ "$m" = baseline ] && echo baseline || echo ga__t__ed)
+    close "$m: f_attn is the mean over layers" "$(mean "$(number $s "$m" f_attn_by_layer)")" "$(number $s "$m" f_attn)" 1e-7
+    close "$m: m_act is the mean over layers" "$(mean "$(number $s "$m" max_act_by_layer)")" "$(number $s "$m" m_act)" 1e-7
+    for l in 0 1 3 4; do
+        f_attn=$(awk -F, -v l=$l -v c=$column '$1 == l { print $c }' rep/figures/f_attn_by_layer.csv)
+        close "$m: F-Attn of layer $l in CSV and JSON" "$(number $s "$m" f_attn_by_layer | tr -d '[] ' | cut -d, -f$((l + 1)))" "$f_attn" 0
+        close "$m: F-Attn of layer $l from its map" "$(awk -F, '{ s += $1 } END { printf "%.9g", s / NR }' rep/figures/map_${file}_layer$l.csv)" "$f_attn" 1e-5
+    done
+    check "$m: rows of a map sum to 1, nothing above the diagonal" awk -F, '{ s = 0; for (j = 1; j <= NF; j++) { s += $j; if (j > NR && $j != 0) exit 1 }
+        if (!(s > 0.99999 && s < 1.00001)) exit 1 } END { exit NR != 24 }' rep/figures/map_${file}_layer1.csv
+done
+close "the histogram sums to 1" "$(awk -F, 'NR > 1 { s += $3 } END { print s }' rep/figures/gate_histogram.csv)" 1 1e-6
+close "its first bins are gate_below_0.1" "$(awk -F, 'NR > 1 && NR <= 6 { s += $3 } END { printf "%.9g", s }' rep/figures/gate_histogram.csv)" "$(number $s "$gated" gate_below_0.1)" 1e-6
+close "gate_mean is the mean over layers" "$(mean "$(number $s "$gated" gate_mean_by_layer)")" "$(number $s "$gated" gate_mean)" 1e-7
+close "F-Attn of even attention" "$(number $s baseline f_attn_uniform)" "$(awk 'BEGIN { for (i = 1; i <= 24; i++) s += 1 / i; printf "%.9g", s / 24 }')" 1e-8
+
+numbers --models g:runs/gated/last --num_samples 6 --batch_size 1 --output again
+for pair in loss:val_loss f_attn:f_attn m_act:m_act gate_mean:gate_mean lowest_loss:lowest_loss; do
+    close "held-out ${pair%:*} as the trainer measured it" "$(number again/summary.json g "${pair%:*}")" "$(metric runs/gated/metrics.jsonl "${pair#*:}")" 1e-6
+done
+numbers --models g:runs/gated/last --num_samples 6 --batch_size 4 --threads 2 --output batched
+close "the batch size changes nothing" "$(number batched/summary.json g loss)" "$(number again/summary.json g loss)" 1e-6
+numbers --models b:runs/bytes/last --num_samples 6 --output bytes
+close "a held-out file as the trainer measured it" "$(number bytes/summary.json b loss)" "$(metric runs/bytes/metrics.jsonl val_loss)" 1e-6
+
+# Windows of a file: [i T, i T + T], so the second window of a file is the first one of the file without its first T tokens.
+tail -c +25 text.txt > later.txt
+for run in "one text.txt 1" "two text.txt 2" "later later.txt 1"; do
+    set -- $run
+    numbers --models b:runs/bytes --data "$2" --num_samples "$3" --output "$1"
+done
+close "window 1 begins at token T" "$(awk -v a="$(number two/summary.json b loss)" -v b="$(number one/summary.json b loss)" 'BEGIN { printf "%.9g", 2 * a - b }')" "$(number later/summary.json b loss)" 1e-6
+
+# ---- prompts ---------------------------------------------------------------------------------------------------------
+
+"$analyze" --models b:runs/bytes --prompt 'int ma' --generate 10 --temperature 0 > out 2> err
+check "a prompt of bytes goes on" grep -q '^<s>int ma' out
+check "speed is told" grep -q '^10 tokens, [0-9.]* a second' err
+"$analyze" --models g:runs/gated --prompt '<s> t9 T1' --generate 5 --seed 3 > out1 2> err
+"$analyze" --models g:runs/gated --prompt '64, 9 1' --generate 5 --seed 3 > out2 2> err
+check "labels and numbers are the same prompt, the seed the same draws" cmp out1 out2
+check "eight tokens" test "$(wc -w < out1)" -eq 8
+check "maps of a prompt" "$analyze" --models g:runs/gated --prompt '64 9 1 9 33' --maps --output prompt
+check "their CSV has the prompt's length" test "$(wc -l < prompt/figures/map_g_layer4_prompt.csv)" -eq 5
+if command -v gnuplot > /dev/null; then
+    check "their labels" grep -q '>T1</text>' prompt/figures/prompt_maps_g.svg
+fi
+
+# ---- without gnuplot, with NaN ---------------------------------------------------------------------------------------
+
+numbers --models baseline:runs/baseline --num_samples 2 --output bare
+code=$?
+if [ $code -eq 0 ] && [ -s bare/figures/f_attn_by_layer.csv ] && [ -s bare/summary.json ] && grep -q "gnuplot was not found" out && grep -q "gnuplot was not found" bare/report.html
+then ok "without gnuplot the rest is written, and said so"; else bad "without gnuplot: exit code $code"; fi
+mkdir fake && printf '#!/bin/sh\necho no >&2\nexit 1\n' > fake/gnuplot && chmod +x fake/gnuplot
+PATH=$dir/fake:$PATH "$analyze" --models baseline:runs/baseline --num_samples 2 --output fake > out
+code=$?
+if [ $code -eq 0 ] && grep -q "gnuplot failed on fake/figures/f_attn_by_layer.gp" out && grep -q "^no" fake/figures/f_attn_by_layer.log
+then ok "a figure that gnuplot fails on is named"; else bad "failing gnuplot: exit code $code"; fi
+
+cp -r runs/gated/best broken
+size=$(wc -c < broken/model.safetensors)
+head -c 4096 /dev/zero | tr '\0' '\377' | dd of=broken/model.safetensors bs=1 seek=$((size - 4096)) conv=notrunc 2> /dev/null
+numbers --models n:broken --data gen:backcopy --num_samples 2 --output nan
+code=$?
+if [ $code -eq 0 ] && [ "$(number nan/summary.json n loss)" = null ] && grep -q "nan" out; then ok "a loss that is NaN is shown as such"
+else bad "NaN: exit code $code, loss $(number nan/summary.json n loss), $(head -c 200 err)"; fi
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+b=baseline:runs/baseline
+fails "no arguments" 2 "--models NAME:DIR is missing"
+fails "unknown option" 2 "unknown option --bogus" --models $b --bogus
+fails "not an option" 2 "extra: not an option" --data x extra
+fails "no name" 2 "expected NAME:DIR" --models runs/baseline
+fails "name of control characters" 2 "not plain text" --models $'a\nb:runs/baseline' --data gen:backcopy
+fails "a name twice" 2 "two models are named a" --models a:runs/baseline a:runs/gated
+fails "names that make one file" 2 "files the same name" --models 'a b:runs/baseline' a_b:runs/gated
+fails "no such directory" 1 "there is no nowhere" --models a:nowhere --data gen:backcopy
+fails "not a checkpoint" 1 "is not a checkpoint" --models a:runs --data gen:backcopy
+fails "another vocabulary" 1 "they cannot read the same tokens" --models $b c:runs/bytes --data gen:backcopy
+fails "a number that is none" 2 "--num_samples 3x" --models $b --num_samples 3x
+fails "a value is missing" 2 "--num_samples needs N" --models $b --num_samples
+fails "out of range" 2 "--top_p 2" --models $b --prompt 1 --top_p 2
+fails "unknown part" 2 "--part some" --models $b --part some
+fails "unknown data" 1 "unknown kind of data" --models $b --data data.xyz
+fails "unknown generator" 1 "unknown generator" --models $b --data gen:bogus
+fails "no such file" 1 "none.txt: cannot be opened" --models b:runs/bytes --data none.txt
+head -c 30 text.txt > short.txt
+fails "fewer tokens than a window" 1 "fewer than one window" --models b:runs/bytes --data short.txt --seq_len 64
+fails "fewer windows than asked for" 1 "fewer than --num_samples 64" --models b:runs/bytes --data short.txt --num_samples 64
+fails "a token beyond the vocabulary" 1 "is not below vocab_size 65" --models $b --data text.txt
+fails "--maps without a prompt" 2 "--maps goes with --prompt" --models $b --maps
+fails "a prompt too long" 1 "more than its 24 positions" --models $b --prompt "1 2 3" --generate 30
+fails "a prompt of no tokens" 1 '"hello" is no token' --models $b --prompt "hello"
+fails "an empty prompt" 1 "--prompt is empty" --models $b --prompt " "
+check "--seq_len beyond max_seq_len, if asked for" numbers --models $b --seq_len 40 --num_samples 2 --output long
+mkdir -p file && : > file/there
+fails "an output that is a file" 1 "a file has this name" --models $b --num_samples 1 --output file/there
+head -c 3000 runs/baseline/best/model.safetensors > file/model.safetensors
+cp runs/baseline/best/config.json file/
+fails "a checkpoint that is cut short" 1 "a: " --models a:file --data gen:backcopy --num_samples 1 --output x
+if [ -w /dev/full ]; then
+    mkdir -p full && ln -s /dev/full full/summary.json
+    fails "a full disk" 1 "cannot be written: No space left" --models $b --num_samples 1 --output full
+fi
+check "--help" "$analyze" --help
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
