@@ -10,7 +10,7 @@ WARN = -Wall -Wextra -Wpedantic -Wshadow -Werror
 CFLAGS ?= $(OPT)
 ALL_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(STB)
 LDLIBS = -lm
-HEADERS = gated_attention.h $(wildcard data/*.h)
+HEADERS = gated_attention.h gated_attention_x86.h $(wildcard data/*.h)
 BUILD = build
 
 # What is here: OpenMP by trying it, stb_ds by its header. OPENMP= on the command line builds without threads.
@@ -49,7 +49,7 @@ pairs: train analyze
 	@sh tests/pairs.sh
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
-C_TESTS = gradients operators fixtures model checkpoint data
+C_TESTS = gradients operators fixtures model checkpoint data x86
 SH_TESTS = header train analyze readme
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)
@@ -66,9 +66,13 @@ sanitize: packages-test
 mutants: packages-test
 	@sh tests/mutants.sh
 reference:
-	@sh tests/reference/setup.sh && .venv/bin/python tests/reference/make_fixtures.py
+	@tests/reference/setup.sh && .venv/bin/python tests/reference/make_fixtures.py
+$(BUILD)/bench/%: tests/bench/%.c $(HEADERS)
+	@mkdir -p $(BUILD)/bench
+	$(CC) $(TEST_CFLAGS) $< -o $@ $(LDLIBS)
+BENCH ?=
 bench: train
-	@sh tests/bench/bench.sh
+	@sh tests/bench/bench.sh $(BENCH)
 
 # ---- formatting and static analysis --------------------------------------------------------------------------------
 SOURCES = gated_attention.h train.c analyze.c $(wildcard data/*.h tests/*.c tests/*.h tests/*.cpp)

@@ -35,6 +35,7 @@
 #include "data/data.h"
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "gated_attention.h"
+#include "gated_attention_x86.h"
 #include "data/figures.h"
 #include "data/report.h"
 
@@ -77,6 +78,7 @@ typedef struct {
     char **texts;        /* stb_ds array: what is freed at the end */
     bool has_run;        /* the first model's run has a config.cfg */
     ga_config run;       /* its keys, else the defaults */
+    ga_device device;
     data_stream *stream;
     data_part part;
     int exit_code;
@@ -325,7 +327,7 @@ static ga_model *load_model(analysis *a, const report_model *m, size_t batch_siz
     c.batch_size = batch_size;
     c.max_seq_len = seq_len;
     ga_error e;
-    ga_model *model = ga_create(&c, NULL, GA_INFERENCE, &e);
+    ga_model *model = ga_create(&c, &a->device, GA_INFERENCE, &e);
     if (!model) return fail(a, 1, "%s: %s", m->name, e.text), NULL;
     if (ga_load(model, m->directory, NULL, &e) == GA_OK) return model;
     fail(a, 1, "%s: %s", m->name, e.text);
@@ -736,6 +738,7 @@ static bool prompt_models(analysis *a) {
 
 static void free_analysis(analysis *a) {
     report *r = &a->report;
+    if (a->device.name) ga_device_x86_destroy(&a->device);
     for (size_t i = 0; i < arrlenu(r->models); i++) {
         report_model *m = &r->models[i];
         ga_statistics_destroy(m->statistics);
@@ -764,6 +767,9 @@ static bool run_all(analysis *a, int argc, char **argv) {
 #ifdef _OPENMP
     if (a->options.has_threads) omp_set_num_threads((int)a->options.threads);
 #endif
+    ga_x86_settings settings = {NULL, false}; /* what is measured is measured in float32 */
+    ga_error e;
+    if (ga_device_x86(&a->device, settings, &e)) return fail(a, 2, "%s", e.text);
     return add_models(a) && (a->options.prompt ? prompt_models(a) : compare(a));
 }
 

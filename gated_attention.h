@@ -2736,7 +2736,9 @@ typedef struct {
     char *start, *at, *end;
 } gai_json;
 
-GAI_FN char gai_json_peek(const gai_json *j) { return j->at < j->end ? *j->at : '\0'; }
+GAI_FN char gai_json_peek(const gai_json *j) {
+    return j->at < j->end ? *j->at : '\0';
+}
 
 GAI_FN void gai_json_space(gai_json *j) {
     while (j->at < j->end && (*j->at == ' ' || *j->at == '\n' || *j->at == '\r' || *j->at == '\t')) j->at++;
@@ -2803,11 +2805,13 @@ GAI_FN bool gai_json_string(gai_json *j, char **text) {
         if ((unsigned char)c < 0x20) return false;
         j->at++;
         if (c == '"') break;
-        uint32_t code;
+        uint32_t code = 0;
         if (c == '\\' && !gai_json_escape(j, &code)) return false;
         if (!text) continue;
-        if (c == '\\') out = gai_utf8(out, code);
-        else *out++ = c;
+        if (c == '\\')
+            out = gai_utf8(out, code);
+        else
+            *out++ = c;
     }
     if (text != NULL) *out = '\0';
     return true;
@@ -2821,8 +2825,10 @@ GAI_FN bool gai_json_digits(gai_json *j) {
 
 GAI_FN bool gai_json_number(gai_json *j) {
     if (gai_json_peek(j) == '-') j->at++;
-    if (gai_json_peek(j) == '0') j->at++;
-    else if (!gai_json_digits(j)) return false;
+    if (gai_json_peek(j) == '0')
+        j->at++;
+    else if (!gai_json_digits(j))
+        return false;
     if (gai_json_peek(j) == '.') {
         j->at++;
         if (!gai_json_digits(j)) return false;
@@ -2841,13 +2847,12 @@ GAI_FN bool gai_json_word(gai_json *j, const char *word) {
 }
 
 GAI_FN bool gai_json_scalar(gai_json *j) {
-    switch (gai_json_peek(j)) {
-    case '"': return gai_json_string(j, NULL);
-    case 't': return gai_json_word(j, "true");
-    case 'f': return gai_json_word(j, "false");
-    case 'n': return gai_json_word(j, "null");
-    default: return gai_json_number(j);
-    }
+    char c = gai_json_peek(j);
+    if (c == '"') return gai_json_string(j, NULL);
+    if (c == 't') return gai_json_word(j, "true");
+    if (c == 'f') return gai_json_word(j, "false");
+    if (c == 'n') return gai_json_word(j, "null");
+    return gai_json_number(j);
 }
 
 /* Passes over one value of any kind and checks its syntax. One bit a level (1: object) in place of recursion. */
@@ -2998,7 +3003,8 @@ GAI_FN ga_result gai_json_load(gai_json *j, const char *path, char **text, ga_er
     *text = NULL;
     ga_result result = gai_open(path, &file, &size, e);
     if (result != GA_OK) return result;
-    if (size > GAI_MAX_JSON) result = gai_fail(e, GA_ERR_FORMAT, "%s: is larger than %d bytes", path, (int)GAI_MAX_JSON);
+    if (size > GAI_MAX_JSON)
+        result = gai_fail(e, GA_ERR_FORMAT, "%s: is larger than %d bytes", path, (int)GAI_MAX_JSON);
     if (result == GA_OK) result = gai_read_text(file, path, (size_t)size, text, e);
     if (result == GA_OK) result = gai_json_open(j, path, *text, (size_t)size, e);
     fclose(file);
@@ -3037,16 +3043,18 @@ GAI_FN ga_result gai_close_file(FILE *file, const char *path, ga_result result, 
 
 GAI_FN ga_result gai_write_file(const char *path, const gai_text *t, ga_error *e) {
     FILE *file;
+    if (t->used + 1 == t->size)
+        return gai_fail(e, GA_ERR_MEMORY, "%s: the text is longer than %zu bytes", path, t->size);
     ga_result result = gai_create_file(path, &file, e);
     if (result != GA_OK) return result;
     return gai_close_file(file, path, gai_put(file, path, t->text, t->used, e), e);
 }
 
-/* Not every file system can sync a directory; those that cannot say EINVAL. */
+/* Not every file system can sync a directory, nor has one to be readable; only an error of the disk counts. */
 GAI_FN ga_result gai_sync_directory(const char *path, ga_error *e) {
     int file = open(path, O_RDONLY);
-    if (file < 0) return gai_file_error(e, "open", path);
-    ga_result result = fsync(file) == 0 || errno == EINVAL ? GA_OK : gai_file_error(e, "sync", path);
+    if (file < 0) return GA_OK;
+    ga_result result = fsync(file) != 0 && errno == EIO ? gai_file_error(e, "write", path) : GA_OK;
     close(file);
     return result;
 }
@@ -3096,7 +3104,9 @@ typedef struct {
     uint64_t values;
 } gai_stored;
 
-GAI_FN size_t gai_stored_count(const ga_model *m, const gai_contents *c) { return c->n_blocks * m->n_tensors; }
+GAI_FN size_t gai_stored_count(const ga_model *m, const gai_contents *c) {
+    return c->n_blocks * m->n_tensors;
+}
 
 /* Stored tensor i; false: it lies inside another one. */
 GAI_FN bool gai_stored_tensor(const ga_model *m, const gai_contents *c, size_t i, gai_stored *s) {
@@ -3139,7 +3149,9 @@ GAI_FN const char *gai_dtype_name(int type) {
     return names[type];
 }
 
-GAI_FN size_t gai_dtype_size(gai_dtype type) { return type == GAI_F64 ? 8 : type == GAI_F32 ? 4 : 2; }
+GAI_FN size_t gai_dtype_size(gai_dtype type) {
+    return type == GAI_F64 ? 8 : type == GAI_F32 ? 4 : 2;
+}
 
 /* Little-endian bytes, whatever this machine has. */
 GAI_FN uint64_t gai_get_bytes(const unsigned char *p, size_t n) {
@@ -3177,18 +3189,18 @@ GAI_FN ga_real gai_decode(const unsigned char *p, gai_dtype type) {
 }
 
 /* What this build writes: its own values, nothing lost. */
-GAI_FN gai_dtype gai_own_dtype(void) { return sizeof(ga_real) == 8 ? GAI_F64 : GAI_F32; }
+GAI_FN gai_dtype gai_own_dtype(void) {
+    return sizeof(ga_real) == 8 ? GAI_F64 : GAI_F32;
+}
 
 GAI_FN void gai_encode(unsigned char *p, ga_real x) {
-    uint64_t bits = 0;
-    uint32_t half = 0;
-    if (sizeof x == 8) {
-        memcpy(&bits, &x, sizeof x);
-    } else {
-        memcpy(&half, &x, sizeof half);
-        bits = half;
-    }
-    gai_put_bytes(p, bits, sizeof x);
+#ifdef GA_DOUBLE
+    uint64_t bits;
+#else
+    uint32_t bits;
+#endif
+    memcpy(&bits, &x, sizeof bits);
+    gai_put_bytes(p, bits, sizeof bits);
 }
 
 /* Moves values between a file and the device, a chunk at a time. */
@@ -3387,11 +3399,15 @@ GAI_FN ga_result gai_parse_header(gai_tensor_file *f, size_t length, uint64_t da
     char *name;
     ga_result result = gai_json_open(&j, f->path, f->header, length, e);
     if (result != GA_OK) return result;
-    size_t most = length / strlen("'':{'dtype':'F32','shape':[],'data_offsets':[0,0]}") + 1;
+    static const char shortest[] = "\"\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,0]}";
+    size_t most = length / (sizeof shortest - 1) + 1;
     f->entries = (gai_entry *)GA_MALLOC(most * sizeof *f->entries);
     if (!f->entries) return gai_fail(e, GA_ERR_MEMORY, "%s: no memory for its header", f->path);
     while (gai_json_next(&j, &name, &value)) {
-        if (strcmp(name, "__metadata__") == 0) continue;
+        if (strcmp(name, "__metadata__") == 0) {
+            if (gai_json_peek(&value) == '{') continue;
+            return gai_fail(e, GA_ERR_FORMAT, "%s: __metadata__ is no object", f->path);
+        }
         gai_entry *t = &f->entries[f->n];
         memset(t, 0, sizeof *t);
         t->name = name;
@@ -3520,8 +3536,7 @@ GAI_FN ga_result gai_find_stored(gai_tensor_files *all, const gai_stored *s, gai
         *t = here;
         *f = &all->files[i];
     }
-    if (!*t)
-        return gai_fail(all->e, GA_ERR_MISMATCH, "%s: tensor %s: is missing", all->files[0].path, s->name);
+    if (!*t) return gai_fail(all->e, GA_ERR_MISMATCH, "%s: tensor %s: is missing", all->files[0].path, s->name);
     if ((*t)->rank == s->rank && memcmp((*t)->shape, s->shape, s->rank * sizeof *s->shape) == 0) return GA_OK;
     gai_shape_text(expected, s->rank, s->shape);
     gai_shape_text(found, (*t)->rank, (*t)->shape);
@@ -3684,30 +3699,30 @@ GAI_FN ga_result gai_save_tensors(ga_model *m, const char *directory, const char
 /* ---- config.json ---- */
 
 /* X(key, our key or NULL, required) */
-#define GAI_HF_CONFIG(X)                                                                                               \
-    X(vocab_size, "vocab_size", true)                                                                                  \
-    X(hidden_size, "d_model", true)                                                                                    \
-    X(num_hidden_layers, "n_layers", true)                                                                             \
-    X(num_attention_heads, "n_heads", true)                                                                            \
-    X(num_key_value_heads, "n_kv_heads", false)                                                                        \
-    X(head_dim, "head_dim", false)                                                                                     \
-    X(intermediate_size, "d_ff", true)                                                                                 \
-    X(max_position_embeddings, "max_seq_len", false)                                                                   \
-    X(rms_norm_eps, "norm_eps", false)                                                                                 \
-    X(rope_theta, "rope_base", false)                                                                                  \
-    X(initializer_range, "init_std", false)                                                                            \
-    X(use_qk_norm, "qk_norm", false)                                                                                   \
-    X(tie_word_embeddings, "tied_embeddings", false)                                                                   \
-    X(headwise_attn_output_gate, NULL, false)                                                                          \
-    X(elementwise_attn_output_gate, NULL, false)                                                                       \
-    X(model_type, NULL, false)                                                                                         \
-    X(hidden_act, NULL, false)                                                                                         \
-    X(attention_bias, NULL, false)                                                                                     \
-    X(qkv_bias, NULL, false)                                                                                           \
-    X(mlp_bias, NULL, false)                                                                                           \
-    X(use_sliding_window, NULL, false)                                                                                 \
-    X(rope_scaling, NULL, false)                                                                                       \
-    X(rope_parameters, NULL, false)                                                                                    \
+#define GAI_HF_CONFIG(X)                             \
+    X(vocab_size, "vocab_size", true)                \
+    X(hidden_size, "d_model", true)                  \
+    X(num_hidden_layers, "n_layers", true)           \
+    X(num_attention_heads, "n_heads", true)          \
+    X(num_key_value_heads, "n_kv_heads", false)      \
+    X(head_dim, "head_dim", false)                   \
+    X(intermediate_size, "d_ff", true)               \
+    X(max_position_embeddings, "max_seq_len", false) \
+    X(rms_norm_eps, "norm_eps", false)               \
+    X(rope_theta, "rope_base", false)                \
+    X(initializer_range, "init_std", false)          \
+    X(use_qk_norm, "qk_norm", false)                 \
+    X(tie_word_embeddings, "tied_embeddings", false) \
+    X(headwise_attn_output_gate, NULL, false)        \
+    X(elementwise_attn_output_gate, NULL, false)     \
+    X(model_type, NULL, false)                       \
+    X(hidden_act, NULL, false)                       \
+    X(attention_bias, NULL, false)                   \
+    X(qkv_bias, NULL, false)                         \
+    X(mlp_bias, NULL, false)                         \
+    X(use_sliding_window, NULL, false)               \
+    X(rope_scaling, NULL, false)                     \
+    X(rope_parameters, NULL, false)                  \
     X(gated_attention, NULL, false)
 
 enum {
@@ -3736,14 +3751,18 @@ GAI_FN bool gai_is_model_key(const gai_key *k) {
 }
 
 /* Which of the two switches of a packed gate is on. */
-GAI_FN bool gai_switch(const ga_config *c, int type) { return gai_gate_is_packed(c) && c->gate_type == type; }
+GAI_FN bool gai_switch(const ga_config *c, int type) {
+    return gai_gate_is_packed(c) && c->gate_type == type;
+}
 
 /* A value of the configuration as JSON: flags and numbers bare, words in quotes. */
 GAI_FN void gai_print_value(gai_text *t, const ga_config *c, const gai_key *k) {
     char text[GA_TEXT];
     ga_config_get(c, k->name, text, sizeof text);
-    if (k->kind == GAI_FLAG) gai_print(t, "%s", text[0] == '1' ? "true" : "false");
-    else gai_print(t, k->kind == GAI_CHOICE ? "\"%s\"" : "%s", text);
+    if (k->kind == GAI_FLAG)
+        gai_print(t, "%s", text[0] == '1' ? "true" : "false");
+    else
+        gai_print(t, k->kind == GAI_CHOICE ? "\"%s\"" : "%s", text);
 }
 
 GAI_FN ga_result gai_save_config(const ga_model *m, const char *directory, ga_error *e) {
@@ -3755,7 +3774,7 @@ GAI_FN ga_result gai_save_config(const ga_model *m, const char *directory, ga_er
     gai_print(&t, "{\n  \"architectures\": [\"Qwen3ForCausalLM\"],\n  \"model_type\": \"qwen3\",\n");
     gai_print(&t, "  \"torch_dtype\": \"%s\",\n", gai_own_dtype() == GAI_F64 ? "float64" : "float32");
     gai_print(&t, "  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n  \"qkv_bias\": false,\n");
-    gai_print(&t, "  \"rope_scaling\": null,\n");
+    gai_print(&t, "  \"use_sliding_window\": false,\n  \"sliding_window\": null,\n  \"rope_scaling\": null,\n");
     gai_print(&t, "  \"headwise_attn_output_gate\": %s,\n", gai_switch(c, GA_HEADWISE) ? "true" : "false");
     gai_print(&t, "  \"elementwise_attn_output_gate\": %s,\n", gai_switch(c, GA_ELEMENTWISE) ? "true" : "false");
     for (const gai_hf_key *k = gai_hf_keys(); k->own; k++) {
@@ -3782,13 +3801,11 @@ GAI_FN ga_result gai_set_value(ga_config *c, const gai_key *k, const char *name,
     bool flag = first == 't' || first == 'f', word = first == '"';
     if (flag != (k->kind == GAI_FLAG) || word != (k->kind == GAI_CHOICE) || first == '{' || first == '[')
         return gai_fail(value.e, GA_ERR_FORMAT, "%s: %s has a value of the wrong type", value.path, name);
-    if (word) {
-        gai_json_string(&value, &string);
-    } else {
-        size_t n = gai_min((size_t)(value.end - value.at), sizeof text - 1);
-        memcpy(text, value.at, n);
-        text[n] = '\0';
-    }
+    size_t n = (size_t)(value.end - value.at);
+    if (n >= sizeof text) return gai_fail(value.e, GA_ERR_FORMAT, "%s: %s is too long", value.path, name);
+    memcpy(text, value.at, n);
+    text[n] = '\0';
+    if (word) gai_json_string(&value, &string);
     ga_result result = ga_config_set(c, k->name, gai_printable(string), &inner);
     if (result == GA_OK) return GA_OK;
     return gai_fail(value.e, result, "%s: %s: %.200s", value.path, name, inner.text);
@@ -3837,35 +3854,45 @@ GAI_FN ga_result gai_parse_own_keys(ga_config *c, const gai_json *hf, bool keep_
 }
 
 GAI_FN ga_result gai_parse_gate(ga_config *c, const gai_json *hf) {
-    const gai_json *headwise = &hf[GAI_HF_headwise_attn_output_gate];
-    const gai_json *elementwise = &hf[GAI_HF_elementwise_attn_output_gate];
+    const gai_json *switches[2];
     bool on[2];
-    on[GA_HEADWISE] = gai_json_is(headwise, "true");
-    on[GA_ELEMENTWISE] = gai_json_is(elementwise, "true");
+    switches[GA_HEADWISE] = &hf[GAI_HF_headwise_attn_output_gate];
+    switches[GA_ELEMENTWISE] = &hf[GAI_HF_elementwise_attn_output_gate];
+    for (int type = 0; type < 2; type++) {
+        const gai_json *v = switches[type];
+        on[type] = gai_json_is(v, "true");
+        if (v->at && !on[type] && !gai_json_is(v, "false"))
+            return gai_fail(v->e, GA_ERR_FORMAT, "%s: %s is neither true nor false", v->path,
+                            gai_hf_keys()[v - hf].name);
+    }
     if (on[0] && on[1])
-        return gai_fail(headwise->e, GA_ERR_FORMAT, "%s: headwise_attn_output_gate and elementwise_attn_output_gate are "
-                        "both true", headwise->path);
+        return gai_fail(switches[0]->e, GA_ERR_FORMAT, "%s: headwise and elementwise_attn_output_gate are both true",
+                        switches[0]->path);
     c->gate_position = on[0] || on[1] ? GA_G1 : GA_NO_GATE;
     c->gate_type = on[GA_HEADWISE] ? GA_HEADWISE : GA_ELEMENTWISE;
     return GA_OK;
 }
 
-GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_length) {
-    const gai_hf_key *hf = gai_hf_keys();
-    const char *names[GAI_HF_COUNT];
-    gai_json values[GAI_HF_COUNT];
+GAI_FN void gai_reset_model_keys(ga_config *c, bool keep_length) {
     ga_config defaults = ga_config_default();
     char text[GA_TEXT];
-    for (size_t i = 0; i < GAI_HF_COUNT; i++) names[i] = hf[i].name;
-    ga_result result = gai_json_members(object, names, GAI_HF_COUNT, values, false);
-    if (result == GA_OK) result = gai_check_supported(values);
-    if (result != GA_OK) return result;
     for (size_t i = 0; i < GAI_KEY_COUNT; i++) {
         const gai_key *k = &gai_keys()[i];
         if (!gai_is_model_key(k) || (keep_length && i == GAI_KEY_max_seq_len)) continue;
         ga_config_get(&defaults, k->name, text, sizeof text);
         ga_config_set(c, k->name, text, NULL);
     }
+}
+
+GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_length) {
+    const gai_hf_key *hf = gai_hf_keys();
+    const char *names[GAI_HF_COUNT];
+    gai_json values[GAI_HF_COUNT];
+    for (size_t i = 0; i < GAI_HF_COUNT; i++) names[i] = hf[i].name;
+    ga_result result = gai_json_members(object, names, GAI_HF_COUNT, values, false);
+    if (result == GA_OK) result = gai_check_supported(values);
+    if (result != GA_OK) return result;
+    gai_reset_model_keys(c, keep_length);
     for (size_t i = 0; hf[i].own; i++) {
         if (hf[i].required && !values[i].at)
             return gai_fail(object.e, GA_ERR_FORMAT, "%s: %s is missing", object.path, hf[i].name);
@@ -3875,18 +3902,20 @@ GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_lengt
     }
     if (!values[GAI_HF_num_key_value_heads].at) c->n_kv_heads = c->n_heads;
     if (!values[GAI_HF_use_qk_norm].at) c->qk_norm = gai_json_is(&values[GAI_HF_model_type], "\"qwen3\"");
-    if (!values[GAI_HF_head_dim].at) {
-        snprintf(text, sizeof text, "%zu", c->d_model / c->n_heads);
-        result = ga_config_set(c, "head_dim", text, object.e);
-    }
-    if (result == GA_OK) result = gai_parse_gate(c, values);
+    if (!values[GAI_HF_head_dim].at) c->head_dim = c->d_model / c->n_heads;
+    if (c->head_dim < 2 || c->head_dim > GA_MAX_HEAD_DIM)
+        return gai_fail(object.e, GA_ERR_CONFIG,
+                        "%s: head_dim is missing, and hidden_size / num_attention_heads is %zu", object.path,
+                        c->head_dim);
+    result = gai_parse_gate(c, values);
     if (result != GA_OK || !values[GAI_HF_gated_attention].at) return result;
     bool headwise = gai_switch(c, GA_HEADWISE), elementwise = gai_switch(c, GA_ELEMENTWISE);
     result = gai_parse_own_keys(c, values, keep_length);
     if (result != GA_OK) return result;
     if (headwise != gai_switch(c, GA_HEADWISE) || elementwise != gai_switch(c, GA_ELEMENTWISE))
-        return gai_fail(object.e, GA_ERR_FORMAT, "%s: headwise_attn_output_gate = %d, elementwise_attn_output_gate = %d "
-                        "contradict the gate in gated_attention", object.path, headwise, elementwise);
+        return gai_fail(object.e, GA_ERR_FORMAT, "%s: %s = %d and %s = %d contradict the gate in gated_attention",
+                        object.path, hf[GAI_HF_headwise_attn_output_gate].name, headwise,
+                        hf[GAI_HF_elementwise_attn_output_gate].name, elementwise);
     return GA_OK;
 }
 
@@ -3897,7 +3926,8 @@ GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_lengt
  *     renames <directory>.partial  to <directory>
  *     clears  <directory>.replaced
  * Stopped before the first rename, the old checkpoint is where it was; between the two, readers find it under its other
- * name; after that, the new one is whole. The next ga_save clears what is left over. */
+ * name; after that, the new one is whole. The next ga_save clears what is left over. One process at a time may save to
+ * one directory. */
 
 /* The directory's name without slashes at its end, and a suffix. */
 GAI_FN ga_result gai_directory(char path[GAI_PATH], const char *directory, const char *suffix, ga_error *e) {
@@ -3915,7 +3945,7 @@ GAI_FN ga_result gai_locate(char path[GAI_PATH], const char *directory, ga_error
     char replaced[GAI_PATH];
     ga_result result = gai_directory(path, directory, "", e);
     if (result == GA_OK) result = gai_directory(replaced, directory, ".replaced", e);
-    if (result == GA_OK && !gai_exists(path) && gai_exists(replaced)) memcpy(path, replaced, sizeof replaced);
+    if (result == GA_OK && !gai_exists(path) && gai_exists(replaced)) memcpy(path, replaced, strlen(replaced) + 1);
     return result;
 }
 
@@ -3939,8 +3969,10 @@ GAI_FN void gai_clear(const char *directory, const char *heir) {
         const char *name = entry->d_name;
         if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) continue;
         if (gai_path(from, directory, "/", name, NULL) != GA_OK) continue;
-        if (gai_is_ours(name)) remove(from);
-        else if (heir && gai_path(to, heir, "/", name, NULL) == GA_OK && !gai_exists(to)) rename(from, to);
+        if (gai_is_ours(name))
+            remove(from);
+        else if (heir && gai_path(to, heir, "/", name, NULL) == GA_OK && !gai_exists(to))
+            rename(from, to);
     }
     closedir(d);
     rmdir(directory);
@@ -3998,8 +4030,10 @@ GAI_FN ga_result gai_save_state(const ga_model *m, const char *directory, const 
     for (size_t i = 0; i < GAI_STATE_NUMBERS; i++)
         gai_print(&t, "\n  \"%s\": \"%llu\",", gai_state_names()[i], (unsigned long long)values[i]);
     gai_print(&t, "\n  \"%s\": ", gai_state_names()[GAI_STATE_NUMBERS]);
-    if (isfinite(state->best_val_loss)) gai_print(&t, "%.17g\n}\n", state->best_val_loss);
-    else gai_print(&t, "null\n}\n");
+    if (isfinite(state->best_val_loss))
+        gai_print(&t, "%.17g\n}\n", state->best_val_loss);
+    else
+        gai_print(&t, "null\n}\n");
     return gai_write_file(path, &t, e);
 }
 
@@ -4024,15 +4058,20 @@ GAI_FN ga_result gai_parse_state(ga_training_state *state, uint64_t *updates, ga
 GAI_FN ga_result gai_load_state(ga_model *m, const char *directory, ga_training_state *state, ga_error *e) {
     char path[GAI_PATH], *text = NULL;
     gai_json object;
+    ga_training_state read;
+    uint64_t updates;
+    gai_contents moments = gai_moments_of(m);
     if (m->mode != GA_TRAINING)
         return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no training state");
     ga_result result = gai_path(path, directory, "/", "training_state.json", e);
     if (result == GA_OK) result = gai_json_load(&object, path, &text, e);
-    if (result == GA_OK) result = gai_parse_state(state, &m->updates, object);
+    if (result == GA_OK) result = gai_parse_state(&read, &updates, object);
+    if (result == GA_OK) result = gai_load_tensors(m, directory, "/optimizer", &moments, e);
     GA_FREE(text);
     if (result != GA_OK) return result;
-    gai_contents moments = gai_moments_of(m);
-    return gai_load_tensors(m, directory, "/optimizer", &moments, e);
+    *state = read;
+    m->updates = updates;
+    return GA_OK;
 }
 
 /* ---- checkpoints: the public functions ---- */
@@ -4059,8 +4098,10 @@ GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_s
     if (lstat(path, &s) == 0 && !S_ISDIR(s.st_mode))
         return gai_fail(e, GA_ERR_FILE, "%s: is no directory, so that a checkpoint cannot replace it", path);
     gai_clear(partial, NULL);
-    if (gai_exists(path)) gai_clear(replaced, path);
-    else rename(replaced, path);
+    if (gai_exists(path))
+        gai_clear(replaced, path);
+    else
+        rename(replaced, path);
     if (mkdir(partial, 0777) != 0) return gai_file_error(e, "create", partial);
     result = gai_save_files(m, partial, state, e);
     if (result == GA_OK) result = gai_replace(path, partial, replaced, e);
@@ -4096,8 +4137,8 @@ GAI_FN ga_result gai_check_model(const ga_model *m, const char *directory, ga_er
         ga_config_get(&c, k->name, stored, sizeof stored);
         ga_config_get(&m->config, k->name, own, sizeof own);
         if (strcmp(stored, own) != 0)
-            return gai_fail(e, GA_ERR_MISMATCH, "%s: %s is %s in the checkpoint and %s in the model", directory, k->name,
-                            stored, own);
+            return gai_fail(e, GA_ERR_MISMATCH, "%s: %s is %s in the checkpoint and %s in the model", directory,
+                            k->name, stored, own);
     }
     return result;
 }

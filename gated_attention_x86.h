@@ -114,6 +114,13 @@ typedef struct {
     bool k_first, half;
 } gai_x86_matrix;
 
+/* The matrix from row i and value k on. */
+GAI_INLINE gai_x86_matrix gai_x86_part(gai_x86_matrix m, size_t i, size_t k) {
+    size_t at = m.k_first ? k * m.stride + i : i * m.stride + k;
+    m.p = m.half ? (const float *)(const void *)((const uint16_t *)(const void *)m.p + at) : m.p + at;
+    return m;
+}
+
 /* Packed panels: line k of panel i is p + i * panel + k * line. */
 typedef struct {
     const float *p;
@@ -140,7 +147,7 @@ enum { GAI_X86_QUERIES = 64, GAI_X86_KEYS = 128 }; /* of a tile of attention */
 typedef struct {
     /* Softmax of scores s (keys, QUERIES), a running maximum and sum for each query: s becomes exp(scale s - top), `keep`
      * is what earlier sums and outputs are to be multiplied by */
-    void (*softmax)(float *s, float *top, float *sum, float *keep, size_t keys, float scale);
+    void (*softmax)(float *s, float *top, float *sum, float *keep, size_t keys, size_t queries, float scale);
     /* p_j = exp(scale p_j - lse), ds_j = p_j (ds_j - delta) scale for n keys of one query */
     void (*softmax_backward)(float *p, float *ds, size_t n, float scale, float lse, float delta);
 } gai_x86_vectors;
@@ -274,13 +281,6 @@ GAI_INLINE size_t gai_x86_round_up(size_t a, size_t b) { return gai_ceil_div(a, 
 /* Lines of a panel of K values. */
 GAI_INLINE size_t gai_x86_lines(const gai_x86_products *p, size_t K) {
     return gai_x86_round_up(gai_ceil_div(K, p->word), GAI_X86_PAD);
-}
-
-/* The matrix from row i and value k on. */
-GAI_INLINE gai_x86_matrix gai_x86_part(gai_x86_matrix m, size_t i, size_t k) {
-    size_t at = m.k_first ? k * m.stride + i : i * m.stride + k;
-    m.p = m.half ? (const float *)(const void *)((const uint16_t *)(const void *)m.p + at) : m.p + at;
-    return m;
 }
 
 /* Packs columns 0..N and values 0..K of B, panels of `lines` lines; memory is read in long runs. */
@@ -522,12 +522,20 @@ GAI_FN bool gai_x86_head_exponentials(gai_x86_state *s, const gai_x86_head *h, c
     return true;
 }
 
+GAI_INLINE float gai_x86_round(float x) { /* to bfloat16, to nearest even */
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
 /* The target's own logit, of operands rounded as in the product. */
 GAI_FN float gai_x86_target_logit(const float *x, const float *w, size_t C, bool bf16) {
     float sums[16] = {0}, sum = 0;
     for (size_t c = 0; c < C; c++) {
         float a = x[c], b = w[c];
-        if (bf16) a = gai_bf16_round(a), b = gai_bf16_round(b);
+        if (bf16) a = gai_x86_round(a), b = gai_x86_round(b);
         sums[c % 16] += a * b;
     }
     for (size_t i = 0; i < 16; i++) sum += sums[i];
@@ -653,10 +661,10 @@ GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, con
             if (seen <= j) continue;
             seen = gai_min(keys, seen - j);
             gai_x86_panels q_panels = {q_room + at / QUERIES * q_tile, q_tile * p->columns / QUERIES, p->columns};
-            p->multiply(scores, QUERIES, k_panels, unit, q_panels, seen, QUERIES, D, false);
+            p->multiply(scores, QUERIES, k_panels, unit, q_panels, seen, gai_x86_round_up(rows, p->columns), D, false);
             for (size_t key = offset + i > j ? offset + i - j : 0; key < seen; key++) /* keys after the query */
                 for (size_t r = 0; r < rows && offset + i + r < j + key; r++) scores[key * QUERIES + r] = -(float)INFINITY;
-            s->vectors.softmax(scores, top + at, sum + at, keep, seen, scale);
+            s->vectors.softmax(scores, top + at, sum + at, keep, seen, rows, scale);
             if (j > 0)
                 for (size_t r = 0; r < rows; r++)
                     for (size_t d = 0; d < D; d++) y[(i + r) * stride + d] *= keep[r];
@@ -711,14 +719,15 @@ GAI_FN void gai_x86_sdpa_head_backward(const gai_x86_state *s, float *dq, float 
         gai_x86_panels kt_panels = gai_x86_pack_columns(p, kt_room, k_lines, D, keys);
         for (size_t i = j / QUERIES * QUERIES; i < T; i += QUERIES) {
             size_t rows = gai_min(QUERIES, T - i), seen = gai_min(keys, i + rows - j), strip = gai_x86_unit(p, rows);
+            size_t columns = gai_x86_round_up(seen, p->columns); /* the panels are padded with zeros */
             gai_x86_matrix q_rows = {q + i * stride, stride, false, false}, dy_rows = {dy + i * stride, stride, false, false};
-            p->multiply(scores, KEYS, gai_x86_pack_a(p, a_room, q_rows, rows, D), strip, k_panels, rows, seen, D, false);
-            p->multiply(ds, KEYS, gai_x86_pack_a(p, a_room, dy_rows, rows, D), strip, v_panels, rows, seen, D, false);
+            p->multiply(scores, KEYS, gai_x86_pack_a(p, a_room, q_rows, rows, D), strip, k_panels, rows, columns, D, false);
+            p->multiply(ds, KEYS, gai_x86_pack_a(p, a_room, dy_rows, rows, D), strip, v_panels, rows, columns, D, false);
             for (size_t r = 0; r < rows; r++) {
                 size_t visible = gai_min(seen, i + r + 1 > j ? i + r + 1 - j : 0);
                 float *pr = scores + r * KEYS, *dr = ds + r * KEYS;
                 s->vectors.softmax_backward(pr, dr, gai_x86_round_up(visible, 16), scale, lse[i + r], delta[i + r]);
-                for (size_t key = visible; key < KEYS; key++) pr[key] = dr[key] = 0;
+                for (size_t key = visible; key < seen; key++) pr[key] = dr[key] = 0;
             }
             size_t seen_unit = gai_x86_unit(p, seen);
             q_rows.k_first = dy_rows.k_first = true;
@@ -1174,8 +1183,8 @@ GAX_FN float GAX(exponentials)(void *e, const float *l, size_t n, float referenc
 }
 
 #if GAX_PASS != 3
-GAX_FN void GAX(softmax)(float *s, float *top, float *sum, float *keep, size_t keys, float scale) {
-    for (size_t i = 0; i < GAI_X86_QUERIES; i += GAX_LANES) {
+GAX_FN void GAX(softmax)(float *s, float *top, float *sum, float *keep, size_t keys, size_t queries, float scale) {
+    for (size_t i = 0; i < queries; i += GAX_LANES) {
         GAX_V before = GAX_LOAD(top + i), most = GAX_LOAD(s + i), total = GAX_SET(0), factor = GAX_SET(scale);
         for (size_t j = 1; j < keys; j++) most = GAX(max)(most, GAX_LOAD(s + j * GAI_X86_QUERIES + i));
         most = GAX(max)(before, most * factor);

@@ -44,6 +44,7 @@
 #include "data/data.h"
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "gated_attention.h"
+#include "gated_attention_x86.h"
 
 enum { PATH_SIZE = GA_TEXT + 64, SAMPLE_PROMPT = 8 };
 
@@ -77,6 +78,7 @@ typedef struct {
     uint64_t val_windows;   /* seen by an evaluation; 0: none */
     double lowest_loss;     /* that can be reached on them; NaN where nobody knows */
 
+    ga_device device;
     ga_model *model;
     ga_statistics *live, *held_out; /* of the latest training micro-batch looked at; of the latest evaluation */
     int32_t *inputs, *targets;      /* (batch_size, T) */
@@ -262,14 +264,23 @@ static bool configure(run *r, int argc, char **argv, const command_line *a) {
     if (ga_config_load(c, a->config_path, &r->error)) return fail(r, 2, "%s", r->error.text);
     if (!set_keys(r, argc, argv, a)) return false;
     if (ga_config_check(c, &r->error) || ga_summarize(c, GA_TRAINING, &r->cost, &r->error)) return fail_library(r);
-    char device[16];
-    ga_config_get(c, "device", device, sizeof device);
-    if (strcmp(device, "cuda") == 0) return fail(r, 2, "device = cuda: this program is built without CUDA");
-    char use_amp[16];
-    ga_config_get(c, "use_amp", use_amp, sizeof use_amp);
-    if (strcmp(use_amp, "on") == 0)
-        return fail(r, 2, "use_amp = on: the device cpu (plain C) has no bfloat16 products; auto takes float32");
     return name_run(r, a->config_path);
+}
+
+/* device and use_amp: which operators compute, and in what precision the products are. */
+static bool open_device(run *r) {
+    char device[16], use_amp[16];
+    ga_config_get(&r->config, "device", device, sizeof device);
+    ga_config_get(&r->config, "use_amp", use_amp, sizeof use_amp);
+    if (strcmp(device, "cuda") == 0) return fail(r, 2, "device = cuda: this program is built without CUDA");
+#ifdef _OPENMP
+    omp_set_num_threads((int)thread_count(&r->config));
+#endif
+    ga_x86_settings settings = {NULL, strcmp(use_amp, "off") != 0};
+    if (ga_device_x86(&r->device, settings, &r->error)) return fail_library(r);
+    if (strcmp(use_amp, "on") == 0 && !ga_device_x86_bf16(&r->device))
+        return fail(r, 2, "use_amp = on: the device (%s) has no bfloat16 products; auto takes float32", r->device.name);
+    return true;
 }
 
 /* ---- the plan ----------------------------------------------------------------------------------------------------- */
@@ -365,8 +376,9 @@ static void print_model(const run *r) {
            c->gradient_accumulation_steps, c->batch_size, c->max_seq_len, GROUPED(r->steps * step_tokens(c)));
 }
 
-static void print_device(const ga_config *c) {
-    printf("device      cpu, plain C in float32, %zu thread%s", thread_count(c), thread_count(c) == 1 ? "" : "s");
+static void print_device(const run *r) {
+    const ga_config *c = &r->config;
+    printf("device      %s, %zu thread%s", r->device.name, thread_count(c), thread_count(c) == 1 ? "" : "s");
 #ifdef _OPENMP
     printf(" (%s)\n", c->threads ? "as the key threads says" : "OpenMP's choice");
 #else
@@ -391,9 +403,10 @@ static void print_data(const run *r) {
     printf("\n");
 }
 
-/* FLOP per second of the plain C products at this model's sizes, from about a second of them. Sizes beyond a few
+/* FLOP per second of the device's products at this model's sizes, from about a second of them. Sizes beyond a few
  * thousand are cut: they no longer change the speed, but would need memory. */
-static double measure_speed(const ga_config *c) {
+static double measure_speed(const run *r) {
+    const ga_config *c = &r->config;
     enum { MOST_ROWS = 256, MOST_COLUMNS = 2048 };
     ga_sizes z = ga_sizes_of(c);
     size_t shapes[][2] = {{z.Z, z.C}, {2 * z.F, z.C}, {z.C, z.F}};
@@ -407,7 +420,7 @@ static double measure_speed(const ga_config *c) {
         if (!block) return NAN;
         double begin = now(), spent;
         do {
-            ga_linear_forward(block, block + rows * O, block + rows * O + rows * I, rows, O, I);
+            r->device.linear_forward(r->device.state, block, block + rows * O, block + rows * O + rows * I, rows, O, I);
             flops += 2.0 * (double)rows * (double)O * (double)I;
             spent = now() - begin;
         } while (spent < 0.3);
@@ -422,8 +435,8 @@ static bool dry_run(run *r) {
     if (c->max_steps == 0 && c->max_tokens == 0 && !open_data(r)) return false;
     if (!plan_steps(r)) return false;
     print_model(r);
-    print_device(c);
-    double speed = measure_speed(c);
+    print_device(r);
+    double speed = measure_speed(r);
     double tokens = (double)r->steps * (double)step_tokens(c);
     printf("time        about %s on this machine, if all of it ran like its products: %s, %s\n",
            DURATION(tokens * r->cost.training_flops / speed), SCALED(speed, "FLOP/s"),
@@ -560,7 +573,7 @@ static bool check_same_run(run *r) {
 
 static bool allocate(run *r) {
     size_t rows = r->config.batch_size * r->config.max_seq_len;
-    r->model = ga_create(&r->config, NULL, GA_TRAINING, &r->error);
+    r->model = ga_create(&r->config, &r->device, GA_TRAINING, &r->error);
     if (!r->model) return fail_library(r);
     r->inputs = malloc(rows * sizeof *r->inputs);
     r->targets = malloc(rows * sizeof *r->targets);
@@ -591,6 +604,7 @@ static void close_run(run *r) {
     free(r->targets);
     free(r->inputs);
     ga_destroy(r->model);
+    if (r->device.name) ga_device_x86_destroy(&r->device);
     data_close(r->stream);
     if (r->metrics) fclose(r->metrics);
 }
@@ -993,10 +1007,7 @@ static bool run_all(run *r, int argc, char **argv) {
         print_help();
         return true;
     }
-    if (!configure(r, argc, argv, &a)) return false;
-#ifdef _OPENMP
-    omp_set_num_threads((int)thread_count(&r->config));
-#endif
+    if (!configure(r, argc, argv, &a) || !open_device(r)) return false;
     if (a.dry_run) return dry_run(r);
 
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
@@ -1005,7 +1016,7 @@ static bool run_all(run *r, int argc, char **argv) {
     if (!open_data(r) || !plan_steps(r) || !plan_evaluation(r) || !open_run(r, a.fresh)) return false;
     r->model->profile = a.profile;
     print_model(r);
-    print_device(&r->config);
+    print_device(r);
     print_data(r);
     if (r->state.step >= r->steps) {
         printf("complete    %s has all %s steps; --fresh starts over\n", r->last, GROUPED(r->steps));

@@ -40,6 +40,11 @@ number() {
         inside && index($0, key) == 1 { sub(/,$/, ""); print substr($0, length(key) + 1); exit }' "$1"
 }
 numbers() { PATH=/nonexistent "$analyze" "$@" > out 2> err; } # without the figures, which take the time
+same_map() { # FILE FILE: two CSVs of 64 x 64 agree
+    awk -F, 'NR == FNR { for (j = 1; j <= NF; j++) p[FNR, j] = $j; next }
+        { for (j = 1; j <= NF; j++) { d = $j - p[FNR, j]; if (!(d < 1e-5 && d > -1e-5)) wrong = 1 } n++ }
+        END { exit wrong || n != 64 }' "$1" "$2"
+}
 metric() { grep '"val_loss"' "$1" | tail -1 | sed "s/.*\"$2\":\([^,}]*\).*/\1/"; }
 mean() { tr -d '[]' <<< "$1" | awk -F, '{ for (i = 1; i <= NF; i++) s += $i; printf "%.9g", s / NF }'; }
 
@@ -104,21 +109,23 @@ import html.parser, re
 text = open("rep/report.html", encoding="utf-8").read()
 void = {"meta", "br"}
 class Parser(html.parser.HTMLParser):
-    stack, ids = [], set()
+    stack, ids, uses = [], set(), set()
     def handle_starttag(self, tag, attrs):
         for key, value in attrs:
             if key == "id": assert value not in self.ids, value; self.ids.add(value)
-            if key in ("src", "href", "xlink:href"): assert value[0] == "#" or value.startswith("data:"), value
+            if key in ("src", "href", "xlink:href"):
+                assert value[0] == "#" or value.startswith("data:"), value
+                if value[0] == "#": self.uses.add(value[1:])
         assert tag != "script" and tag != "link"
         if tag not in void: self.stack.append(tag)
     def handle_startendtag(self, tag, attrs): self.handle_starttag(tag, attrs); self.stack.pop() if tag not in void else None
     def handle_endtag(self, tag): assert self.stack.pop() == tag, tag
 p = Parser(); p.feed(text); p.close()
 assert not p.stack, p.stack
+assert p.uses <= p.ids, p.uses - p.ids
 urls = set(re.findall(r"https?://[^\s'\"<)]+", text)) - {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 assert not urls, urls
 assert "<t>" not in text and "ga &lt;t&gt;&amp;ed" in text
-for figure in re.findall(r"id=['\"](\S+)-gnuplot_canvas", text): print(figure)
 END
     if command -v gnuplot > /dev/null; then
         check "the figures are XML" python3 -c 'import glob, xml.dom.minidom as x
@@ -147,8 +154,11 @@ for m in baseline "$gated"; do
         close "$m: F-Attn of layer $l in CSV and JSON" "$(number $s "$m" f_attn_by_layer | tr -d '[] ' | cut -d, -f$((l + 1)))" "$f_attn" 0
         close "$m: F-Attn of layer $l from its map" "$(awk -F, '{ s += $1 } END { printf "%.9g", s / NR }' rep/figures/map_${file}_layer$l.csv)" "$f_attn" 1e-5
     done
-    check "$m: rows of a map sum to 1, nothing above the diagonal" awk -F, '{ s = 0; for (j = 1; j <= NF; j++) { s += $j; if (j > NR && $j != 0) exit 1 }
-        if (!(s > 0.99999 && s < 1.00001)) exit 1 } END { exit NR != 24 }' rep/figures/map_${file}_layer1.csv
+    for map in rep/figures/map_${file}_layer1.csv rep/figures/map_${file}_layer*_window0.csv; do
+        check "$m: rows of $(basename "$map") sum to 1, nothing above the diagonal" awk -F, '
+            { s = 0; for (j = 1; j <= NF; j++) { s += $j; if (j > NR && $j != 0) wrong = 1 }
+              if (!(s > 0.99999 && s < 1.00001)) wrong = 1 } END { exit wrong || NR != 24 }' "$map"
+    done
 done
 close "the histogram sums to 1" "$(awk -F, 'NR > 1 { s += $3 } END { print s }' rep/figures/gate_histogram.csv)" 1 1e-6
 close "its first bins are gate_below_0.1" "$(awk -F, 'NR > 1 && NR <= 6 { s += $3 } END { printf "%.9g", s }' rep/figures/gate_histogram.csv)" "$(number $s "$gated" gate_below_0.1)" 1e-6
@@ -171,6 +181,13 @@ for run in "one text.txt 1" "two text.txt 2" "later later.txt 1"; do
     numbers --models b:runs/bytes --data "$2" --num_samples "$3" --output "$1"
 done
 close "window 1 begins at token T" "$(awk -v a="$(number two/summary.json b loss)" -v b="$(number one/summary.json b loss)" 'BEGIN { printf "%.9g", 2 * a - b }')" "$(number later/summary.json b loss)" 1e-6
+
+# The maps show the first 64 positions, which do not depend on what follows: a text's first window of 100 has those of 64.
+for T in 64 100; do numbers --models b:runs/bytes --data text.txt --num_samples 1 --seq_len $T --output "T$T"; done
+check "maps do not depend on the length of the windows" same_map T64/figures/map_b_layer0.csv T100/figures/map_b_layer0.csv
+numbers --models b:runs/bytes --data text.txt --num_samples 3 --seq_len 100 --batch_size 1 --output apart
+numbers --models b:runs/bytes --data text.txt --num_samples 3 --seq_len 100 --batch_size 3 --output together
+check "nor on the batch" same_map apart/figures/map_b_layer0.csv together/figures/map_b_layer0.csv
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------
 

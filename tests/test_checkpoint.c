@@ -376,13 +376,19 @@ static void test_packing(void **state) {
 /* Anything that q_proj cannot say keeps a tensor of its own, and both switches are off. */
 static void test_other_gates_stay_apart(void **state) {
     (void)state;
-    const char *const others[] = {"gate_position=G2", "gate_activation=silu", "gate_sharing=shared",
-                                  "gate_form=additive", "gate_input=none"};
+    static const char *const others[][2] = {
+        {"gate_position=G2", "[12,12]"},   {"gate_activation=silu", "[24,12]"}, {"gate_sharing=shared", "[24,12]"},
+        {"gate_form=additive", "[24,12]"}, {"gate_input=none", "[1,24]"},
+    };
     for (size_t i = 0; i < COUNT(others); i++) {
-        ga_model *m = make_model(others[i], GA_INFERENCE, 1);
+        char opening[64];
+        ga_model *m = make_model(others[i][0], GA_INFERENCE, 1);
         save(m, in_root("apart"), NULL);
         contents c = read_file(in_root("apart/model.safetensors")), config = read_file(in_root("apart/config.json"));
-        assert_non_null(find_tensor(&c, "model.layers.0.self_attn.gate.weight", ""));
+        snprintf(opening, sizeof opening, "\"dtype\":\"%s\",\"shape\":%s", sizeof(ga_real) == 8 ? "F64" : "F32",
+                 others[i][1]);
+        assert_non_null(find_tensor(&c, "model.layers.0.self_attn.gate.weight", opening));
+        assert_int_equal(little_endian(c.bytes, 8) % 8, 0); /* the values are aligned */
         assert_non_null(strstr((char *)config.bytes, "\"headwise_attn_output_gate\": false"));
         assert_non_null(strstr((char *)config.bytes, "\"elementwise_attn_output_gate\": false"));
         free(c.bytes);
@@ -657,6 +663,7 @@ static void test_json_syntax(void **state) {
         "{\"\\uD83D\":1}",
         "{\"\\uD83Dx\":1}",
         "{\"\\uD83D\\u0041\":1}",
+        "{\"\\uD83D\\uD83D\":1}",
         "{\"\\uDE00\":1}",
         "{\"a\nb\":1}",
         "{\"a\tb\":1}",
@@ -973,6 +980,12 @@ static void test_bad_shards(void **state) {
     };
     ga_model *m = load("tests/fixtures/hf_elementwise", GA_INFERENCE, NULL);
     check_edits("tests/fixtures/hf_elementwise", edits, COUNT(edits), m, false);
+    ga_error e = {GA_OK, ""};
+    copy_directory("tests/fixtures/hf_elementwise", in_root("edited"));
+    append_tensor(in_root("edited/model-00001-of-00002.safetensors"), "lm_head.weight", "F32", "[0]", "", 0);
+    edit_text(in_root("edited/model.safetensors.index.json"), "\"lm_head",
+              "\"lm_head.weight\": " SHARD_1 ", \"lm_head");
+    expect_failure(ga_load(m, in_root("edited"), NULL, &e), &e, GA_ERR_FORMAT, "stands in two shards", "two shards");
     ga_destroy(m);
 }
 

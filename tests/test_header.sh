@@ -82,7 +82,16 @@ check_static() {
     }
 }
 
+# refuses NAME COMMAND...: it must not compile
+refuses() {
+    what=$1
+    shift
+    ! "$@" > "$work/log" 2>&1 && grep -q 'define both GA_MALLOC and GA_FREE' "$work/log"
+    report "$what" $?
+}
+
 list_libraries
+refuses "GA_MALLOC without GA_FREE is refused" gcc -std=c11 -DGA_MALLOC=malloc -c header_two_units_a.c -o "$work/c.o"
 for pair in "gcc g++" "clang clang++"; do
     cc=${pair% *} cxx=${pair#* }
     for openmp in "" -fopenmp; do

@@ -399,6 +399,12 @@ static void test_bad_input(void **state) {
     expect_same(m->weights, before, m->n_weights, "weights after refused input");
     for (size_t i = 0; i < m->n_weights; i++) assert_true(m->gradients[i] == 0);
 
+    ga_real row[29];
+    expect_ok(ga_forward(m, b.tokens, b.targets, 2, 20, NULL, &loss, &e), &e);
+    assert_int_equal(ga_logits(m, 40, 1, row, &e), GA_ERR_INPUT);
+    assert_int_equal(ga_logits(m, 1, SIZE_MAX, row, &e), GA_ERR_INPUT);
+    expect_ok(ga_logits(m, 39, 1, row, &e), &e);
+
     /* more and shorter sequences than batch_size fit */
     expect_ok(ga_forward(m, b.tokens, b.targets, 8, 5, NULL, &loss, &e), &e);
     free(before);

@@ -1,11 +1,11 @@
 #!/bin/sh
 # Causal attention by sequence length, ours and PyTorch's in turn:    tests/bench/attention.sh [longest T [rounds]]
-# Leaves lines `T program products seconds bytes` in build/bench/attention.txt and the plot docs/attention.svg.
+# Leaves lines `T program products seconds bytes` in build/bench/attention.txt.
 set -eu
 cd "$(dirname "$0")/../.."
 longest=${1:-32768} rounds=${2:-3}
 out=build/bench
-mkdir -p $out docs
+mkdir -p $out
 make -s $out/attention
 : >$out/attention.tmp
 
@@ -24,8 +24,8 @@ while [ "$T" -le "$longest" ]; do
     round=0
     while [ $round -lt "$rounds" ]; do
         for products in float32 bf16; do
-            measure ours $products $out/attention
-            measure PyTorch $products .venv/bin/python -W ignore tests/bench/attention.py
+            measure ours "$products" $out/attention
+            measure PyTorch "$products" .venv/bin/python -W ignore tests/bench/attention.py
         done
         round=$((round + 1))
         # One pass of a long sequence takes seconds: it needs no repetition.

@@ -72,9 +72,10 @@ class Train:
 
     def __init__(self, config, contestant, sequences):
         self.contestant, self.directory, self.log = contestant, WORK / "run", WORK / "train.log"
-        # Nothing is held out, saved in between or looked at: PyTorch's step does none of it either.
-        self.command = ["./train", config, "--fresh", f"output_dir={self.directory}", "val_fraction=0", "save_every=0"]
-        self.command += ["log_every=1000000", *contestant.keys(sequences)]
+        # Attention is not looked at while it trains, and the one held-out window comes after the last step: PyTorch's
+        # steps do neither.
+        self.command = ["./train", config, "--fresh", f"output_dir={self.directory}", "log_every=1000000"]
+        self.command += ["eval_windows=1", "eval_every=0", "save_every=0", *contestant.keys(sequences)]
 
     def turn(self, steps):
         with self.log.open("w") as log:
@@ -96,8 +97,9 @@ class Torch:
 
     def __init__(self, config, contestant, sequences):
         self.contestant, self.log = contestant, WORK / "torch.log"
-        command = [sys.executable, "-W", "ignore", pathlib.Path(__file__).with_name("torch_speed.py"), config, "--turns"]
-        command += ["--mode", "compiled" if contestant.program == COMPILED else "eager", *contestant.keys(sequences)]
+        script, mode = pathlib.Path(__file__).with_name("torch_speed.py"), contestant.program.removeprefix("PyTorch ")
+        command = [sys.executable, "-W", "ignore", script, config, "--turns", "--mode", mode]
+        command += contestant.keys(sequences)
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str((WORK / "inductor").resolve())}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -176,7 +178,8 @@ def attempt(contestant, action, *arguments):
 def run_group(config, group, arguments, context_length):
     runners = []
     for contestant in group:
-        runner = attempt(contestant, Train if contestant.program == OURS else Torch, config, contestant, arguments.sequences)
+        program = Train if contestant.program == OURS else Torch
+        runner = attempt(contestant, program, config, contestant, arguments.sequences)
         runners += [runner] if runner else []
     for number in range(arguments.rounds):
         print(f"  round {number + 1} of {arguments.rounds}", flush=True)

@@ -3,8 +3,9 @@
     python torch_speed.py CONFIG.cfg [key=value ...] [--mode eager|compiled] [--turns]
 
 Takes max_steps steps and prints one JSON object for each: step, loss, tokens_per_s. With --turns it prints `ready`
-after a short step that compiles and warms up, and then takes a step for each line that it reads. Keys that only concern
-a run's files and evaluations are ignored; a gate that is not written here is refused. Tokens are uniform random numbers.
+after a short step that compiles and warms up, and then takes a step for each line that it reads. Keys that only
+concern a run's files and evaluations are ignored; a gate that is not written here is refused. Tokens are uniform random
+numbers.
 
 Shapes: B batch, T positions, C d_model, HQ / HK query / key-value heads, D head_dim, F d_ff, V vocabulary.
 """
@@ -111,12 +112,13 @@ class Trainer:
         self.V, self.T, self.B = (int(keys[name]) for name in ("vocab_size", "max_seq_len", "batch_size"))
         self.amp = keys.get("use_amp") == "on"
         torch.manual_seed(0)
-        self.model = Model(keys)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
-        self.loss = torch.compile(self.loss_of) if mode == "compiled" else self.loss_of
+        self.model = model = Model(keys)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 
-    def loss_of(self, x, y):
-        return functional.cross_entropy(self.model(x).view(-1, self.V).float(), y.reshape(-1))
+        def loss_of(x, y):
+            return functional.cross_entropy(model(x).flatten(0, 1).float(), y.flatten())
+
+        self.loss = torch.compile(loss_of) if mode == "compiled" else loss_of
 
     def step(self, accumulation):
         """One optimiser step: the loss of its last micro-batch, tokens per second."""

@@ -1,0 +1,327 @@
+/* Every operator that gated_attention_x86.h replaces against plain C, on odd sizes, with each instruction set that this
+ * processor has; the choice of the instruction set; that threads do not change a bit. */
+#define _POSIX_C_SOURCE 200809L
+#define GATED_ATTENTION_IMPLEMENTATION
+#include "gated_attention.h"
+#include "gated_attention_x86.h"
+#include "testing.h"
+
+static const char *const isas[] = {"avx2", "avx512", "avx512bf16", "amx"};
+
+/* One device after the other: each instruction set, in float32 and in bfloat16 where it has that. */
+typedef struct {
+    ga_device device;
+    bool bf16;
+    char what[64];
+} subject;
+
+static bool next_subject(subject *s, size_t *at) {
+    for (; *at < 2 * COUNT(isas); ++*at) {
+        ga_x86_settings settings = {isas[*at / 2], *at % 2 == 1};
+        if (ga_device_x86(&s->device, settings, NULL) != GA_OK) continue;
+        s->bf16 = ga_device_x86_bf16(&s->device);
+        if (s->bf16 == settings.bf16) {
+            snprintf(s->what, sizeof s->what, "%s %s", settings.isa, s->bf16 ? "bf16" : "f32");
+            ++*at;
+            return true;
+        }
+        ga_device_x86_destroy(&s->device);
+    }
+    return false;
+}
+
+#define EACH_SUBJECT(s)                                                                                                \
+    subject s;                                                                                                         \
+    for (size_t at_ = 0; next_subject(&s, &at_); ga_device_x86_destroy(&s.device))
+
+static const size_t odd[] = {1, 3, 17, 63, 65, 129};
+
+static float rounded(float x, bool bf16) {
+    uint32_t bits;
+    if (!bf16) return x;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
+static ga_real *rounded_copy(const ga_real *x, size_t n, bool bf16) {
+    ga_real *copy = reals(n);
+    for (size_t i = 0; i < n; i++) copy[i] = rounded(x[i], bf16);
+    return copy;
+}
+
+static ga_real *copy_of(const ga_real *x, size_t n) { return rounded_copy(x, n, false); }
+
+/* ||a - b|| must be below tolerance ||b||. */
+static void expect_same(const ga_real *a, const ga_real *b, size_t n, double tolerance, const char *what, const char *where) {
+    double error = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        error += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        size += (double)b[i] * (double)b[i];
+    }
+    expect_below(sqrt(error), tolerance * sqrt(size) + 1e-12, "%s, %s", what, where);
+}
+
+/* ---- linear ------------------------------------------------------------------------------------------------------------ */
+
+/* bfloat16 products must be those of the rounded operands: then float32's tolerance holds for them too. */
+static void check_linear(const subject *s, size_t M, size_t O, size_t I) {
+    const ga_device *d = &s->device;
+    uint64_t random = M * 10000 + O * 100 + I;
+    ga_real *x = normal_reals(M * I, 1, &random), *dy = normal_reals(M * O, 1, &random);
+    ga_real *w = (ga_real *)d->allocate(d->state, O * I * sizeof *w);
+    assert_non_null(w);
+    fill_normal(w, O * I, 0, 1, &random);
+    ga_real *y = reals(M * O), *dx = reals(M * I), *dw = normal_reals(O * I, 1, &random), *dw_expected = copy_of(dw, O * I);
+    ga_real *xr = rounded_copy(x, M * I, s->bf16), *wr = rounded_copy(w, O * I, s->bf16), *dyr = rounded_copy(dy, M * O, s->bf16);
+    ga_real *y_expected = reals(M * O), *dx_expected = reals(M * I);
+    char where[128];
+    snprintf(where, sizeof where, "%s, M %zu O %zu I %zu", s->what, M, O, I);
+
+    d->linear_forward(d->state, y, x, w, M, O, I);
+    ga_linear_forward(y_expected, xr, wr, M, O, I);
+    expect_same(y, y_expected, M * O, 1e-5, "linear_forward", where);
+    d->linear_backward(d->state, dx, dw, dy, x, w, M, O, I);
+    ga_linear_backward(dx_expected, dw_expected, dyr, xr, wr, M, O, I);
+    expect_same(dx, dx_expected, M * I, 1e-5, "linear_backward, dx", where);
+    expect_same(dw, dw_expected, O * I, 1e-5, "linear_backward, dw", where);
+    d->linear_backward(d->state, NULL, dw, dy, x, w, M, O, I);
+    ga_linear_backward(NULL, dw_expected, dyr, xr, wr, M, O, I);
+    expect_same(dw, dw_expected, O * I, 1e-5, "linear_backward without dx", where);
+
+    ga_real *all[] = {x, dy, y, dx, dw, dw_expected, xr, wr, dyr, y_expected, dx_expected};
+    for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
+    d->release(d->state, w);
+}
+
+static void test_linear(void **unused) {
+    (void)unused;
+    EACH_SUBJECT(s) {
+        for (size_t a = 0; a < COUNT(odd); a++)
+            for (size_t b = 0; b < COUNT(odd); b++)
+                for (size_t c = 0; c < COUNT(odd); c++) check_linear(&s, odd[a], odd[b], odd[c]);
+        check_linear(&s, 5, 33, 1051); /* several parts of the contraction */
+        check_linear(&s, 1100, 40, 35);
+        check_linear(&s, 7, 4500, 550); /* several parts of the columns */
+        check_linear(&s, 7, 550, 4500);
+    }
+}
+
+/* Packed weights follow the weights: after weights_changed, and where memory is released and given out again. */
+static void test_changed_weights(void **unused) {
+    (void)unused;
+    enum { M = 3, O = 20, I = 24 };
+    EACH_SUBJECT(s) {
+        const ga_device *d = &s.device;
+        uint64_t random = 5;
+        ga_real *x = normal_reals(M * I, 1, &random), y[M * O], expected[M * O];
+        for (int round = 0; round < 4; round++) {
+            ga_real *w = (ga_real *)d->allocate(d->state, O * I * sizeof *w);
+            for (int change = 0; change < 3; change++) {
+                fill_normal(w, O * I, 0, 1, &random);
+                if (d->weights_changed) d->weights_changed(d->state, w + 7, change == 0 ? 0 : 0);
+                if (d->weights_changed) d->weights_changed(d->state, w, O * I);
+                d->linear_forward(d->state, y, x, w, M, O, I);
+                ga_real *xr = rounded_copy(x, M * I, s.bf16), *wr = rounded_copy(w, O * I, s.bf16);
+                ga_linear_forward(expected, xr, wr, M, O, I);
+                expect_same(y, expected, M * O, 1e-5, "after a change", s.what);
+                free(xr), free(wr);
+            }
+            d->release(d->state, w);
+        }
+        free(x);
+    }
+}
+
+/* ---- attention ----------------------------------------------------------------------------------------------------------- */
+
+static void check_sdpa(const subject *s, ga_shape n) {
+    const ga_device *d = &s->device;
+    uint64_t random = n.T * 1000 + n.S * 10 + n.D;
+    size_t q_size = n.B * n.T * n.HQ * n.D, k_size = n.B * n.S * n.HK * n.D, lse_size = n.B * n.HQ * n.T;
+    ga_real *q = normal_reals(q_size, 2, &random), *k = normal_reals(k_size, 2, &random), *v = normal_reals(k_size, 1, &random);
+    ga_real *y = reals(q_size), *lse = reals(lse_size), *y_expected = reals(q_size), *lse_expected = reals(lse_size);
+    char where[128];
+    snprintf(where, sizeof where, "%s, B %zu T %zu S %zu HQ %zu HK %zu D %zu", s->what, n.B, n.T, n.S, n.HQ, n.HK, n.D);
+    d->sdpa_forward(d->state, y, lse, q, k, v, n);
+    ga_sdpa_forward(y_expected, lse_expected, q, k, v, n);
+    expect_same(y, y_expected, q_size, 1e-5, "sdpa_forward, y", where);
+    expect_same(lse, lse_expected, lse_size, 1e-6, "sdpa_forward, lse", where);
+    if (n.S == n.T) {
+        ga_real *dy = normal_reals(q_size, 1, &random), *scratch = reals(lse_size * (2 * n.D + 1));
+        ga_real *dq = reals(q_size), *dk = reals(k_size), *dv = reals(k_size);
+        ga_real *dq_expected = reals(q_size), *dk_expected = reals(k_size), *dv_expected = reals(k_size);
+        d->sdpa_backward(d->state, dq, dk, dv, scratch, dy, y_expected, lse_expected, q, k, v, n);
+        ga_sdpa_backward(dq_expected, dk_expected, dv_expected, scratch, dy, y_expected, lse_expected, q, k, v, n);
+        if (n.T == 1) { /* with one key dq and dk are 0 but for rounding */
+            expect_below(norm_of(dq, q_size), 1e-4, "sdpa_backward, dq, %s", where);
+            expect_below(norm_of(dk, k_size), 1e-4, "sdpa_backward, dk, %s", where);
+        } else {
+            expect_same(dq, dq_expected, q_size, 1e-5, "sdpa_backward, dq", where);
+            expect_same(dk, dk_expected, k_size, 1e-5, "sdpa_backward, dk", where);
+        }
+        expect_same(dv, dv_expected, k_size, 1e-5, "sdpa_backward, dv", where);
+        ga_real *more[] = {dy, scratch, dq, dk, dv, dq_expected, dk_expected, dv_expected};
+        for (size_t i = 0; i < COUNT(more); i++) free(more[i]);
+    }
+    ga_real *all[] = {q, k, v, y, lse, y_expected, lse_expected};
+    for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
+}
+
+static void test_sdpa(void **unused) {
+    (void)unused;
+    static const size_t lengths[] = {1, 3, 17, 63, 64, 65, 129, 200}, widths[] = {2, 16, 34, 64, 100};
+    EACH_SUBJECT(s) {
+        for (size_t t = 0; t < COUNT(lengths); t++)
+            for (size_t w = 0; w < COUNT(widths); w++) {
+                ga_shape n = {2, lengths[t], lengths[t], 4, 2, widths[w]};
+                check_sdpa(&s, n);
+            }
+        for (size_t past = 1; past < 300; past = past * 2 + 5) /* queries that come after a cache */
+            for (size_t t = 0; t < COUNT(lengths); t++) {
+                ga_shape n = {1, lengths[t], lengths[t] + past, 2, 1, 32};
+                check_sdpa(&s, n);
+            }
+        ga_shape large = {1, 1100, 1100, 2, 1, 64}, wide = {1, 70, 70, 3, 3, GA_MAX_HEAD_DIM};
+        check_sdpa(&s, large);
+        check_sdpa(&s, wide);
+    }
+}
+
+/* ---- output head ---------------------------------------------------------------------------------------------------------- */
+
+static void check_head(const subject *s, size_t N, size_t C, size_t V, double deviation) {
+    const ga_device *d = &s->device;
+    uint64_t random = N * 1000 + C * 10 + V;
+    ga_real *x = normal_reals(N * C, deviation, &random), *logits = reals(GA_HEAD_ROWS * V);
+    ga_real *w = (ga_real *)d->allocate(d->state, V * C * sizeof *w);
+    int32_t *targets = (int32_t *)calloc(N, sizeof *targets);
+    assert_non_null(w), assert_non_null(targets);
+    fill_normal(w, V * C, 0, 1, &random);
+    fill_tokens(targets, N, V, &random);
+    for (size_t i = 2; i < N; i += 5) targets[i] = -1;
+    ga_real *xr = rounded_copy(x, N * C, s->bf16), *wr = rounded_copy(w, V * C, s->bf16);
+    ga_real *losses = reals(N), *only = reals(N), *dx = reals(N * C), *dw = normal_reals(V * C, 0.1, &random);
+    ga_real *losses_expected = reals(N), *dx_expected = reals(N * C), *dw_expected = copy_of(dw, V * C);
+    char where[128];
+    snprintf(where, sizeof where, "%s, N %zu C %zu V %zu", s->what, N, C, V);
+    d->head_loss(d->state, losses, dx, dw, logits, x, w, targets, N, C, V, (ga_real)0.125);
+    d->head_loss(d->state, only, NULL, NULL, logits, x, w, targets, N, C, V, 1);
+    ga_head_loss(losses_expected, dx_expected, dw_expected, logits, xr, wr, targets, N, C, V, (ga_real)0.125);
+    double tolerance = s->bf16 ? 4e-3 : 1e-5; /* the probabilities are rounded too: 2^-8 */
+    double exact = s->bf16 && deviation > 1 ? 4e-3 : 1e-5; /* there plain C takes over, which does not round x and w */
+    expect_same(losses, losses_expected, N, exact, "head_loss, losses", where);
+    expect_same(only, losses_expected, N, exact, "head_loss without gradients", where);
+    expect_same(dx, dx_expected, N * C, tolerance, "head_loss, dx", where);
+    expect_same(dw, dw_expected, V * C, tolerance, "head_loss, dw", where);
+    for (size_t i = 2; i < N; i += 5) assert_true(losses[i] == 0 && dx[i * C] == 0);
+    ga_real *all[] = {x, logits, xr, wr, losses, only, dx, dw, losses_expected, dx_expected, dw_expected};
+    for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
+    free(targets);
+    d->release(d->state, w);
+}
+
+static void test_head(void **unused) {
+    (void)unused;
+    EACH_SUBJECT(s) {
+        for (size_t a = 0; a < COUNT(odd); a++)
+            for (size_t b = 0; b < COUNT(odd); b++)
+                for (size_t c = 1; c < COUNT(odd); c++) check_head(&s, odd[a], odd[b], odd[c], 0.3);
+        check_head(&s, 600, 33, 300, 0.3);   /* two slices of rows */
+        check_head(&s, 9, 33, 9001, 0.3);    /* several parts of the vocabulary */
+        check_head(&s, 150, 1030, 77, 0.02); /* several parts of the contraction */
+        check_head(&s, 20, 65, 129, 30);     /* logits so far apart that an exp of their difference overflows */
+    }
+}
+
+/* ---- values that are not finite ---------------------------------------------------------------------------------------------- */
+
+static void test_not_finite(void **unused) {
+    (void)unused;
+    enum { M = 20, O = 33, I = 17, T = 70, D = 16 };
+    EACH_SUBJECT(s) {
+        const ga_device *d = &s.device;
+        uint64_t random = 3;
+        ga_real *x = normal_reals(M * I, 1, &random), *w = normal_reals(O * I, 1, &random), y[M * O];
+        x[5 * I + 3] = NAN, x[7 * I + 2] = (ga_real)INFINITY;
+        d->linear_forward(d->state, y, x, w, M, O, I);
+        for (size_t i = 0; i < M; i++)
+            for (size_t o = 0; o < O; o++) {
+                if (i == 5) assert_true(isnan(y[i * O + o]));
+                else if (i == 7) assert_false(isfinite(y[i * O + o]));
+                else assert_true(isfinite(y[i * O + o]));
+            }
+        free(x), free(w);
+
+        ga_shape n = {1, T, T, 1, 1, D};
+        ga_real *q = normal_reals(3 * T * D, 1, &random), *k = q + T * D, *v = k + T * D, *out = reals(T * D), lse[T];
+        q[40 * D] = NAN;
+        d->sdpa_forward(d->state, out, lse, q, k, v, n);
+        for (size_t i = 0; i < T; i++) assert_true(isnan(lse[i]) == (i == 40) && isnan(out[i * D]) == (i == 40));
+        q[40 * D] = 0, k[30 * D] = NAN;
+        d->sdpa_forward(d->state, out, lse, q, k, v, n);
+        for (size_t i = 0; i < T; i++) assert_true(isnan(lse[i]) == (i >= 30) && isnan(out[i * D]) == (i >= 30));
+        free(q), free(out);
+    }
+}
+
+/* ---- threads, choice ----------------------------------------------------------------------------------------------------------- */
+
+/* Loss and gradients of a small model, bit by bit. */
+static void test_threads(void **unused) {
+    (void)unused;
+    EACH_SUBJECT(s) {
+        ga_config c = ga_config_default();
+        configure(&c, "vocab_size=301 d_model=72 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=18 d_ff=130 max_seq_len=150 batch_size=2");
+        int32_t tokens[300], targets[300];
+        uint64_t random = 1;
+        fill_tokens(tokens, 300, 301, &random), fill_tokens(targets, 300, 301, &random);
+        ga_real *first = NULL;
+        double first_loss = 0;
+        for (int threads = 1; threads <= 5; threads += 2) {
+            ga_error e;
+            use_threads(threads);
+            ga_model *m = ga_create(&c, &s.device, GA_TRAINING, &e);
+            if (!m) fail_msg("%s", e.text);
+            double loss;
+            expect_ok(ga_forward_backward(m, tokens, targets, 2, 150, 1, NULL, &loss, &e), &e);
+            if (!first) first = copy_of(m->gradients, m->n_weights), first_loss = loss;
+            assert_true(loss == first_loss);
+            assert_memory_equal(first, m->gradients, m->n_weights * sizeof *first);
+            ga_destroy(m);
+        }
+        use_threads(1);
+        free(first);
+    }
+}
+
+static void test_choice(void **unused) {
+    (void)unused;
+    ga_device d;
+    ga_error e;
+    ga_x86_settings settings = {NULL, true};
+    assert_int_equal(setenv("GA_ISA", "c", 1), 0);
+    expect_ok(ga_device_x86(&d, settings, &e), &e);
+    assert_string_equal(d.name, ga_device_cpu().name);
+    assert_false(ga_device_x86_bf16(&d));
+    ga_device_x86_destroy(&d);
+    assert_int_equal(setenv("GA_ISA", "sse9", 1), 0);
+    assert_int_equal(ga_device_x86(&d, settings, &e), GA_ERR_CONFIG);
+    assert_non_null(strstr(e.text, "sse9"));
+    unsetenv("GA_ISA");
+    expect_ok(ga_device_x86(&d, settings, &e), &e);
+    ga_device_x86_destroy(&d);
+    settings.isa = "nonsense";
+    assert_int_equal(ga_device_x86(&d, settings, NULL), GA_ERR_CONFIG);
+}
+
+int main(void) {
+    use_threads(1); /* tests/run.sh runs on busy machines; test_threads has its own */
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_linear),     cmocka_unit_test(test_changed_weights), cmocka_unit_test(test_sdpa),
+        cmocka_unit_test(test_head),       cmocka_unit_test(test_not_finite),      cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_choice),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
