@@ -118,6 +118,7 @@ typedef enum { GA_INPUT_QUERY, GA_INPUT_NONE, GA_INPUT_SCALAR } ga_gate_input;
 /* The one list of configuration keys: it makes the struct, the parser, the help, the printout and the checks.
  *     X(kind, group, name, default, lowest, highest, choices, meaning)
  * kinds: SIZE size_t, SEED uint64_t, INTEGER long, REAL double, FLAG bool, CHOICE an enum (in the order of `choices`), TEXT. */
+/* clang-format off */
 #define GA_CONFIG(X)                                                                                                   \
     X(SIZE, MODEL, vocab_size, 32000, 2, 16777216, "", "tokens in the vocabulary")                                     \
     X(SIZE, MODEL, d_model, 512, 1, 65536, "", "width of the residual stream")                                         \
@@ -177,20 +178,15 @@ typedef enum { GA_INPUT_QUERY, GA_INPUT_NONE, GA_INPUT_SCALAR } ga_gate_input;
     X(CHOICE, RUN, use_amp, 0, 0, 2, "auto off on", "bfloat16 matrix products where the device has them")              \
     X(FLAG, RUN, recompute, 0, 0, 1, "", "keep one layer's activations, recompute them in the backward pass")          \
     X(SIZE, RUN, threads, 0, 0, 4096, "", "OpenMP threads; 0: all cores")
+/* clang-format on */
 
-#define GAI_TYPE_SIZE size_t
-#define GAI_TYPE_SEED uint64_t
-#define GAI_TYPE_INTEGER long
-#define GAI_TYPE_REAL double
-#define GAI_TYPE_FLAG bool
-#define GAI_TYPE_CHOICE int
-#define GAI_MEMBER_SIZE(name) size_t name;
-#define GAI_MEMBER_SEED(name) uint64_t name;
+#define GAI_MEMBER_SIZE(name)    size_t name;
+#define GAI_MEMBER_SEED(name)    uint64_t name;
 #define GAI_MEMBER_INTEGER(name) long name;
-#define GAI_MEMBER_REAL(name) double name;
-#define GAI_MEMBER_FLAG(name) bool name;
-#define GAI_MEMBER_CHOICE(name) int name;
-#define GAI_MEMBER_TEXT(name) char name[GA_TEXT];
+#define GAI_MEMBER_REAL(name)    double name;
+#define GAI_MEMBER_FLAG(name)    bool name;
+#define GAI_MEMBER_CHOICE(name)  int name;
+#define GAI_MEMBER_TEXT(name)    char name[GA_TEXT];
 
 typedef struct {
 #define GAI_X(kind, group, name, def, low, high, choices, meaning) GAI_MEMBER_##kind(name)
@@ -252,6 +248,7 @@ typedef struct {
 
 /* The one list of operators: X(name, (parameters), (arguments)). Each is declared below as ga_<name>, a plain C function
  * on plain arrays that can be called alone, and is an entry of ga_device, where a companion puts its own version. */
+/* clang-format off */
 #define GA_OPERATORS(X)                                                                                                \
     X(embedding_forward, (ga_real *x, const int32_t *tokens, const ga_real *w, size_t N, size_t C),                    \
       (x, tokens, w, N, C))                                                                                            \
@@ -308,8 +305,9 @@ typedef struct {
     X(sdpa_column,                                                                                                     \
       (ga_real *p, const ga_real *q, const ga_real *k, const ga_real *lse, size_t j, ga_shape n),                      \
       (p, q, k, lse, j, n))                                                                                            \
-    X(gate_statistics, (ga_gate_sums *sums, const ga_real *s, size_t s_stride, size_t N, ga_gate g),                        \
+    X(gate_statistics, (ga_gate_sums *sums, const ga_real *s, size_t s_stride, size_t N, ga_gate g),                   \
       (sums, s, s_stride, N, g))
+/* clang-format on */
 
 #define GAI_X(name, parameters, arguments) GA_API void ga_##name parameters;
 GA_OPERATORS(GAI_X)
@@ -332,16 +330,16 @@ enum { GA_HEAD_ROWS = 128 }; /* rows of logits that exist at one time */
  * and replaces entries. The model only ever touches tensors through these pointers. */
 typedef struct {
     const char *name;
-    void *state; /* handed to every entry */
+    void *state;                                  /* handed to every entry */
     void *(*allocate)(void *state, size_t bytes); /* zeroed, aligned to 64 bytes; NULL when there is none */
     void (*release)(void *state, void *p);
     void (*copy_in)(void *state, void *to, const void *from_host, size_t bytes);
     void (*copy_out)(void *state, void *to_host, const void *from, size_t bytes);
     void (*zero)(void *state, void *p, size_t bytes);
     void (*weights_changed)(void *state, const ga_real *weights, size_t n); /* packed copies are stale; may be NULL */
-#define GAI_JOIN(...) __VA_ARGS__
-#define GAI_STRIP(...) GAI_JOIN __VA_ARGS__
-#define GAI_X(name, parameters, arguments) void(*name)(void *state, GAI_STRIP(parameters));
+#define GAI_JOIN(...)                      __VA_ARGS__
+#define GAI_STRIP(...)                     GAI_JOIN __VA_ARGS__
+#define GAI_X(name, parameters, arguments) void (*name)(void *state, GAI_STRIP(parameters));
     GA_OPERATORS(GAI_X)
 #undef GAI_X
 } ga_device;
@@ -355,6 +353,7 @@ GA_API ga_device ga_device_cpu(void);
  * y = x w^T. `start` is how it begins: EMBED, MATRIX, GATE, ONES or ZEROS. Matrices decay; ONES and ZEROS do not.
  * gate_weight stands between query and key, so that [query | gate | key | value] is one matrix of Z rows when the gate
  * reads X, and ffn_act, ffn_up are one matrix of 2 F rows. In the expressions z is a ga_sizes and c the configuration. */
+/* clang-format off */
 #define GA_TENSORS(X)                                                                                                  \
     X(MODEL, embed, "model.embed_tokens.weight", z.V, z.C, true, MATRIX)                                               \
     X(LAYER, attn_norm, "input_layernorm.weight", 1, z.C, true, ONES)                                                  \
@@ -374,6 +373,7 @@ GA_API ga_device ga_device_cpu(void);
     X(LAYER, ffn_out_norm, "ffn_out_norm.weight", 1, z.C, c->sandwich_norm, ONES)                                      \
     X(MODEL, final_norm, "model.norm.weight", 1, z.C, true, ONES)                                                      \
     X(MODEL, head, "lm_head.weight", z.V, z.C, !c->tied_embeddings, MATRIX)
+/* clang-format on */
 
 enum {
 #define GAI_X(scope, field, name, rows, columns, condition, start) GA_TENSOR_##field,
@@ -410,6 +410,7 @@ typedef enum {
 } ga_mode;
 
 /* Activations of one layer: X(field, values in a row of N). The order is that of the forward pass. */
+/* clang-format off */
 #define GA_LAYER_ACTIVATIONS(X)                                                                                        \
     X(x, z.C)                                               /* residual stream before the layer */                     \
     X(h1, z.C) X(rstd1, 1)                                  /* 1 attention pre-norm: the X of Eq. 1 and Eq. 5 */       \
@@ -429,6 +430,7 @@ typedef enum {
     X(f, z.C)                                               /* 15 down */                                              \
     X(f_clipped, c->ffn_clip > 0 ? z.C : 0)                 /* 16 clip (A.6) */                                        \
     X(f_normed, c->sandwich_norm ? z.C : 0) X(rstd_f, c->sandwich_norm ? 1 : 0) /* 17 sandwich norm */
+/* clang-format on */
 
 typedef struct {
 #define GAI_X(field, values) ga_real *field;
@@ -451,7 +453,7 @@ typedef struct {
     ga_real *activation_block;    /* all of the following */
     ga_layer_activations *layers; /* L of them; they share memory in GA_INFERENCE and with `recompute`, but for x */
     ga_real *x_final, *h_final, *rstd_final, *losses, *logits;
-    ga_real *rope;                /* (max_seq_len, D): cos for D/2 frequencies, then sin */
+    ga_real *rope; /* (max_seq_len, D): cos for D/2 frequencies, then sin */
     ga_real *dx, *dh, *d_qgkv, *dq, *dk, *dv, *dy, *d_o, *du, *da, *scratch;
     int32_t *tokens, *targets; /* (max_rows) on the device */
     size_t B, T;               /* of the last forward pass */
@@ -465,7 +467,8 @@ typedef struct {
 typedef struct {
     size_t parameters, embedding_parameters, gate_parameters;
     size_t weight_bytes, gradient_bytes, optimizer_bytes, activation_bytes, total_bytes;
-    double forward_flops, training_flops; /* per token, at T = max_seq_len: 2 per multiply-add, causal attention halved */
+    double forward_flops,
+        training_flops; /* per token, at T = max_seq_len: 2 per multiply-add, causal attention halved */
 } ga_summary;
 
 GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, ga_error *e);
@@ -616,7 +619,7 @@ GA_API bool ga_checkpoint_exists(const char *directory, bool with_state);
 #endif
 #ifndef GA_MALLOC
 #define GA_MALLOC(size) malloc(size)
-#define GA_FREE(p) free(p)
+#define GA_FREE(p)      free(p)
 #endif
 
 #ifdef __cplusplus
@@ -624,11 +627,11 @@ extern "C" {
 #endif
 
 #ifdef __GNUC__
-#define GAI_FN __attribute__((unused)) static
-#define GAI_INLINE __attribute__((unused, always_inline)) static inline
+#define GAI_FN                  __attribute__((unused)) static
+#define GAI_INLINE              __attribute__((unused, always_inline)) static inline
 #define GAI_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
-#define GAI_FN static
+#define GAI_FN     static
 #define GAI_INLINE static inline
 #define GAI_PRINTF(text, first)
 #endif
@@ -657,9 +660,15 @@ GAI_PRINTF(3, 4) GAI_FN ga_result gai_fail(ga_error *e, ga_result result, const 
     return result;
 }
 
-GAI_INLINE size_t gai_min(size_t a, size_t b) { return a < b ? a : b; }
-GAI_INLINE size_t gai_max(size_t a, size_t b) { return a > b ? a : b; }
-GAI_INLINE size_t gai_ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+GAI_INLINE size_t gai_min(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+GAI_INLINE size_t gai_max(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+GAI_INLINE size_t gai_ceil_div(size_t a, size_t b) {
+    return (a + b - 1) / b;
+}
 
 /* ---- random numbers ----------------------------------------------------------------------------------------------- */
 
@@ -670,7 +679,9 @@ GA_API uint64_t ga_random_bits(uint64_t *state) {
     return z ^ (z >> 31);
 }
 
-GA_API double ga_random_uniform(uint64_t *state) { return (double)(ga_random_bits(state) >> 11) * 0x1p-53; }
+GA_API double ga_random_uniform(uint64_t *state) {
+    return (double)(ga_random_bits(state) >> 11) * 0x1p-53;
+}
 
 GA_API double ga_random_normal(uint64_t *state) { /* Box-Muller */
     double radius = sqrt(-2 * log(1 - ga_random_uniform(state)));
@@ -698,7 +709,7 @@ enum {
 
 GAI_FN const gai_key *gai_keys(void) {
     static const gai_key keys[] = {
-#define GAI_X(kind, group, name, def, low, high, choices, meaning)                                                     \
+#define GAI_X(kind, group, name, def, low, high, choices, meaning) \
     {#name, #group, choices, meaning, offsetof(ga_config, name), low, high, GAI_##kind},
         GA_CONFIG(GAI_X)
 #undef GAI_X
@@ -713,13 +724,13 @@ GAI_FN const gai_key *gai_find_key(const char *name) {
     return NULL;
 }
 
-#define GAI_DEFAULT_SIZE(member, value) member = value;
-#define GAI_DEFAULT_SEED(member, value) member = value;
+#define GAI_DEFAULT_SIZE(member, value)    member = value;
+#define GAI_DEFAULT_SEED(member, value)    member = value;
 #define GAI_DEFAULT_INTEGER(member, value) member = value;
-#define GAI_DEFAULT_REAL(member, value) member = value;
-#define GAI_DEFAULT_FLAG(member, value) member = value;
-#define GAI_DEFAULT_CHOICE(member, value) member = value;
-#define GAI_DEFAULT_TEXT(member, value) memcpy(member, value, sizeof value);
+#define GAI_DEFAULT_REAL(member, value)    member = value;
+#define GAI_DEFAULT_FLAG(member, value)    member = value;
+#define GAI_DEFAULT_CHOICE(member, value)  member = value;
+#define GAI_DEFAULT_TEXT(member, value)    memcpy(member, value, sizeof value);
 
 GA_API ga_config ga_config_default(void) {
     ga_config c;
@@ -755,7 +766,8 @@ GAI_FN ga_result gai_set_number(void *at, const gai_key *k, const char *value, g
         double x = strtod(value, &end);
         if (end == value || *end) return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is not a number", k->name, value);
         if (!(x >= k->lowest && x <= k->highest))
-            return gai_fail(e, GA_ERR_CONFIG, "%s: %s is out of range, %g to %g", k->name, value, k->lowest, k->highest);
+            return gai_fail(e, GA_ERR_CONFIG, "%s: %s is out of range, %g to %g", k->name, value, k->lowest,
+                            k->highest);
         memcpy(at, &x, sizeof x);
         return GA_OK;
     }
@@ -821,11 +833,21 @@ GA_API bool ga_config_get(const ga_config *c, const char *name, char *text, size
     size_t length;
     const char *word;
     switch (k->kind) {
-    case GAI_SIZE: snprintf(text, size, "%zu", *(const size_t *)at); break;
-    case GAI_SEED: snprintf(text, size, "%llu", (unsigned long long)*(const uint64_t *)at); break;
-    case GAI_INTEGER: snprintf(text, size, "%ld", *(const long *)at); break;
-    case GAI_FLAG: snprintf(text, size, "%d", *(const bool *)at); break;
-    case GAI_TEXT: snprintf(text, size, "%s", (const char *)at); break;
+    case GAI_SIZE:
+        snprintf(text, size, "%zu", *(const size_t *)at);
+        break;
+    case GAI_SEED:
+        snprintf(text, size, "%llu", (unsigned long long)*(const uint64_t *)at);
+        break;
+    case GAI_INTEGER:
+        snprintf(text, size, "%ld", *(const long *)at);
+        break;
+    case GAI_FLAG:
+        snprintf(text, size, "%d", *(const bool *)at);
+        break;
+    case GAI_TEXT:
+        snprintf(text, size, "%s", (const char *)at);
+        break;
     case GAI_CHOICE:
         word = gai_word(k->choices, *(const int *)at, &length);
         snprintf(text, size, "%.*s", (int)(word ? length : 1), word ? word : "?");
@@ -899,7 +921,9 @@ GAI_FN ga_result gai_config_file(ga_config *c, const char *path, int depth, ga_e
     return result;
 }
 
-GA_API ga_result ga_config_load(ga_config *c, const char *path, ga_error *e) { return gai_config_file(c, path, 0, e); }
+GA_API ga_result ga_config_load(ga_config *c, const char *path, ga_error *e) {
+    return gai_config_file(c, path, 0, e);
+}
 
 /* Which gates make no sense, and why. */
 GAI_FN ga_result gai_check_gate(const ga_config *c, ga_error *e) {
@@ -911,7 +935,8 @@ GAI_FN ga_result gai_check_gate(const ga_config *c, ga_error *e) {
     else if (self && c->gate_activation != GA_RMSNORM && c->gate_activation != GA_SILU)
         why = "gate_form=self has no scores: it needs gate_activation=rmsnorm or silu (Table 3 rows 5 and 6)";
     else if (self && (!query || c->gate_frozen || c->gate_type != GA_ELEMENTWISE || c->gate_sharing != GA_SPECIFIC))
-        why = "gate_form=self has no W_theta: gate_input, gate_frozen, gate_type and gate_sharing must keep their defaults";
+        why = "gate_form=self has no W_theta: gate_input, gate_frozen, gate_type and gate_sharing must keep their "
+              "defaults";
     else if (!self && c->gate_activation == GA_RMSNORM)
         why = "gate_activation=rmsnorm normalises Y itself: it needs gate_form=self (Table 3 row 5)";
     else if (c->gate_position == GA_G5 && c->gate_type == GA_HEADWISE)
@@ -1011,7 +1036,9 @@ GAI_INLINE ga_real gai_log(ga_real x) {
 #endif
 }
 
-GAI_INLINE ga_real gai_sigmoid(ga_real x) { return 1 / (1 + gai_exp(-x)); }
+GAI_INLINE ga_real gai_sigmoid(ga_real x) {
+    return 1 / (1 + gai_exp(-x));
+}
 
 /* ---- products ----------------------------------------------------------------------------------------------------- */
 
@@ -1046,18 +1073,20 @@ typedef ga_real gai_vector;
 enum {
     GAI_LANES = GAI_VECTOR_BYTES / sizeof(ga_real),
     GAI_NR = GAI_LANES * GAI_NV,
-    GAI_KC = 256,                    /* contraction steps of a packed panel of B: it stays in the first-level caches */
+    GAI_KC = 256, /* contraction steps of a packed panel of B: it stays in the first-level caches */
     GAI_NC = GAI_NR * (64 / GAI_NR > 0 ? 64 / GAI_NR : 1), /* columns that a task packs at a time */
-    GAI_MC = 512                     /* rows of C in a task */
+    GAI_MC = 512                                           /* rows of C in a task */
 };
 
-GAI_INLINE void gai_kernel(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b, size_t ldb,
-                           size_t K, bool add) {
+GAI_INLINE void gai_kernel(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b,
+                           size_t ldb, size_t K, bool add) {
     gai_vector t[GAI_MR][GAI_NV];
     for (size_t i = 0; i < GAI_MR; i++)
         for (size_t j = 0; j < GAI_NV; j++)
-            if (add) memcpy(&t[i][j], c + i * ldc + j * GAI_LANES, sizeof(gai_vector));
-            else memset(&t[i][j], 0, sizeof(gai_vector));
+            if (add)
+                memcpy(&t[i][j], c + i * ldc + j * GAI_LANES, sizeof(gai_vector));
+            else
+                memset(&t[i][j], 0, sizeof(gai_vector));
     for (size_t k = 0; k < K; k++) {
         gai_vector line[GAI_NV];
         for (size_t j = 0; j < GAI_NV; j++) memcpy(&line[j], b + k * ldb + j * GAI_LANES, sizeof(gai_vector));
@@ -1069,8 +1098,8 @@ GAI_INLINE void gai_kernel(ga_real *c, size_t ldc, const ga_real *a, size_t a_ro
 }
 
 /* The kernel for a block with fewer than GAI_MR rows or GAI_NR columns: it computes on padded copies. */
-GAI_FN void gai_kernel_edge(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b, size_t ldb,
-                            size_t K, bool add, size_t rows, size_t columns) {
+GAI_FN void gai_kernel_edge(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b,
+                            size_t ldb, size_t K, bool add, size_t rows, size_t columns) {
     ga_real block[GAI_MR * GAI_NR] = {0}, strip[GAI_MR * GAI_KC];
     memset(strip, 0, sizeof strip);
     for (size_t i = 0; i < rows; i++)
@@ -1082,8 +1111,8 @@ GAI_FN void gai_kernel_edge(ga_real *c, size_t ldc, const ga_real *a, size_t a_r
 }
 
 /* C (M, columns <= GAI_NR) (+)= A B for one packed panel of B, K <= GAI_KC. */
-GAI_INLINE void gai_panel(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b, size_t M,
-                          size_t columns, size_t K, bool add) {
+GAI_INLINE void gai_panel(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b,
+                          size_t M, size_t columns, size_t K, bool add) {
     for (size_t i = 0; i < M; i += GAI_MR) {
         size_t rows = gai_min(GAI_MR, M - i);
         if (rows == GAI_MR && columns == GAI_NR)
@@ -1105,8 +1134,8 @@ GAI_FN void gai_pack(ga_real *to, const ga_real *b, size_t b_k, size_t b_column,
 }
 
 /* C (M, N) (+)= A B on the calling thread, a(i, k) = A[i * a_row + k * a_k], b(k, j) = B[k * b_k + j * b_column]. */
-GAI_FN void gai_product_block(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b, size_t b_k,
-                              size_t b_column, size_t M, size_t N, size_t K, bool add) {
+GAI_FN void gai_product_block(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b,
+                              size_t b_k, size_t b_column, size_t M, size_t N, size_t K, bool add) {
     ga_real panel[GAI_KC * GAI_NR];
     for (size_t k = 0; k < K; k += GAI_KC)
         for (size_t j = 0; j < N; j += GAI_NR) {
@@ -1117,8 +1146,8 @@ GAI_FN void gai_product_block(ga_real *c, size_t ldc, const ga_real *a, size_t a
 }
 
 /* The same by all threads: a task is GAI_MC rows by GAI_NC columns of C. */
-GAI_FN void gai_product(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b, size_t b_k,
-                        size_t b_column, size_t M, size_t N, size_t K, bool add) {
+GAI_FN void gai_product(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b,
+                        size_t b_k, size_t b_column, size_t M, size_t N, size_t K, bool add) {
     size_t strips = gai_ceil_div(M, GAI_MC), panels = gai_ceil_div(N, GAI_NC);
     GAI_PARALLEL_TASKS
     for (size_t task = 0; task < strips * panels; task++) {
@@ -1155,16 +1184,15 @@ GA_API void ga_linear_forward(ga_real *y, const ga_real *x, const ga_real *w, si
         return;
     }
     GAI_PARALLEL_FOR /* a row or two, as in generation: packing w would cost more than reading it once */
-    for (size_t o = 0; o < O; o++)
-        for (size_t m = 0; m < M; m++) y[m * O + o] = gai_dot(x + m * I, w + o * I, I);
+        for (size_t o = 0; o < O; o++) for (size_t m = 0; m < M; m++) y[m * O + o] = gai_dot(x + m * I, w + o * I, I);
 }
 
 /*     dx  = dy w       (M, I)  out; may be NULL
  *     dw += dy^T x     (O, I)  added to
  *     dy  (M, O)
  */
-GA_API void ga_linear_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, const ga_real *w, size_t M,
-                               size_t O, size_t I) {
+GA_API void ga_linear_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, const ga_real *w,
+                               size_t M, size_t O, size_t I) {
     if (dx) gai_product(dx, I, dy, O, 1, w, I, 1, M, I, O, false);
     gai_product(dw, I, dy, 1, O, x, I, 1, O, I, M, true);
 }
@@ -1181,14 +1209,15 @@ GA_API void ga_linear_backward(ga_real *dx, ga_real *dw, const ga_real *dy, cons
  *
  * The backward pass needs x; the norm is cheap to do again.
  */
-GA_API void ga_heads_forward(ga_real *y, const ga_real *x, size_t x_stride, const ga_real *w, const ga_real *rope, size_t B,
-                             size_t T, size_t H, size_t D, ga_real eps) {
+GA_API void ga_heads_forward(ga_real *y, const ga_real *x, size_t x_stride, const ga_real *w, const ga_real *rope,
+                             size_t B, size_t T, size_t H, size_t D, ga_real eps) {
     GAI_PARALLEL_FOR
     for (size_t n = 0; n < B * T; n++)
         for (size_t h = 0; h < H; h++) {
             const ga_real *xh = x + n * x_stride + h * D;
             ga_real *yh = y + (n * H + h) * D;
-            if (!w) memcpy(yh, xh, D * sizeof *yh);
+            if (!w)
+                memcpy(yh, xh, D * sizeof *yh);
             else {
                 ga_real r = 1 / gai_sqrt(gai_dot(xh, xh, D) / (ga_real)D + eps);
                 for (size_t i = 0; i < D; i++) yh[i] = w[i] * xh[i] * r;
@@ -1209,8 +1238,9 @@ GA_API void ga_heads_forward(ga_real *y, const ga_real *x, size_t x_stride, cons
  *     dx  (B * T) rows, dx_stride apart, out
  *     dw  (D)      added to; unused when w is NULL
  */
-GA_API void ga_heads_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, size_t x_stride, size_t dx_stride,
-                              const ga_real *w, const ga_real *rope, size_t B, size_t T, size_t H, size_t D, ga_real eps) {
+GA_API void ga_heads_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, size_t x_stride,
+                              size_t dx_stride, const ga_real *w, const ga_real *rope, size_t B, size_t T, size_t H,
+                              size_t D, ga_real eps) {
     enum { CHUNKS = 16 }; /* partial sums of dw, added in order at the end */
     ga_real partial[CHUNKS][GA_MAX_HEAD_DIM];
     memset(partial, 0, sizeof partial);
@@ -1270,8 +1300,10 @@ GAI_INLINE void gai_scores(ga_real *s, const ga_real *q, const ga_real *k_tile, 
 /* Packs the transpose of a tile of rows (keys, D), so that products with it run over D. */
 GAI_INLINE void gai_pack_tile(ga_real *to, const ga_real *rows, size_t stride, size_t keys, size_t D) {
     for (size_t j = 0; j < GAI_TILE; j += GAI_NR) {
-        if (j < keys) gai_pack(to + j * D, rows + j * stride, 1, stride, D, gai_min(GAI_NR, keys - j));
-        else memset(to + j * D, 0, GAI_NR * D * sizeof *to);
+        if (j < keys)
+            gai_pack(to + j * D, rows + j * stride, 1, stride, D, gai_min(GAI_NR, keys - j));
+        else
+            memset(to + j * D, 0, GAI_NR * D * sizeof *to);
     }
 }
 
@@ -1279,8 +1311,8 @@ GAI_INLINE void gai_pack_tile(ga_real *to, const ga_real *rows, size_t stride, s
  *
  *     lse' = log(exp(lse) + sum_j exp(s_j)),   y' = y exp(lse - lse') + sum_j exp(s_j - lse') v_j
  */
-GAI_FN void gai_sdpa_tile(ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k_tile, const ga_real *v, size_t i0,
-                          size_t j0, size_t rows, size_t keys, ga_shape n) {
+GAI_FN void gai_sdpa_tile(ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k_tile, const ga_real *v,
+                          size_t i0, size_t j0, size_t rows, size_t keys, ga_shape n) {
     ga_real s[GAI_TILE * GAI_TILE];
     gai_scores(s, q, k_tile, rows, n);
     for (size_t i = 0; i < rows; i++) {
@@ -1315,7 +1347,8 @@ GAI_FN void gai_sdpa_tile(ga_real *y, ga_real *lse, const ga_real *q, const ga_r
  *     q    (B, T, HQ, D)  the last T of S positions
  *     k, v (B, S, HK, D)  query head h reads key-value head h / (HQ / HK)
  */
-GA_API void ga_sdpa_forward(ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v, ga_shape n) {
+GA_API void ga_sdpa_forward(ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v,
+                            ga_shape n) {
     GAI_PARALLEL_TASKS
     for (size_t task = 0; task < n.B * n.HQ; task++) {
         ga_real k_tile[GAI_TILE * GA_MAX_HEAD_DIM];
@@ -1361,8 +1394,9 @@ GAI_FN void gai_sdpa_tile_backward(ga_real *dq, ga_real *dk, ga_real *dv, const 
  *     scratch  B * HQ * T * (2 D + 1) values: dk and dv of each query head, summed over a group at the end, and dy . y
  * S must be T.
  */
-GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *scratch, const ga_real *dy, const ga_real *y,
-                             const ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v, ga_shape n) {
+GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *scratch, const ga_real *dy,
+                             const ga_real *y, const ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v,
+                             ga_shape n) {
     size_t T = n.T, D = n.D, heads = n.B * n.HQ, group = n.HQ / n.HK;
     ga_real *dk_heads = scratch, *dv_heads = dk_heads + heads * T * D, *deltas = dv_heads + heads * T * D;
     GAI_PARALLEL_TASKS
@@ -1383,8 +1417,9 @@ GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *scr
             gai_pack_tile(v_tile, v + at, n.HK * D, keys, D);
             for (size_t i = j; i < T; i += GAI_TILE) {
                 size_t row = q0 + i * n.HQ * D;
-                gai_sdpa_tile_backward(dq + row, dk_head + j * D, dv_head + j * D, dy + row, lse + task * T + i, delta + i,
-                                       q + row, k + at, k_tile, v_tile, i, j, gai_min(GAI_TILE, T - i), keys, n);
+                gai_sdpa_tile_backward(dq + row, dk_head + j * D, dv_head + j * D, dy + row, lse + task * T + i,
+                                       delta + i, q + row, k + at, k_tile, v_tile, i, j, gai_min(GAI_TILE, T - i), keys,
+                                       n);
             }
         }
     }
@@ -1406,20 +1441,28 @@ GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *scr
 /* sigma of Eq. 5 and its derivative; NS-sigmoid is Eq. 9. */
 GAI_INLINE ga_real gai_gate_activation(ga_real x, ga_gate_activation activation) {
     switch (activation) {
-    case GA_SIGMOID: return gai_sigmoid(x);
-    case GA_SILU: return x * gai_sigmoid(x);
-    case GA_NS_SIGMOID: return (ga_real)0.5 + (ga_real)0.5 * gai_sigmoid(x);
-    default: return x;
+    case GA_SIGMOID:
+        return gai_sigmoid(x);
+    case GA_SILU:
+        return x * gai_sigmoid(x);
+    case GA_NS_SIGMOID:
+        return (ga_real)0.5 + (ga_real)0.5 * gai_sigmoid(x);
+    default:
+        return x;
     }
 }
 
 GAI_INLINE ga_real gai_gate_derivative(ga_real x, ga_gate_activation activation) {
     ga_real p = gai_sigmoid(x);
     switch (activation) {
-    case GA_SIGMOID: return p * (1 - p);
-    case GA_SILU: return p * (1 + x * (1 - p));
-    case GA_NS_SIGMOID: return (ga_real)0.5 * p * (1 - p);
-    default: return 1;
+    case GA_SIGMOID:
+        return p * (1 - p);
+    case GA_SILU:
+        return p * (1 + x * (1 - p));
+    case GA_NS_SIGMOID:
+        return (ga_real)0.5 * p * (1 - p);
+    default:
+        return 1;
     }
 }
 
@@ -1437,7 +1480,9 @@ GAI_INLINE void gai_gate_activations(ga_real *out, const ga_real *s, size_t n, g
 
 enum { GAI_GATE_CHUNK = 128 }; /* values of a head that are worked on at a time */
 
-GAI_INLINE bool gai_gate_elementwise(ga_gate g) { return g.type == GA_ELEMENTWISE && g.input != GA_INPUT_SCALAR; }
+GAI_INLINE bool gai_gate_elementwise(ga_gate g) {
+    return g.type == GA_ELEMENTWISE && g.input != GA_INPUT_SCALAR;
+}
 
 /* Scores of values d0 .. d0+n of head h of a row: what multiplies Y, or is added. Head-shared scores are the mean of the
  * scores over the heads. */
@@ -1536,8 +1581,10 @@ GAI_FN void gai_gate_row_backward(ga_real *dy, ga_real *ds, const ga_real *d_o, 
             else {
                 ga_real sum = 0;
                 for (size_t d = 0; d < count; d++) sum += d_score[d];
-                if (shared || g.input == GA_INPUT_SCALAR) all += sum;
-                else ds[h] += sum * gai_gate_derivative(s[h], g.activation);
+                if (shared || g.input == GA_INPUT_SCALAR)
+                    all += sum;
+                else
+                    ds[h] += sum * gai_gate_derivative(s[h], g.activation);
             }
         }
         if (gai_gate_elementwise(g) && shared)
@@ -1547,7 +1594,8 @@ GAI_FN void gai_gate_row_backward(ga_real *dy, ga_real *ds, const ga_real *d_o, 
                         total[d] / (ga_real)g.H * gai_gate_derivative(s[h * g.D + d0 + d], g.activation);
     }
     if (gai_gate_elementwise(g)) return;
-    if (g.input == GA_INPUT_SCALAR) ds[0] += all * gai_gate_derivative(s[0], g.activation);
+    if (g.input == GA_INPUT_SCALAR)
+        ds[0] += all * gai_gate_derivative(s[0], g.activation);
     else if (shared)
         for (size_t h = 0; h < g.H; h++) ds[h] += all / (ga_real)g.H * gai_gate_derivative(s[h], g.activation);
 }
@@ -1561,7 +1609,8 @@ GAI_FN void gai_gate_row_backward(ga_real *dy, ga_real *ds, const ga_real *d_o, 
  *     ds  N rows, ds_stride apart, out; with s_stride 0 the sum over all rows is added to the one row ds
  */
 GA_API void ga_gate_backward(ga_real *dy, size_t dy_stride, ga_real *ds, size_t ds_stride, const ga_real *d_o,
-                             const ga_real *y, size_t y_stride, const ga_real *s, size_t s_stride, size_t N, ga_gate g) {
+                             const ga_real *y, size_t y_stride, const ga_real *s, size_t s_stride, size_t N,
+                             ga_gate g) {
     size_t width = g.H * g.D;
     if (g.form != GA_SELF && s_stride == 0) { /* every row adds to one ds: one after the other */
         for (size_t n = 0; n < N; n++)
@@ -1576,8 +1625,8 @@ GA_API void ga_gate_backward(ga_real *dy, size_t dy_stride, ga_real *ds, size_t 
             continue;
         }
         memset(ds + n * ds_stride, 0, g.logits * sizeof *ds);
-        gai_gate_row_backward(dy + n * dy_stride, ds + n * ds_stride, d_o + n * width, y + n * y_stride, s + n * s_stride,
-                              g);
+        gai_gate_row_backward(dy + n * dy_stride, ds + n * ds_stride, d_o + n * width, y + n * y_stride,
+                              s + n * s_stride, g);
     }
 }
 
@@ -1606,7 +1655,8 @@ GA_API void ga_embedding_backward(ga_real *dw, const int32_t *tokens, const ga_r
  *
  *     h (N, C), rstd (N)  out;  x (N, C),  w (C).   The backward pass needs x and rstd.
  */
-GA_API void ga_rmsnorm_forward(ga_real *h, ga_real *rstd, const ga_real *x, const ga_real *w, size_t N, size_t C, ga_real eps) {
+GA_API void ga_rmsnorm_forward(ga_real *h, ga_real *rstd, const ga_real *x, const ga_real *w, size_t N, size_t C,
+                               ga_real eps) {
     GAI_PARALLEL_FOR
     for (size_t n = 0; n < N; n++) {
         ga_real r = 1 / gai_sqrt(gai_dot(x + n * C, x + n * C, C) / (ga_real)C + eps);
@@ -1857,10 +1907,10 @@ GAI_FN void gai_cpu_zero(void *state, void *p, size_t bytes) {
     memset(p, 0, bytes);
 }
 
-#define GAI_X(name, parameters, arguments)                                                                             \
-    GAI_FN void gai_cpu_##name(void *state, GAI_STRIP(parameters)) {                                                   \
-        (void)state;                                                                                                   \
-        ga_##name arguments;                                                                                           \
+#define GAI_X(name, parameters, arguments)                           \
+    GAI_FN void gai_cpu_##name(void *state, GAI_STRIP(parameters)) { \
+        (void)state;                                                 \
+        ga_##name arguments;                                         \
     }
 GA_OPERATORS(GAI_X)
 #undef GAI_X
@@ -1892,35 +1942,44 @@ GAI_FN double gai_seconds(void) {
 }
 
 /* Runs one operator of the model's device, with its time when the model is being profiled. */
-#define GAI_RUN(m, op, ...)                                                                                            \
-    do {                                                                                                               \
-        double gai_start = (m)->profile ? gai_seconds() : 0;                                                           \
-        (m)->device.op((m)->device.state, __VA_ARGS__);                                                                \
-        if ((m)->profile) (m)->seconds[GA_OP_##op] += gai_seconds() - gai_start, (m)->calls[GA_OP_##op]++;             \
+#define GAI_RUN(m, op, ...)                                                                                \
+    do {                                                                                                   \
+        double gai_start = (m)->profile ? gai_seconds() : 0;                                               \
+        (m)->device.op((m)->device.state, __VA_ARGS__);                                                    \
+        if ((m)->profile) (m)->seconds[GA_OP_##op] += gai_seconds() - gai_start, (m)->calls[GA_OP_##op]++; \
     } while (0)
 
 /* ==== memory ======================================================================================================= */
 
 /* Goes through the parameters of a configuration in the order of the blocks; tensors NULL: only counts them. */
 GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, size_t *n_weights) {
-    enum { GAI_MODEL, GAI_LAYER, MATRIX = GA_START_MATRIX, GATE = GA_START_GATE, ONES = GA_START_ONES, ZEROS = GA_START_ZEROS };
+    enum {
+        GAI_MODEL,
+        GAI_LAYER,
+        MATRIX = GA_START_MATRIX,
+        GATE = GA_START_GATE,
+        ONES = GA_START_ONES,
+        ZEROS = GA_START_ZEROS
+    };
     ga_sizes z = ga_sizes_of(c);
     size_t count = 0, offset = 0;
     for (size_t pass = 0; pass < z.L + 2; pass++) { /* the embedding, the layers, the head */
         size_t layer = pass == 0 || pass == z.L + 1 ? GA_ALL : pass - 1;
-#define GAI_X(scope, field, tensor_name, rows_, columns_, condition, start_)                                           \
-    if ((condition) && (GAI_##scope == GAI_LAYER) == (layer != GA_ALL) &&                                              \
-        (layer != GA_ALL || (GA_TENSOR_##field == GA_TENSOR_embed) == (pass == 0))) {                                  \
-        if (tensors) {                                                                                                 \
-            ga_tensor *t = tensors + count;                                                                            \
-            t->id = GA_TENSOR_##field, t->layer = layer, t->rows = rows_, t->columns = columns_;                       \
-            t->offset = offset, t->start = (ga_start)start_;                                                           \
-            t->decays = start_ == MATRIX || start_ == GATE;                                                            \
-            t->frozen = GA_TENSOR_##field == GA_TENSOR_gate_weight && c->gate_frozen;                                  \
-            if (layer == GA_ALL) snprintf(t->name, sizeof t->name, "%s", tensor_name);                                 \
-            else snprintf(t->name, sizeof t->name, "model.layers.%zu.%s", layer, tensor_name);                         \
-        }                                                                                                              \
-        count++, offset += (size_t)(rows_) * (columns_);                                                               \
+#define GAI_X(scope, field, tensor_name, rows_, columns_, condition, start_)                     \
+    if ((condition) && (GAI_##scope == GAI_LAYER) == (layer != GA_ALL) &&                        \
+        (layer != GA_ALL || (GA_TENSOR_##field == GA_TENSOR_embed) == (pass == 0))) {            \
+        if (tensors) {                                                                           \
+            ga_tensor *t = tensors + count;                                                      \
+            t->id = GA_TENSOR_##field, t->layer = layer, t->rows = rows_, t->columns = columns_; \
+            t->offset = offset, t->start = (ga_start)start_;                                     \
+            t->decays = start_ == MATRIX || start_ == GATE;                                      \
+            t->frozen = GA_TENSOR_##field == GA_TENSOR_gate_weight && c->gate_frozen;            \
+            if (layer == GA_ALL)                                                                 \
+                snprintf(t->name, sizeof t->name, "%s", tensor_name);                            \
+            else                                                                                 \
+                snprintf(t->name, sizeof t->name, "model.layers.%zu.%s", layer, tensor_name);    \
+        }                                                                                        \
+        count++, offset += (size_t)(rows_) * (columns_);                                         \
     }
         GA_TENSORS(GAI_X)
 #undef GAI_X
@@ -1966,10 +2025,10 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
             if (a) a->x = x;
             continue;
         }
-#define GAI_X(field, values)                                                                                           \
-    {                                                                                                                  \
-        ga_real *field##_ = gai_take_reals(arena, N * (values));                                                       \
-        if (a) a->field = field##_;                                                                                    \
+#define GAI_X(field, values)                                     \
+    {                                                            \
+        ga_real *field##_ = gai_take_reals(arena, N * (values)); \
+        if (a) a->field = field##_;                              \
     }
         GA_LAYER_ACTIVATIONS(GAI_X)
 #undef GAI_X
@@ -2104,7 +2163,8 @@ GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode 
     m->device = device ? *device : ga_device_cpu();
     m->max_rows = c->batch_size * c->max_seq_len;
     if (!gai_allocate_model(m)) {
-        gai_fail(e, GA_ERR_MEMORY, "not enough memory: the model takes %.1f MB; a smaller batch_size or recompute=1 takes less",
+        gai_fail(e, GA_ERR_MEMORY,
+                 "not enough memory: the model takes %.1f MB; a smaller batch_size or recompute=1 takes less",
                  (double)summary.total_bytes / 1e6);
         ga_destroy(m);
         return NULL;
@@ -2151,20 +2211,21 @@ GAI_FN gai_parameters gai_layer_parameters(const ga_model *m, ga_real *block, si
 /* Where keys and values of a layer go, and which positions they are: in training the layer's own activations; in
  * generation rows of a cache that already holds `past` positions. */
 typedef struct {
-    ga_real *k, *v;             /* of the new positions */
+    ga_real *k, *v;               /* of the new positions */
     const ga_real *all_k, *all_v; /* of all S positions */
     size_t past;
 } gai_cache;
 
 /* Where the scores of the gate come from: the gate's section of [query | gate | key | value], or parameters. */
-GAI_FN const ga_real *gai_gate_source(const ga_model *m, const ga_layer_activations *a, const gai_parameters *w, size_t *stride) {
+GAI_FN const ga_real *gai_gate_source(const ga_model *m, const ga_layer_activations *a, const gai_parameters *w,
+                                      size_t *stride) {
     *stride = m->sizes.G ? m->sizes.Z : 0;
     return m->sizes.G ? a->qgkv + m->sizes.HQ * m->sizes.D : w->gate_free;
 }
 
 /* One block: passes 1 to 18. The backward pass below walks the same numbers in reverse. */
-GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, gai_cache cache, ga_real *x_next,
-                              size_t B, size_t T) {
+GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, gai_cache cache,
+                              ga_real *x_next, size_t B, size_t T) {
     ga_sizes z = m->sizes;
     const ga_config *c = &m->config;
     ga_gate g = m->gate;
@@ -2175,8 +2236,8 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
     size_t query_stride = z.Z, key_stride = z.Z, value_stride = z.Z;
 
     GAI_RUN(m, rmsnorm_forward, a->h1, a->rstd1, a->x, w->attn_norm, N, z.C, eps); /* 1 */
-    GAI_RUN(m, linear_forward, a->qgkv, a->h1, w->query, N, z.Z, z.C);             /* 2: Eq. 1, and X W_theta of Eq. 5 */
-    if (g.position == GA_G2) { /* 3: Eq. 7 */
+    GAI_RUN(m, linear_forward, a->qgkv, a->h1, w->query, N, z.Z, z.C); /* 2: Eq. 1, and X W_theta of Eq. 5 */
+    if (g.position == GA_G2) {                                         /* 3: Eq. 7 */
         GAI_RUN(m, gate_forward, a->gated, value, z.Z, s, s_stride, N, g);
         value = a->gated, value_stride = kD;
     } else if (g.position == GA_G3) {
@@ -2210,11 +2271,11 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
         GAI_RUN(m, rmsnorm_forward, a->o_normed, a->rstd_o, o, w->attn_out_norm, N, z.C, eps);
         o = a->o_normed;
     }
-    GAI_RUN(m, add, a->x_mid, a->x, o, N * z.C);                                     /* 11 */
+    GAI_RUN(m, add, a->x_mid, a->x, o, N * z.C);                                      /* 11 */
     GAI_RUN(m, rmsnorm_forward, a->h2, a->rstd2, a->x_mid, w->ffn_norm, N, z.C, eps); /* 12 */
-    GAI_RUN(m, linear_forward, a->u, a->h2, w->ffn_act, N, 2 * z.F, z.C);            /* 13 */
-    GAI_RUN(m, swiglu_forward, a->a, a->u, N, z.F);                                  /* 14 */
-    GAI_RUN(m, linear_forward, a->f, a->a, w->ffn_down, N, z.C, z.F);                /* 15 */
+    GAI_RUN(m, linear_forward, a->u, a->h2, w->ffn_act, N, 2 * z.F, z.C);             /* 13 */
+    GAI_RUN(m, swiglu_forward, a->a, a->u, N, z.F);                                   /* 14 */
+    GAI_RUN(m, linear_forward, a->f, a->a, w->ffn_down, N, z.C, z.F);                 /* 15 */
     const ga_real *f = a->f;
     if (c->ffn_clip > 0) { /* 16 */
         GAI_RUN(m, clip_forward, a->f_clipped, f, N * z.C, (ga_real)c->ffn_clip);
@@ -2228,8 +2289,8 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
 }
 
 /* m->dx holds d loss / d x_next and becomes d loss / d x; parameter gradients are added to dw. */
-GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, const gai_parameters *dw,
-                               size_t B, size_t T) {
+GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w,
+                               const gai_parameters *dw, size_t B, size_t T) {
     ga_sizes z = m->sizes;
     const ga_config *c = &m->config;
     ga_gate g = m->gate;
@@ -2237,7 +2298,7 @@ GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const
     size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D, s_stride;
     const ga_real *s = gai_gate_source(m, a, w, &s_stride);
     ga_real *ds = z.G ? m->d_qgkv + qD : dw->gate_free; /* gradient of the gate logits */
-    const ga_real *d = m->dx; /* 18: both the residual and the FFN's output take d x_next */
+    const ga_real *d = m->dx;                           /* 18: both the residual and the FFN's output take d x_next */
 
     if (c->sandwich_norm) { /* 17 */
         const ga_real *f = c->ffn_clip > 0 ? a->f_clipped : a->f;
@@ -2248,15 +2309,15 @@ GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const
         GAI_RUN(m, clip_backward, m->d_o, d, a->f, N * z.C, (ga_real)c->ffn_clip);
         d = m->d_o;
     }
-    GAI_RUN(m, linear_backward, m->da, dw->ffn_down, d, a->a, w->ffn_down, N, z.C, z.F);                 /* 15 */
-    GAI_RUN(m, swiglu_backward, m->du, m->da, a->u, N, z.F);                                             /* 14 */
-    GAI_RUN(m, linear_backward, m->dh, dw->ffn_act, m->du, a->h2, w->ffn_act, N, 2 * z.F, z.C);          /* 13 */
+    GAI_RUN(m, linear_backward, m->da, dw->ffn_down, d, a->a, w->ffn_down, N, z.C, z.F);                     /* 15 */
+    GAI_RUN(m, swiglu_backward, m->du, m->da, a->u, N, z.F);                                                 /* 14 */
+    GAI_RUN(m, linear_backward, m->dh, dw->ffn_act, m->du, a->h2, w->ffn_act, N, 2 * z.F, z.C);              /* 13 */
     GAI_RUN(m, rmsnorm_backward, m->dx, dw->ffn_norm, m->dh, a->x_mid, w->ffn_norm, a->rstd2, N, z.C, true); /* 12 */
-    d = m->dx;                                                                                           /* 11 */
+    d = m->dx;                                                                                               /* 11 */
     const ga_real *o = g.position == GA_G5 ? a->o_gated : a->o;
     if (c->sandwich_norm) { /* 10 */
-        GAI_RUN(m, rmsnorm_backward, m->d_o, dw->attn_out_norm, d, c->attn_clip > 0 ? a->o_clipped : o, w->attn_out_norm,
-                a->rstd_o, N, z.C, false);
+        GAI_RUN(m, rmsnorm_backward, m->d_o, dw->attn_out_norm, d, c->attn_clip > 0 ? a->o_clipped : o,
+                w->attn_out_norm, a->rstd_o, N, z.C, false);
         d = m->d_o;
     }
     if (c->attn_clip > 0) { /* 9 */
@@ -2285,20 +2346,20 @@ GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const
             at_query ? qD : z.Z, at_query ? qD : z.Z, w->query_norm, m->rope, B, T, z.HQ, z.D, eps);
     GAI_RUN(m, heads_backward, at_key ? m->da : d_key, dw->key_norm, m->dk, at_key ? a->gated : key, at_key ? kD : z.Z,
             at_key ? kD : z.Z, w->key_norm, m->rope, B, T, z.HK, z.D, eps);
-    GAI_RUN(m, heads_backward, at_value ? m->da : d_value, NULL, m->dv, at_value ? a->gated : value, at_value ? kD : z.Z,
-            at_value ? kD : z.Z, NULL, NULL, B, T, z.HK, z.D, eps);
+    GAI_RUN(m, heads_backward, at_value ? m->da : d_value, NULL, m->dv, at_value ? a->gated : value,
+            at_value ? kD : z.Z, at_value ? kD : z.Z, NULL, NULL, B, T, z.HK, z.D, eps);
     if (at_query) GAI_RUN(m, gate_backward, d_query, z.Z, ds, z.Z, m->da, query, z.Z, s, s_stride, N, g);
     if (at_key) GAI_RUN(m, gate_backward, d_key, z.Z, ds, z.Z, m->da, key, z.Z, s, s_stride, N, g);
     if (at_value) GAI_RUN(m, gate_backward, d_value, z.Z, ds, z.Z, m->da, value, z.Z, s, s_stride, N, g);
 
-    GAI_RUN(m, linear_backward, m->dh, dw->query, m->d_qgkv, a->h1, w->query, N, z.Z, z.C);               /* 2 */
+    GAI_RUN(m, linear_backward, m->dh, dw->query, m->d_qgkv, a->h1, w->query, N, z.Z, z.C);                /* 2 */
     GAI_RUN(m, rmsnorm_backward, m->dx, dw->attn_norm, m->dh, a->x, w->attn_norm, a->rstd1, N, z.C, true); /* 1 */
 }
 
 /* ---- observation: what the analysis takes from a layer while it is there ------------------------------------------- */
 
-GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer_activations *a, const gai_parameters *w,
-                                   const ga_real *x_next, size_t l, size_t B, size_t T) {
+GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer_activations *a,
+                                   const gai_parameters *w, const ga_real *x_next, size_t l, size_t B, size_t T) {
     ga_sizes z = m->sizes;
     size_t N = B * T, stride;
     ga_shape shape = {B, T, T, z.HQ, z.HK, z.D};
@@ -2337,16 +2398,20 @@ GAI_FN void gai_observe_map(ga_model *m, ga_map *map, const ga_layer_activations
 
 /* ---- passes over all layers --------------------------------------------------------------------------------------- */
 
-GAI_FN ga_result gai_take_batch(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T, ga_error *e) {
+GAI_FN ga_result gai_take_batch(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
+                                ga_error *e) {
     size_t V = m->sizes.V, N = B * T;
     if (B == 0 || T == 0 || T > m->config.max_seq_len || B > m->max_rows / T)
-        return gai_fail(e, GA_ERR_INPUT, "a batch of %zu x %zu positions: the model was made for %zu, at most %zu a sequence", B,
-                        T, m->max_rows, m->config.max_seq_len);
+        return gai_fail(e, GA_ERR_INPUT,
+                        "a batch of %zu x %zu positions: the model was made for %zu, at most %zu a sequence", B, T,
+                        m->max_rows, m->config.max_seq_len);
     for (size_t i = 0; i < N; i++) {
         if (tokens[i] < 0 || (size_t)tokens[i] >= V)
-            return gai_fail(e, GA_ERR_INPUT, "token %ld at position %zu is not in a vocabulary of %zu", (long)tokens[i], i, V);
+            return gai_fail(e, GA_ERR_INPUT, "token %ld at position %zu is not in a vocabulary of %zu", (long)tokens[i],
+                            i, V);
         if (targets && targets[i] >= 0 && (size_t)targets[i] >= V)
-            return gai_fail(e, GA_ERR_INPUT, "target %ld at position %zu is not in a vocabulary of %zu", (long)targets[i], i, V);
+            return gai_fail(e, GA_ERR_INPUT, "target %ld at position %zu is not in a vocabulary of %zu",
+                            (long)targets[i], i, V);
     }
     m->device.copy_in(m->device.state, m->tokens, tokens, N * sizeof *tokens);
     if (targets) m->device.copy_in(m->device.state, m->targets, targets, N * sizeof *targets);
@@ -2410,23 +2475,26 @@ GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *t
     gai_forward_layers(m, observer);
     if (!targets) return GA_OK;
     gai_parameters w = gai_layer_parameters(m, m->weights, 0);
-    GAI_RUN(m, head_loss, m->losses, NULL, NULL, m->logits, m->h_final, w.head, m->targets, B * T, m->sizes.C, m->sizes.V, 0);
+    GAI_RUN(m, head_loss, m->losses, NULL, NULL, m->logits, m->h_final, w.head, m->targets, B * T, m->sizes.C,
+            m->sizes.V, 0);
     if (loss) *loss = gai_mean_loss(m, B * T, gai_count_targets(targets, B * T));
     return GA_OK;
 }
 
 GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                                      double scale, const ga_observer *observer, double *loss, ga_error *e) {
-    if (m->mode != GA_TRAINING) return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
+    if (m->mode != GA_TRAINING)
+        return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
     ga_result result = gai_take_batch(m, tokens, targets, B, T, e);
     if (result != GA_OK) return result;
     size_t N = B * T, count = gai_count_targets(targets, N);
     gai_forward_layers(m, observer);
     gai_parameters w = gai_layer_parameters(m, m->weights, 0), dw = gai_layer_parameters(m, m->gradients, 0);
-    GAI_RUN(m, head_loss, m->losses, m->dh, dw.head, m->logits, m->h_final, w.head, m->targets, N, m->sizes.C, m->sizes.V,
-            (ga_real)(count ? scale / (double)count : 0));
+    GAI_RUN(m, head_loss, m->losses, m->dh, dw.head, m->logits, m->h_final, w.head, m->targets, N, m->sizes.C,
+            m->sizes.V, (ga_real)(count ? scale / (double)count : 0));
     if (loss) *loss = gai_mean_loss(m, N, count);
-    GAI_RUN(m, rmsnorm_backward, m->dx, dw.final_norm, m->dh, m->x_final, w.final_norm, m->rstd_final, N, m->sizes.C, false);
+    GAI_RUN(m, rmsnorm_backward, m->dx, dw.final_norm, m->dh, m->x_final, w.final_norm, m->rstd_final, N, m->sizes.C,
+            false);
     for (size_t l = m->sizes.L; l-- > 0;) {
         if (m->config.recompute && l + 1 < m->sizes.L) gai_run_layer(m, l, B, T); /* the last is still there */
         w = gai_layer_parameters(m, m->weights, l), dw = gai_layer_parameters(m, m->gradients, l);
@@ -2438,7 +2506,8 @@ GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const i
 
 GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logits, ga_error *e) {
     size_t N = m->B * m->T, V = m->sizes.V;
-    if (first > N || rows > N - first) return gai_fail(e, GA_ERR_INPUT, "rows %zu to %zu of %zu", first, first + rows, N);
+    if (first > N || rows > N - first)
+        return gai_fail(e, GA_ERR_INPUT, "rows %zu to %zu of %zu", first, first + rows, N);
     gai_parameters w = gai_layer_parameters(m, m->weights, 0);
     for (size_t n = 0; n < rows; n += GA_HEAD_ROWS) {
         size_t count = gai_min(GA_HEAD_ROWS, rows - n);
@@ -2461,11 +2530,13 @@ GA_API double ga_learning_rate(const ga_config *c, uint64_t step, uint64_t steps
 GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_error *e) {
     const ga_config *c = &m->config;
     double sum = 0;
-    if (m->mode != GA_TRAINING) return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
+    if (m->mode != GA_TRAINING)
+        return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
     for (size_t i = 0; i < m->n_tensors; i++) {
         double part;
         if (m->tensors[i].frozen) continue;
-        GAI_RUN(m, sum_of_squares, &part, m->gradients + m->tensors[i].offset, m->tensors[i].rows * m->tensors[i].columns);
+        GAI_RUN(m, sum_of_squares, &part, m->gradients + m->tensors[i].offset,
+                m->tensors[i].rows * m->tensors[i].columns);
         sum += part;
     }
     double length = sqrt(sum);
@@ -2477,8 +2548,8 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
         const ga_tensor *t = &m->tensors[i];
         if (t->frozen) continue;
         a.weight_decay = t->decays ? c->weight_decay : 0;
-        GAI_RUN(m, adamw, m->weights + t->offset, m->gradients + t->offset, m->moment1 + t->offset, m->moment2 + t->offset,
-                t->rows * t->columns, a);
+        GAI_RUN(m, adamw, m->weights + t->offset, m->gradients + t->offset, m->moment1 + t->offset,
+                m->moment2 + t->offset, t->rows * t->columns, a);
     }
     m->device.zero(m->device.state, m->gradients, m->n_weights * sizeof(ga_real));
     if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
@@ -2523,7 +2594,9 @@ GA_API double ga_f_attn_head(const ga_statistics *s, size_t layer, size_t head) 
     return sum / (s->rows * (double)((l1 - l0) * (h1 - h0)));
 }
 
-GA_API double ga_f_attn(const ga_statistics *s, size_t layer) { return ga_f_attn_head(s, layer, GA_ALL); }
+GA_API double ga_f_attn(const ga_statistics *s, size_t layer) {
+    return ga_f_attn_head(s, layer, GA_ALL);
+}
 
 GA_API double ga_f_attn_uniform(size_t T) { /* mean of 1 / (i + 1) over the queries i = 0 .. T-1 */
     double sum = 0;
@@ -2609,7 +2682,8 @@ GA_API ga_generator *ga_generator_create(ga_model *m, size_t capacity, ga_error 
         if (g->k && g->v) return g;
     }
     ga_generator_destroy(g);
-    gai_fail(e, GA_ERR_MEMORY, "not enough memory for a cache of %zu positions: %.1f MB", capacity, 2e-6 * (double)bytes);
+    gai_fail(e, GA_ERR_MEMORY, "not enough memory for a cache of %zu positions: %.1f MB", capacity,
+             2e-6 * (double)bytes);
     return NULL;
 }
 
@@ -2620,7 +2694,9 @@ GA_API void ga_generator_destroy(ga_generator *g) {
     GA_FREE(g);
 }
 
-GA_API void ga_generator_reset(ga_generator *g) { g->length = 0; }
+GA_API void ga_generator_reset(ga_generator *g) {
+    g->length = 0;
+}
 
 /* At most max_seq_len tokens at a time, through the same layer pass as in training. */
 GAI_FN ga_result gai_feed(ga_generator *g, const int32_t *tokens, size_t T, ga_error *e) {
@@ -2637,13 +2713,15 @@ GAI_FN ga_result gai_feed(ga_generator *g, const int32_t *tokens, size_t T, ga_e
         gai_layer_forward(m, &m->layers[l], &w, cache, gai_next_x(m, l), 1, T);
     }
     g->length += T;
-    GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, w.final_norm, T, m->sizes.C, (ga_real)m->config.norm_eps);
+    GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, w.final_norm, T, m->sizes.C,
+            (ga_real)m->config.norm_eps);
     return GA_OK;
 }
 
 GA_API ga_result ga_generator_feed(ga_generator *g, const int32_t *tokens, size_t n, ga_real *logits, ga_error *e) {
     if (n == 0 || n > g->capacity - g->length)
-        return gai_fail(e, GA_ERR_INPUT, "%zu tokens do not fit: the cache holds %zu of %zu positions", n, g->length, g->capacity);
+        return gai_fail(e, GA_ERR_INPUT, "%zu tokens do not fit: the cache holds %zu of %zu positions", n, g->length,
+                        g->capacity);
     ga_result result = gai_feed(g, tokens, n, e);
     return result == GA_OK && logits ? ga_logits(g->m, n - 1, 1, logits, e) : result;
 }
@@ -2671,8 +2749,10 @@ GAI_FN ga_real gai_cut(const ga_real *x, size_t n, size_t k, double p) {
         size_t count = 0;
         for (size_t v = 0; v < n; v++)
             if ((double)x[v] >= middle) count++, mass += (double)x[v];
-        if (count >= k && mass >= p) low = middle;
-        else high = middle;
+        if (count >= k && mass >= p)
+            low = middle;
+        else
+            high = middle;
     }
     return (ga_real)low;
 }
@@ -3520,9 +3600,10 @@ GAI_FN ga_result gai_open_files(gai_tensor_files *all, const char *directory, co
     ga_result result = gai_path(path, directory, name, ".safetensors", e);
     if (result == GA_OK) result = gai_path(index, directory, name, ".safetensors.index.json", e);
     if (result != GA_OK) return result;
-    all->files = (gai_tensor_file *)GA_MALLOC(GAI_MAX_SHARDS * sizeof *all->files);
+    bool sharded = !gai_exists(path) && gai_exists(index);
+    all->files = (gai_tensor_file *)GA_MALLOC((sharded ? GAI_MAX_SHARDS : 1) * sizeof *all->files);
     if (!all->files) return gai_fail(e, GA_ERR_MEMORY, "%s: no memory to read it", path);
-    return !gai_exists(path) && gai_exists(index) ? gai_open_shards(all, directory, index) : gai_add_file(all, path);
+    return sharded ? gai_open_shards(all, directory, index) : gai_add_file(all, path);
 }
 
 /* The stored form of a tensor: found once, of the right shape. */

@@ -797,7 +797,7 @@ static void test_bad_lengths(void **state) {
                        lengths[i] > c.size - 8 ? "too long" : "JSON", "false length");
     }
     for (size_t k = 0; k < 8; k++) c.bytes[k] = (unsigned char)(length >> (8 * k));
-    for (size_t size = 0; size < c.size; size++) { /* cut anywhere */
+    for (size_t size = 0; size < c.size; size += size < 8 + length ? 1 : 61) { /* cut anywhere */
         write_file(path, c.bytes, size);
         const char *word = size < 8 ? "too short" : size < 8 + length ? "too long" : "beyond the end";
         expect_failure(ga_load(m, directory, NULL, &e), &e, GA_ERR_FORMAT, word, "cut");
@@ -1240,7 +1240,7 @@ static void test_killed(void **state) {
     states[1].step = 124;
     save(models[0], directory, &states[0]);
     uint64_t random = 11;
-    for (size_t i = 0; i < 60; i++) {
+    for (size_t i = 0; i < 40; i++) {
         pid_t child = fork();
         assert_true(child >= 0);
         if (child == 0)
