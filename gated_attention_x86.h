@@ -15,7 +15,7 @@
  *     ga_device_x86_destroy(&device);
  *
  * Which instructions are used is decided at run time: the program needs no -march flag. On other processors and compilers
- * than x86-64 with gcc or clang, and with GA_DOUBLE, the device is that of ga_device_cpu(). No result depends on the
+ * than x86-64 with gcc 11 or clang 12 (or later), and with GA_DOUBLE, the device is that of ga_device_cpu(). No result depends on the
  * number of threads. A device is used by one thread of the program at a time; it starts its own team.
  */
 #ifndef GAX_PASS
@@ -49,7 +49,7 @@ GA_API bool ga_device_x86_bf16(const ga_device *device);
 #if defined(GATED_ATTENTION_IMPLEMENTATION) && !defined(GATED_ATTENTION_X86_IMPLEMENTED)
 #define GATED_ATTENTION_X86_IMPLEMENTED
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(GA_DOUBLE)
+#if defined(__x86_64__) && !defined(GA_DOUBLE) && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11))
 #define GAI_X86
 #include <cpuid.h>
 #include <immintrin.h>
@@ -132,6 +132,7 @@ typedef struct {
     size_t rows, a_width; /* rows of C in a register block; words in a line of an A panel */
     size_t columns;       /* columns of C in it; words in a line of a B panel */
     size_t word;          /* values of k in a word */
+    size_t align;         /* blocks of rows begin at multiples of this */
     void (*pack_a)(float *to, gai_x86_matrix a, size_t rows, size_t K);
     void (*pack_b)(float *to, gai_x86_matrix b, size_t columns, size_t K);
     /* C (M, N) (+)= A B for packed panels, those of A with `unit` rows */
@@ -150,6 +151,17 @@ typedef struct {
     void (*softmax)(float *s, float *top, float *sum, float *keep, size_t keys, size_t queries, float scale);
     /* p_j = exp(scale p_j - lse), ds_j = p_j (ds_j - delta) scale for n keys of one query */
     void (*softmax_backward)(float *p, float *ds, size_t n, float scale, float lse, float delta);
+    /* One row of the operators of the same name; rmsnorm returns 1 / sqrt(mean(x^2) + eps), dw is added to. */
+    float (*rmsnorm)(float *h, const float *x, const float *w, size_t n, float eps);
+    void (*rmsnorm_backward)(float *dx, float *dw, const float *dh, const float *x, const float *w, float r, size_t n, bool add);
+    void (*head)(float *y, const float *x, const float *w, const float *rope, size_t D, float eps);
+    void (*head_backward)(float *dx, float *dw, const float *dy, const float *x, const float *w, const float *rope, size_t D,
+                          float eps);
+    void (*gate)(float *o, const float *y, const float *s, size_t n); /* o = y sigmoid(s) */
+    void (*gate_backward)(float *dy, float *ds, const float *d_o, const float *y, const float *s, size_t n);
+    float (*scale)(float *o, const float *y, const float *other, size_t n, float factor); /* o = factor y; y . other */
+    void (*swiglu)(float *a, const float *u, size_t F);
+    void (*swiglu_backward)(float *du, const float *da, const float *u, size_t F);
 } gai_x86_vectors;
 
 /* Working memory, kept between calls: fresh pages cost more than what is computed on them. */
@@ -187,6 +199,8 @@ typedef struct {
 #define GAX_PASS 2 /* AVX-512 */
 #include "gated_attention_x86.h"
 #define GAX_PASS 3 /* AVX512_BF16 */
+#include "gated_attention_x86.h"
+#define GAX_PASS 4 /* AMX */
 #include "gated_attention_x86.h"
 #if !defined(__clang__)
 #pragma GCC diagnostic pop
@@ -314,9 +328,14 @@ typedef struct {
     size_t blocks, groups; /* tasks: blocks of rows by groups of panels */
 } gai_x86_region;
 
-/* Rows of a strip when `rows` are cut into strips of equal height. */
+/* Where block number `block` of M rows begins. */
+GAI_INLINE size_t gai_x86_begin(const gai_x86_products *p, size_t M, size_t block, size_t blocks) {
+    return block == blocks ? M : M * block / blocks / p->align * p->align;
+}
+
+/* Rows of a strip of a block: strips of equal height, for a few rows at the end would be slow; tiles are always full. */
 GAI_INLINE size_t gai_x86_unit(const gai_x86_products *p, size_t rows) {
-    return gai_ceil_div(rows, gai_ceil_div(rows, p->rows));
+    return p->align > 1 ? p->rows : gai_ceil_div(rows, gai_ceil_div(rows, p->rows));
 }
 
 /* Packs values 0..K of the rows of a block, on the calling thread. */
@@ -332,12 +351,12 @@ GAI_FN gai_x86_panels gai_x86_pack_a(const gai_x86_products *p, float *to, gai_x
 
 GAI_FN void gai_x86_task(const gai_x86_products *p, const gai_x86_product *m, const gai_x86_region *r, size_t task, float *room) {
     size_t block = task % r->blocks, group = task / r->blocks, panels = gai_ceil_div(r->j1 - r->j0, p->columns);
-    size_t i0 = m->M * block / r->blocks, rows = m->M * (block + 1) / r->blocks - i0;
+    size_t i0 = gai_x86_begin(p, m->M, block, r->blocks), rows = gai_x86_begin(p, m->M, block + 1, r->blocks) - i0;
     size_t first = panels * group / r->groups, last = panels * (group + 1) / r->groups;
     size_t j = r->j0 + first * p->columns, columns = gai_min(r->j1, r->j0 + last * p->columns) - j;
     size_t steps = gai_ceil_div(r->k1 - r->k0, p->word), parts = gai_ceil_div(steps, GAI_X86_STEPS);
     size_t depth = gai_x86_round_up(gai_ceil_div(steps, parts), GAI_X86_PAD) * p->word;
-    for (size_t k = r->k0; k < r->k1; k += depth) {
+    for (size_t k = r->k0; rows > 0 && k < r->k1; k += depth) {
         size_t K = gai_min(depth, r->k1 - k);
         gai_x86_panels a = gai_x86_pack_a(p, room, gai_x86_part(m->a, i0, k), rows, K);
         gai_x86_panels b = {r->panels + (first * r->lines + (k - r->k0) / p->word) * p->columns, p->columns * r->lines, p->columns};
@@ -348,7 +367,7 @@ GAI_FN void gai_x86_task(const gai_x86_products *p, const gai_x86_product *m, co
 
 /* Room for the A panels of a task. */
 GAI_INLINE size_t gai_x86_task_words(const gai_x86_products *p) {
-    return (gai_ceil_div(GAI_X86_BLOCK, p->rows) + 1) * p->a_width * (GAI_X86_STEPS + GAI_X86_PAD);
+    return gai_ceil_div(GAI_X86_BLOCK + p->align, p->rows) * p->a_width * (GAI_X86_STEPS + GAI_X86_PAD);
 }
 
 /* false: not enough memory, nothing done. */
@@ -477,10 +496,11 @@ typedef struct {
 /* Logits and exponentials of one block of rows for the columns j0..j1, whose panels are b. */
 GAI_FN void gai_x86_head_task(const gai_x86_head *h, gai_x86_panels b, size_t j0, size_t j1, size_t block, float *room) {
     const gai_x86_products *p = h->p;
-    size_t i0 = h->rows * block / h->blocks, rows = h->rows * (block + 1) / h->blocks - i0;
+    size_t i0 = gai_x86_begin(p, h->rows, block, h->blocks), rows = gai_x86_begin(p, h->rows, block + 1, h->blocks) - i0;
+    if (rows == 0) return;
     gai_x86_matrix x = {h->x + i0 * h->C, h->C, false, false};
     float *tile = room, *sums = h->sums + j0 / GAI_X86_HEAD_COLUMNS * h->rows + i0;
-    gai_x86_panels a = gai_x86_pack_a(p, room + GAI_X86_BLOCK * GAI_X86_HEAD_TILE, x, rows, h->C);
+    gai_x86_panels a = gai_x86_pack_a(p, room + (GAI_X86_BLOCK + p->align) * GAI_X86_HEAD_TILE, x, rows, h->C);
     size_t value = p->word == 1 ? sizeof(float) : sizeof(uint16_t);
     memset(sums, 0, rows * sizeof *sums);
     for (size_t j = j0; j < j1; j += GAI_X86_HEAD_TILE, b.p += GAI_X86_HEAD_TILE / p->columns * b.panel) {
@@ -502,7 +522,8 @@ GAI_FN bool gai_x86_head_exponentials(gai_x86_state *s, const gai_x86_head *h, c
     const float *packed = gai_x86_packed(s, w, V, h->C, false);
     size_t lines = gai_x86_lines(p, h->C), parts = gai_ceil_div(V, GAI_X86_HEAD_COLUMNS), threads = gai_x86_threads();
     size_t shared = packed ? 0 : GAI_X86_HEAD_COLUMNS * lines, at_once = packed ? parts : 1;
-    size_t each = GAI_X86_BLOCK * GAI_X86_HEAD_TILE + (gai_ceil_div(GAI_X86_BLOCK, p->rows) + 1) * p->a_width * lines;
+    size_t most = GAI_X86_BLOCK + p->align; /* rows of a task */
+    size_t each = most * GAI_X86_HEAD_TILE + gai_ceil_div(most, p->rows) * p->a_width * lines;
     float *room = gai_x86_reserve(&s->room, shared + threads * each);
     if (!room) return false;
     for (size_t part = 0; part < parts; part += at_once) {
@@ -780,6 +801,119 @@ GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, 
             }
 }
 
+/* ---- elementwise operators: plain C's, with a row's work in vectors -------------------------------------------------------- */
+
+enum { GAI_X86_CHUNKS = 16 }; /* partial sums over rows, added in order */
+
+GAI_FN void gai_x86_rmsnorm_forward(void *state, float *h, float *rstd, const float *x, const float *w, size_t N, size_t C,
+                                    float eps) {
+    const gai_x86_state *s = (const gai_x86_state *)state;
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) rstd[n] = s->vectors.rmsnorm(h + n * C, x + n * C, w, C, eps);
+}
+
+GAI_FN void gai_x86_rmsnorm_backward(void *state, float *dx, float *dw, const float *dh, const float *x, const float *w,
+                                     const float *rstd, size_t N, size_t C, bool add) {
+    gai_x86_state *s = (gai_x86_state *)state;
+    float *partial = gai_x86_reserve(&s->room, GAI_X86_CHUNKS * C);
+    if (!partial) {
+        ga_rmsnorm_backward(dx, dw, dh, x, w, rstd, N, C, add);
+        return;
+    }
+    memset(partial, 0, GAI_X86_CHUNKS * C * sizeof *partial);
+    GAI_PARALLEL_FOR
+    for (size_t chunk = 0; chunk < GAI_X86_CHUNKS; chunk++)
+        for (size_t n = N * chunk / GAI_X86_CHUNKS; n < N * (chunk + 1) / GAI_X86_CHUNKS; n++)
+            s->vectors.rmsnorm_backward(dx + n * C, partial + chunk * C, dh + n * C, x + n * C, w, rstd[n], C, add);
+    for (size_t chunk = 0; chunk < GAI_X86_CHUNKS; chunk++)
+        for (size_t c = 0; c < C; c++) dw[c] += partial[chunk * C + c];
+}
+
+GAI_FN void gai_x86_heads_forward(void *state, float *y, const float *x, size_t x_stride, const float *w, const float *rope,
+                                  size_t B, size_t T, size_t H, size_t D, float eps) {
+    const gai_x86_state *s = (const gai_x86_state *)state;
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < B * T; n++)
+        for (size_t h = 0; h < H; h++)
+            s->vectors.head(y + (n * H + h) * D, x + n * x_stride + h * D, w, rope ? rope + n % T * D : NULL, D, eps);
+}
+
+GAI_FN void gai_x86_heads_backward(void *state, float *dx, float *dw, const float *dy, const float *x, size_t x_stride,
+                                   size_t dx_stride, const float *w, const float *rope, size_t B, size_t T, size_t H, size_t D,
+                                   float eps) {
+    const gai_x86_state *s = (const gai_x86_state *)state;
+    float partial[GAI_X86_CHUNKS][GA_MAX_HEAD_DIM];
+    size_t N = B * T;
+    memset(partial, 0, sizeof partial);
+    GAI_PARALLEL_FOR
+    for (size_t chunk = 0; chunk < GAI_X86_CHUNKS; chunk++)
+        for (size_t n = N * chunk / GAI_X86_CHUNKS; n < N * (chunk + 1) / GAI_X86_CHUNKS; n++)
+            for (size_t h = 0; h < H; h++)
+                s->vectors.head_backward(dx + n * dx_stride + h * D, partial[chunk], dy + (n * H + h) * D,
+                                         x + n * x_stride + h * D, w, rope ? rope + n % T * D : NULL, D, eps);
+    for (size_t chunk = 0; w && chunk < GAI_X86_CHUNKS; chunk++)
+        for (size_t d = 0; d < D; d++) dw[d] += partial[chunk][d];
+}
+
+/* The gate of Eq. 5 in its usual forms: sigmoid, multiplicative, a score for each value or for each head. The others are
+ * plain C's. */
+GAI_INLINE bool gai_x86_gate_usual(ga_gate g, size_t s_stride) {
+    return g.form == GA_MULTIPLICATIVE && g.activation == GA_SIGMOID && g.sharing == GA_SPECIFIC && s_stride > 0 &&
+           g.input != GA_INPUT_SCALAR;
+}
+
+GAI_FN void gai_x86_gate_forward(void *state, float *o, const float *y, size_t y_stride, const float *gate, size_t s_stride,
+                                 size_t N, ga_gate g) {
+    const gai_x86_state *s = (const gai_x86_state *)state;
+    size_t width = g.H * g.D;
+    if (!gai_x86_gate_usual(g, s_stride)) {
+        ga_gate_forward(o, y, y_stride, gate, s_stride, N, g);
+        return;
+    }
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        const float *yn = y + n * y_stride, *logits = gate + n * s_stride;
+        if (g.type == GA_ELEMENTWISE) s->vectors.gate(o + n * width, yn, logits, width);
+        else
+            for (size_t h = 0; h < g.H; h++)
+                s->vectors.scale(o + n * width + h * g.D, yn + h * g.D, NULL, g.D, gai_sigmoid(logits[h]));
+    }
+}
+
+GAI_FN void gai_x86_gate_backward(void *state, float *dy, size_t dy_stride, float *ds, size_t ds_stride, const float *d_o,
+                                  const float *y, size_t y_stride, const float *gate, size_t s_stride, size_t N, ga_gate g) {
+    const gai_x86_state *s = (const gai_x86_state *)state;
+    size_t width = g.H * g.D;
+    if (!gai_x86_gate_usual(g, s_stride)) {
+        ga_gate_backward(dy, dy_stride, ds, ds_stride, d_o, y, y_stride, gate, s_stride, N, g);
+        return;
+    }
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        const float *yn = y + n * y_stride, *logits = gate + n * s_stride, *dn = d_o + n * width;
+        if (g.type == GA_ELEMENTWISE)
+            s->vectors.gate_backward(dy + n * dy_stride, ds + n * ds_stride, dn, yn, logits, width);
+        else
+            for (size_t h = 0; h < g.H; h++) {
+                float p = gai_sigmoid(logits[h]);
+                ds[n * ds_stride + h] =
+                    p * (1 - p) * s->vectors.scale(dy + n * dy_stride + h * g.D, dn + h * g.D, yn + h * g.D, g.D, p);
+            }
+    }
+}
+
+GAI_FN void gai_x86_swiglu_forward(void *state, float *a, const float *u, size_t N, size_t F) {
+    const gai_x86_state *s = (const gai_x86_state *)state;
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) s->vectors.swiglu(a + n * F, u + n * 2 * F, F);
+}
+
+GAI_FN void gai_x86_swiglu_backward(void *state, float *du, const float *da, const float *u, size_t N, size_t F) {
+    const gai_x86_state *s = (const gai_x86_state *)state;
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) s->vectors.swiglu_backward(du + n * 2 * F, da + n * F, u + n * 2 * F, F);
+}
+
 /* ---- what this machine has --------------------------------------------------------------------------------------------- */
 
 /* The extended control register 0: which registers the system saves. */
@@ -789,9 +923,20 @@ GAI_FN uint32_t gai_x86_saved(void) {
     return low;
 }
 
+/* Linux gives the tiles' 8 KB of state to a process only on request, and may refuse. */
+GAI_FN bool gai_x86_permitted(void) {
+#ifdef __linux__
+    enum { SYS_ARCH_PRCTL = 158, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return gai_x86_syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA, 0) == 0;
+#else
+    return false;
+#endif
+}
+
 /* The instruction sets of this processor, each with its registers saved by the system; a bit for each gai_x86_isa. */
 GAI_FN unsigned gai_x86_available(void) {
     enum { OSXSAVE = 1 << 27, FMA = 1 << 12, AVX2 = 1 << 5, F = 1 << 16, DQ = 1 << 17, BF16 = 1 << 5 };
+    enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
     uint32_t a, b, c, d, b7, d7, a71 = 0, unused, bw_vl = (1u << 30) | (1u << 31);
     unsigned found = 1u << GAI_X86_C;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE) || !(c & FMA)) return found;
@@ -803,6 +948,8 @@ GAI_FN unsigned gai_x86_available(void) {
     if ((b7 & F) && (b7 & DQ) && (b7 & bw_vl) == bw_vl && (saved & 0xe6) == 0xe6) found |= 1u << GAI_X86_AVX512;
     else return found;
     if (a71 & BF16) found |= 1u << GAI_X86_BF16;
+    else return found;
+    if ((d7 & AMX_BF16) && (d7 & AMX_TILE) && (saved & 0x60000) == 0x60000 && gai_x86_permitted()) found |= 1u << GAI_X86_AMX;
     return found;
 }
 
@@ -841,7 +988,7 @@ GA_API ga_result ga_device_x86(ga_device *device, ga_x86_settings settings, ga_e
     memset(s, 0, sizeof *s);
     s->isa = (gai_x86_isa)isa, s->bf16 = settings.bf16 && isa >= GAI_X86_BF16;
     s->single = isa == GAI_X86_AVX2 ? gai_avx2_products() : gai_avx512_products();
-    s->linear = s->bf16 ? gai_bf16_products() : s->single;
+    s->linear = !s->bf16 ? s->single : isa == GAI_X86_AMX ? gai_amx_products() : gai_bf16_products();
     s->vectors = isa == GAI_X86_AVX2 ? gai_avx2_vectors() : gai_avx512_vectors();
     static const char names[][24] = {"", "AVX2", "AVX-512", "AVX-512", "AVX-512 and AMX"};
     snprintf(s->name, sizeof s->name, "cpu, %s, %s products", names[isa], s->bf16 ? "bfloat16" : "float32");
@@ -851,6 +998,10 @@ GA_API ga_result ga_device_x86(ga_device *device, ga_x86_settings settings, ga_e
     device->linear_forward = gai_x86_linear_forward, device->linear_backward = gai_x86_linear_backward;
     device->head_loss = gai_x86_head_loss;
     device->sdpa_forward = gai_x86_sdpa_forward, device->sdpa_backward = gai_x86_sdpa_backward;
+    device->rmsnorm_forward = gai_x86_rmsnorm_forward, device->rmsnorm_backward = gai_x86_rmsnorm_backward;
+    device->heads_forward = gai_x86_heads_forward, device->heads_backward = gai_x86_heads_backward;
+    device->gate_forward = gai_x86_gate_forward, device->gate_backward = gai_x86_gate_backward;
+    device->swiglu_forward = gai_x86_swiglu_forward, device->swiglu_backward = gai_x86_swiglu_backward;
     return GA_OK;
 #else
     (void)settings;
@@ -903,8 +1054,13 @@ GA_API bool ga_device_x86_bf16(const ga_device *device) {
 #else
 #define GAX_V __m512
 #define GAX_LANES 16
+#if GAX_PASS == 4
+#define GAX_ROWS 32
+#define GAX_A_WIDTH 32
+#else
 #define GAX_ROWS 14
 #define GAX_A_WIDTH 16
+#endif
 #define GAX_LOAD(p) _mm512_loadu_ps(p)
 #define GAX_STORE(p, v) _mm512_storeu_ps(p, v)
 #define GAX_SET(x) _mm512_set1_ps(x)
@@ -916,6 +1072,10 @@ GA_API bool ga_device_x86_bf16(const ga_device *device) {
 #elif GAX_PASS == 3
 #define GAX(name) gai_bf16_##name
 #define GAX_TARGET __attribute__((unused, target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
+#elif GAX_PASS == 4
+#define GAX(name) gai_amx_##name
+#define GAX_TARGET                                                                                                     \
+    __attribute__((unused, target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,amx-tile,amx-bf16")))
 #endif
 #define GAX_INLINE GAX_TARGET __attribute__((always_inline)) static inline
 #define GAX_FN GAX_TARGET static
@@ -926,7 +1086,9 @@ GA_API bool ga_device_x86_bf16(const ga_device *device) {
 #endif
 
 /* sum + a b for each lane: one product of floats, or two of bfloat16 pairs. */
-#if GAX_PASS == 3
+#if GAX_PASS == 4
+#define GAX_WORD 2
+#elif GAX_PASS == 3
 #define GAX_WORD 2
 GAX_INLINE __m512 GAX(multiply_add)(__m512 a, __m512 b, __m512 sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
@@ -952,7 +1114,7 @@ GAX_INLINE __m512 GAX(load_first)(const float *p, size_t n) {
 
 /* LANES words along k of one row, of which n values exist. */
 GAX_INLINE GAX_V GAX(words_of_row)(const float *p, size_t n, bool half) {
-#if GAX_PASS == 3
+#if GAX_WORD == 2
     if (half) return (__m512)_mm512_maskz_loadu_epi16(n < 32 ? (1u << n) - 1 : 0xffffffffu, p);
     __m512 low = GAX(load_first)(p, n), high = GAX(load_first)(p + 16, n > 16 ? n - 16 : 0);
     return (__m512)_mm512_cvtne2ps_pbh(high, low);
@@ -964,7 +1126,7 @@ GAX_INLINE GAX_V GAX(words_of_row)(const float *p, size_t n, bool half) {
 
 /* One word of each of LANES rows, where k is the outer dimension; `rows` of them and n values along k exist. */
 GAX_INLINE GAX_V GAX(words_of_step)(const float *p, size_t stride, size_t rows, size_t n, bool half) {
-#if GAX_PASS == 3
+#if GAX_WORD == 2
     if (half) {
         __mmask16 first = (__mmask16)(n > 0 ? (1u << rows) - 1 : 0), second = (__mmask16)(n > 1 ? (1u << rows) - 1 : 0);
         __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, p));
@@ -1017,9 +1179,10 @@ GAX_INLINE void GAX(transpose)(GAX_V r[GAX_LANES]) {
     memcpy(r, t, sizeof t);
 }
 
-/* Packs one panel, `width` words in a line, of LANES x LANES words at a time. */
+/* Packs one panel, `width` words in a line, LANES x LANES words at a time. `upright`: these words stay together, a line for
+ * each row. */
 GAX_INLINE void GAX(pack_tiles)(float *to, size_t width, gai_x86_matrix m, size_t rows, size_t K, const bool k_first,
-                                const bool half) {
+                                const bool half, const bool upright) {
     m.k_first = k_first, m.half = half;
     for (size_t k = 0; k < K; k += GAX_LANES * GAX_WORD)
         for (size_t i = 0; i < width; i += GAX_LANES) {
@@ -1032,25 +1195,100 @@ GAX_INLINE void GAX(pack_tiles)(float *to, size_t width, gai_x86_matrix m, size_
                     line[q] = GAX(words_of_step)(gai_x86_part(m, i, k + value).p, m.stride, r, n > value ? n - value : 0, half);
                 else line[q] = GAX(words_of_row)(gai_x86_part(m, i + q, k).p, q < r ? n : 0, half);
             }
-            if (!k_first) GAX(transpose)(line);
+            if (k_first == upright) GAX(transpose)(line);
+            float *tile = upright ? to + k / GAX_WORD * width + i * GAX_LANES : to + k / GAX_WORD * width + i;
             GAX_UNROLL
-            for (size_t q = 0; q < GAX_LANES; q++) GAX_STORE(to + (k / GAX_WORD + q) * width + i, line[q]);
+            for (size_t q = 0; q < GAX_LANES; q++) GAX_STORE(tile + q * (upright ? GAX_LANES : width), line[q]);
         }
 }
 
-GAX_FN void GAX(pack)(float *to, size_t width, gai_x86_matrix m, size_t rows, size_t K) {
-    if (m.half && m.k_first) GAX(pack_tiles)(to, width, m, rows, K, true, true);
-    else if (m.half) GAX(pack_tiles)(to, width, m, rows, K, false, true);
-    else if (m.k_first) GAX(pack_tiles)(to, width, m, rows, K, true, false);
-    else GAX(pack_tiles)(to, width, m, rows, K, false, false);
+GAX_INLINE void GAX(pack)(float *to, size_t width, gai_x86_matrix m, size_t rows, size_t K, const bool upright) {
+    if (m.half && m.k_first) GAX(pack_tiles)(to, width, m, rows, K, true, true, upright);
+    else if (m.half) GAX(pack_tiles)(to, width, m, rows, K, false, true, upright);
+    else if (m.k_first) GAX(pack_tiles)(to, width, m, rows, K, true, false, upright);
+    else GAX(pack_tiles)(to, width, m, rows, K, false, false, upright);
 }
 
-GAX_FN void GAX(pack_a)(float *to, gai_x86_matrix a, size_t rows, size_t K) { GAX(pack)(to, GAX_A_WIDTH, a, rows, K); }
+GAX_FN void GAX(pack_a)(float *to, gai_x86_matrix a, size_t rows, size_t K) { GAX(pack)(to, GAX_A_WIDTH, a, rows, K, GAX_PASS == 4); }
 GAX_FN void GAX(pack_b)(float *to, gai_x86_matrix b, size_t columns, size_t K) {
-    GAX(pack)(to, 2 * GAX_LANES, b, columns, K);
+    GAX(pack)(to, 2 * GAX_LANES, b, columns, K, false);
 }
 
 /* ---- the kernel ------------------------------------------------------------------------------------------------------- */
+
+#if GAX_PASS == 4
+/* Tiles hold 16 lines of 16 words. Four of them are the sums of 32 x 32 values of C; for each 16 steps of k two tiles of A
+ * (line i: the words of row i) and two of B (line k: the words of step k) are loaded and multiplied crosswise:
+ *
+ *               B 6       B 7
+ *         A 4   0 += 46   1 += 47
+ *         A 5   2 += 56   3 += 57
+ */
+#define GAX_MEMORY __asm__ volatile("" ::: "memory") /* the tile instructions do not tell gcc what they read */
+
+GAX_INLINE void GAX(kernel)(float *c, size_t ldc, const float *a, const float *b, size_t b_line, size_t steps, bool add) {
+    size_t c_stride = ldc * sizeof *c, b_stride = b_line * sizeof *b;
+    GAX_MEMORY;
+    if (add) {
+        _tile_loadd(0, c, c_stride);
+        _tile_loadd(1, c + 16, c_stride);
+        _tile_loadd(2, c + 16 * ldc, c_stride);
+        _tile_loadd(3, c + 16 * ldc + 16, c_stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (size_t k = 0; k < steps; k += 16, a += 512, b += 16 * b_line) {
+        _tile_loadd(4, a, 64);
+        _tile_loadd(6, b, b_stride);
+        _tile_loadd(7, b + 16, b_stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, a + 256, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        for (size_t i = k / 8; i < k / 8 + 2 && i < 32; i++) /* lines of C are brought in meanwhile */
+            __builtin_prefetch(c + i * ldc, 1), __builtin_prefetch(c + i * ldc + 31, 1);
+    }
+    _tile_stored(0, c, c_stride);
+    _tile_stored(1, c + 16, c_stride);
+    _tile_stored(2, c + 16 * ldc, c_stride);
+    _tile_stored(3, c + 16 * ldc + 16, c_stride);
+    GAX_MEMORY;
+}
+
+GAX_FN void GAX(multiply)(float *c, size_t ldc, gai_x86_panels a, size_t unit, gai_x86_panels b, size_t M, size_t N,
+                          size_t steps, bool add) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t lines[16];
+    } shapes; /* what the instruction reads: eight tiles of 16 lines of 64 bytes */
+    float edge[32 * 32];
+    memset(&shapes, 0, sizeof shapes);
+    shapes.palette = 1;
+    for (int i = 0; i < 8; i++) shapes.bytes[i] = 64, shapes.lines[i] = 16;
+    GAX_MEMORY;
+    _tile_loadconfig(&shapes);
+    for (size_t j = 0; j < N; j += 32, b.p += b.panel)
+        for (size_t i = 0; i < M; i += unit) {
+            size_t rows = gai_min(unit, M - i), columns = gai_min(32, N - j);
+            const float *strip = a.p + i / unit * a.panel;
+            float *at = c + i * ldc + j;
+            if (rows == 32 && columns == 32) {
+                GAX(kernel)(at, ldc, strip, b.p, b.line, steps, add);
+                continue;
+            }
+            GAX(kernel)(edge, 32, strip, b.p, b.line, steps, false);
+            for (size_t r = 0; r < rows; r++)
+                for (size_t q = 0; q < columns; q++) at[r * ldc + q] = edge[r * 32 + q] + (add ? at[r * ldc + q] : 0);
+        }
+    _tile_release(); /* else every context switch saves the tiles */
+}
+#undef GAX_MEMORY
+#else
 
 /* C (rows, 2 LANES) (+)= A B: `rows` is a constant wherever this is inlined, so that the block lives in registers. */
 GAX_INLINE void GAX(block)(float *c, size_t ldc, const float *a, size_t a_line, const float *b, size_t b_line, size_t steps,
@@ -1108,6 +1346,8 @@ GAX_FN void GAX(multiply)(float *c, size_t ldc, gai_x86_panels a, size_t unit, g
                 for (size_t q = 0; q < columns; q++) at[r * ldc + q] = edge[r * COLUMNS + q] + (add ? at[r * ldc + q] : 0);
         }
 }
+
+#endif
 
 /* ---- exponentials ------------------------------------------------------------------------------------------------------ */
 
@@ -1171,7 +1411,7 @@ GAX_FN float GAX(exponentials)(void *e, const float *l, size_t n, float referenc
         }
         sum += x;
         if (!e) continue;
-#if GAX_PASS == 3
+#if GAX_WORD == 2
         __mmask16 mask = (__mmask16)(count < 16 ? (1u << count) - 1 : 0xffff);
         _mm256_mask_storeu_epi16((uint16_t *)e + i, mask, (__m256i)_mm512_cvtneps_pbh(x));
 #else
@@ -1182,7 +1422,7 @@ GAX_FN float GAX(exponentials)(void *e, const float *l, size_t n, float referenc
     return GAX(total)(sum);
 }
 
-#if GAX_PASS != 3
+#if GAX_WORD == 1
 GAX_FN void GAX(softmax)(float *s, float *top, float *sum, float *keep, size_t keys, size_t queries, float scale) {
     for (size_t i = 0; i < queries; i += GAX_LANES) {
         GAX_V before = GAX_LOAD(top + i), most = GAX_LOAD(s + i), total = GAX_SET(0), factor = GAX_SET(scale);
@@ -1208,14 +1448,121 @@ GAX_FN void GAX(softmax_backward)(float *p, float *ds, size_t n, float scale, fl
     }
 }
 
+/* ---- rows of the elementwise operators ------------------------------------------------------------------------------------ */
+
+GAX_INLINE void GAX(store_first)(float *p, GAX_V v, size_t n) {
+    if (n >= GAX_LANES) {
+        GAX_STORE(p, v);
+        return;
+    }
+    float lanes[GAX_LANES];
+    GAX_STORE(lanes, v);
+    memcpy(p, lanes, n * sizeof *p);
+}
+
+GAX_INLINE GAX_V GAX(sigmoid)(GAX_V x) { return GAX_SET(1) / (GAX_SET(1) + GAX(exp)(-x)); }
+
+GAX_INLINE float GAX(dot)(const float *a, const float *b, size_t n) {
+    GAX_V sum = GAX_SET(0);
+    for (size_t i = 0; i < n; i += GAX_LANES) sum = GAX_FMA(GAX(load_first)(a + i, n - i), GAX(load_first)(b + i, n - i), sum);
+    return GAX(total)(sum);
+}
+
+GAX_FN float GAX(rmsnorm)(float *h, const float *x, const float *w, size_t n, float eps) {
+    float r = 1 / sqrtf(GAX(dot)(x, x, n) / (float)n + eps);
+    for (size_t i = 0; i < n; i += GAX_LANES)
+        GAX(store_first)(h + i, GAX(load_first)(w + i, n - i) * GAX(load_first)(x + i, n - i) * GAX_SET(r), n - i);
+    return r;
+}
+
+GAX_FN void GAX(rmsnorm_backward)(float *dx, float *dw, const float *dh, const float *x, const float *w, float r, size_t n,
+                                  bool add) {
+    GAX_V sum = GAX_SET(0);
+    for (size_t i = 0; i < n; i += GAX_LANES) {
+        GAX_V product = GAX(load_first)(dh + i, n - i) * GAX(load_first)(x + i, n - i);
+        GAX(store_first)(dw + i, GAX_FMA(product, GAX_SET(r), GAX(load_first)(dw + i, n - i)), n - i);
+        sum = GAX_FMA(product, GAX(load_first)(w + i, n - i), sum);
+    }
+    GAX_V along = GAX_SET(r * r * (GAX(total)(sum) / (float)n));
+    for (size_t i = 0; i < n; i += GAX_LANES) {
+        GAX_V d = GAX(load_first)(w + i, n - i) * GAX(load_first)(dh + i, n - i) - GAX(load_first)(x + i, n - i) * along;
+        d *= GAX_SET(r);
+        if (add) d += GAX(load_first)(dx + i, n - i);
+        GAX(store_first)(dx + i, d, n - i);
+    }
+}
+
+/* Turns the pairs (x_i, x_{i+D/2}) by the angles of rope, or back. */
+GAX_INLINE void GAX(rotate)(float *y, const float *x, const float *rope, size_t D, bool back) {
+    size_t n = D / 2;
+    for (size_t i = 0; i < n; i += GAX_LANES) {
+        GAX_V a = GAX(load_first)(x + i, n - i), b = GAX(load_first)(x + n + i, n - i);
+        GAX_V cosine = GAX(load_first)(rope + i, n - i), sine = GAX(load_first)(rope + n + i, n - i);
+        if (back) sine = -sine;
+        GAX(store_first)(y + i, a * cosine - b * sine, n - i);
+        GAX(store_first)(y + n + i, b * cosine + a * sine, n - i);
+    }
+}
+
+GAX_FN void GAX(head)(float *y, const float *x, const float *w, const float *rope, size_t D, float eps) {
+    if (w) GAX(rmsnorm)(y, x, w, D, eps);
+    else memcpy(y, x, D * sizeof *y);
+    if (rope) GAX(rotate)(y, y, rope, D, false);
+}
+
+GAX_FN void GAX(head_backward)(float *dx, float *dw, const float *dy, const float *x, const float *w, const float *rope, size_t D,
+                               float eps) {
+    if (rope) GAX(rotate)(dx, dy, rope, D, true);
+    else memcpy(dx, dy, D * sizeof *dx);
+    if (w) GAX(rmsnorm_backward)(dx, dw, dx, x, w, 1 / sqrtf(GAX(dot)(x, x, D) / (float)D + eps), D, false);
+}
+
+GAX_FN void GAX(gate)(float *o, const float *y, const float *s, size_t n) {
+    for (size_t i = 0; i < n; i += GAX_LANES)
+        GAX(store_first)(o + i, GAX(load_first)(y + i, n - i) * GAX(sigmoid)(GAX(load_first)(s + i, n - i)), n - i);
+}
+
+GAX_FN void GAX(gate_backward)(float *dy, float *ds, const float *d_o, const float *y, const float *s, size_t n) {
+    for (size_t i = 0; i < n; i += GAX_LANES) {
+        GAX_V d = GAX(load_first)(d_o + i, n - i), p = GAX(sigmoid)(GAX(load_first)(s + i, n - i));
+        GAX_V slope = d * GAX(load_first)(y + i, n - i) * p * (GAX_SET(1) - p);
+        GAX(store_first)(dy + i, d * p, n - i);
+        GAX(store_first)(ds + i, slope, n - i);
+    }
+}
+
+GAX_FN float GAX(scale)(float *o, const float *y, const float *other, size_t n, float factor) {
+    float dot = other ? GAX(dot)(y, other, n) : 0;
+    for (size_t i = 0; i < n; i += GAX_LANES) GAX(store_first)(o + i, GAX(load_first)(y + i, n - i) * GAX_SET(factor), n - i);
+    return dot;
+}
+
+GAX_FN void GAX(swiglu)(float *a, const float *u, size_t F) {
+    for (size_t i = 0; i < F; i += GAX_LANES) {
+        GAX_V act = GAX(load_first)(u + i, F - i), up = GAX(load_first)(u + F + i, F - i);
+        GAX(store_first)(a + i, act * GAX(sigmoid)(act) * up, F - i);
+    }
+}
+
+GAX_FN void GAX(swiglu_backward)(float *du, const float *da, const float *u, size_t F) {
+    for (size_t i = 0; i < F; i += GAX_LANES) {
+        GAX_V act = GAX(load_first)(u + i, F - i), up = GAX(load_first)(u + F + i, F - i), d = GAX(load_first)(da + i, F - i);
+        GAX_V p = GAX(sigmoid)(act), slope = p * GAX_FMA(act, GAX_SET(1) - p, GAX_SET(1));
+        GAX(store_first)(du + i, d * up * slope, F - i);
+        GAX(store_first)(du + F + i, d * act * p, F - i);
+    }
+}
+
 GAI_FN gai_x86_vectors GAX(vectors)(void) {
-    gai_x86_vectors v = {GAX(softmax), GAX(softmax_backward)};
+    gai_x86_vectors v = {GAX(softmax), GAX(softmax_backward), GAX(rmsnorm),       GAX(rmsnorm_backward),
+                         GAX(head),    GAX(head_backward),    GAX(gate),          GAX(gate_backward),
+                         GAX(scale),   GAX(swiglu),           GAX(swiglu_backward)};
     return v;
 }
 #endif
 
 GAI_FN gai_x86_products GAX(products)(void) {
-    gai_x86_products p = {GAX_ROWS, GAX_A_WIDTH, 2 * GAX_LANES, GAX_WORD, GAX(pack_a), GAX(pack_b), GAX(multiply), GAX(exponentials)};
+    gai_x86_products p = {GAX_ROWS, GAX_A_WIDTH, 2 * GAX_LANES, GAX_WORD, GAX_PASS == 4 ? GAX_ROWS : 1, GAX(pack_a), GAX(pack_b), GAX(multiply), GAX(exponentials)};
     return p;
 }
 

@@ -314,7 +314,7 @@ int main(int argc, char **argv) {
     static struct CMUnitTest tests[MOST_FIXTURES];
     const char *path = argc > 2 ? argv[2] : "tests/fixtures";
     if (argc > 1) cmocka_set_test_filter(argv[1]);
-    use_threads(1);
+    use_default_threads();
     DIR *directory = opendir(path);
     size_t n = 0;
     for (struct dirent *entry; directory && n < MOST_FIXTURES && (entry = readdir(directory));) {

@@ -566,7 +566,7 @@ static void test_thread_counts(void **state) {
             first = run.weights;
     }
     free(first);
-    use_threads(1);
+    use_default_threads();
 }
 
 /* ---- tensors, seeds ------------------------------------------------------------------------------------------------ */
@@ -1197,6 +1197,6 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_impossible_size),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
-    use_threads(1);
+    use_default_threads();
     return cmocka_run_group_tests_name("model", tests, NULL, NULL);
 }

@@ -743,7 +743,7 @@ static void test_threads(void **state) {
                 fail_msg("value %zu is %.9g with 1 thread and %.9g with %d", i, (double)one[i], (double)more[i],
                          threads);
     }
-    use_threads(1);
+    use_default_threads();
     free(one), free(more);
 }
 
@@ -764,6 +764,6 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_names),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
-    use_threads(1);
+    use_default_threads();
     return cmocka_run_group_tests_name("operators", tests, NULL, NULL);
 }

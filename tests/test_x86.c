@@ -235,6 +235,119 @@ static void test_head(void **unused) {
     }
 }
 
+/* ---- elementwise operators ---------------------------------------------------------------------------------------------------- */
+
+static void check_norms(const subject *s, size_t N, size_t C) {
+    const ga_device *d = &s->device;
+    uint64_t random = N * 100 + C;
+    ga_real *x = normal_reals(N * C, 3, &random), *dh = normal_reals(N * C, 1, &random), *w = normal_reals(C, 1, &random);
+    ga_real *h = reals(N * C), *rstd = reals(N), *dx = normal_reals(N * C, 1, &random), *dw = normal_reals(C, 1, &random);
+    ga_real *h_expected = reals(N * C), *rstd_expected = reals(N), *dx_expected = copy_of(dx, N * C), *dw_expected = copy_of(dw, C);
+    char where[128];
+    snprintf(where, sizeof where, "%s, N %zu C %zu", s->what, N, C);
+    d->rmsnorm_forward(d->state, h, rstd, x, w, N, C, (ga_real)1e-6);
+    ga_rmsnorm_forward(h_expected, rstd_expected, x, w, N, C, (ga_real)1e-6);
+    expect_same(h, h_expected, N * C, 1e-6, "rmsnorm_forward", where);
+    expect_same(rstd, rstd_expected, N, 1e-6, "rmsnorm_forward, rstd", where);
+    for (int add = 1; add >= 0; add--) {
+        d->rmsnorm_backward(d->state, dx, dw, dh, x, w, rstd_expected, N, C, add);
+        ga_rmsnorm_backward(dx_expected, dw_expected, dh, x, w, rstd_expected, N, C, add);
+        if (C > 1) expect_same(dx, dx_expected, N * C, 1e-5, add ? "rmsnorm_backward, adding" : "rmsnorm_backward", where);
+        expect_same(dw, dw_expected, C, 1e-5, "rmsnorm_backward, dw", where);
+    }
+    d->rmsnorm_backward(d->state, dh, dw, dh, x, w, rstd_expected, N, C, false); /* in place */
+    if (C > 1) expect_same(dh, dx_expected, N * C, 1e-5, "rmsnorm_backward in place", where);
+    ga_real *all[] = {x, dh, w, h, rstd, dx, dw, h_expected, rstd_expected, dx_expected, dw_expected};
+    for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
+}
+
+static void check_heads(const subject *s, size_t T, size_t D, bool norm, bool rotate) {
+    enum { B = 2, H = 3, GAP = 5 };
+    const ga_device *d = &s->device;
+    uint64_t random = T * 100 + D;
+    size_t n = B * T * H * D, stride = H * D + GAP;
+    ga_real *x = normal_reals(B * T * stride, 2, &random), *dy = normal_reals(n, 1, &random), *rope = normal_reals(T * D, 1, &random);
+    ga_real *weights = normal_reals(D, 1, &random), *w = norm ? weights : NULL, *angles = rotate ? rope : NULL;
+    ga_real *y = reals(n), *y_expected = reals(n), *dx = reals(B * T * stride), *dx_expected = reals(B * T * stride);
+    ga_real *dw = normal_reals(D, 1, &random), *dw_expected = copy_of(dw, D);
+    char where[128];
+    snprintf(where, sizeof where, "%s, T %zu D %zu norm %d rope %d", s->what, T, D, norm, rotate);
+    d->heads_forward(d->state, y, x, stride, w, angles, B, T, H, D, (ga_real)1e-6);
+    ga_heads_forward(y_expected, x, stride, w, angles, B, T, H, D, (ga_real)1e-6);
+    expect_same(y, y_expected, n, 1e-6, "heads_forward", where);
+    d->heads_backward(d->state, dx, dw, dy, x, stride, stride, w, angles, B, T, H, D, (ga_real)1e-6);
+    ga_heads_backward(dx_expected, dw_expected, dy, x, stride, stride, w, angles, B, T, H, D, (ga_real)1e-6);
+    expect_same(dx, dx_expected, B * T * stride, 1e-5, "heads_backward", where);
+    expect_same(dw, dw_expected, D, 1e-5, "heads_backward, dw", where);
+    ga_real *all[] = {x, dy, rope, weights, y, y_expected, dx, dx_expected, dw, dw_expected};
+    for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
+}
+
+/* Every form of the gate, also those that are left to plain C. */
+static void check_gate(const subject *s, const char *settings, bool free_standing) {
+    enum { N = 9, GAP = 3 };
+    const ga_device *d = &s->device;
+    ga_config c = ga_config_default();
+    configure(&c, settings);
+    ga_gate g = ga_gate_of(&c);
+    uint64_t random = 7;
+    size_t width = g.H * g.D, stride = width + GAP, s_stride = free_standing ? 0 : width + 2;
+    ga_real *y = normal_reals(N * stride, 1, &random), *logits = normal_reals(N * (width + 2), 2, &random);
+    ga_real *d_o = normal_reals(N * width, 1, &random), *o = reals(N * width), *o_expected = reals(N * width);
+    ga_real *dy = reals(N * stride), *dy_expected = reals(N * stride), *ds = reals(N * (width + 2)), *ds_expected = reals(N * (width + 2));
+    char where[256];
+    snprintf(where, sizeof where, "%s, %s", s->what, settings);
+    d->gate_forward(d->state, o, y, stride, logits, s_stride, N, g);
+    ga_gate_forward(o_expected, y, stride, logits, s_stride, N, g);
+    expect_same(o, o_expected, N * width, 1e-6, "gate_forward", where);
+    d->gate_backward(d->state, dy, stride, ds, s_stride, d_o, y, stride, logits, s_stride, N, g);
+    ga_gate_backward(dy_expected, stride, ds_expected, s_stride, d_o, y, stride, logits, s_stride, N, g);
+    expect_same(dy, dy_expected, N * stride, 1e-6, "gate_backward, dy", where);
+    expect_same(ds, ds_expected, N * (width + 2), 1e-5, "gate_backward, ds", where);
+    ga_real *all[] = {y, logits, d_o, o, o_expected, dy, dy_expected, ds, ds_expected};
+    for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
+}
+
+static void check_swiglu(const subject *s, size_t N, size_t F) {
+    const ga_device *d = &s->device;
+    uint64_t random = N * 100 + F;
+    ga_real *u = normal_reals(N * 2 * F, 3, &random), *da = normal_reals(N * F, 1, &random), *a = reals(N * F);
+    ga_real *a_expected = reals(N * F), *du = reals(N * 2 * F), *du_expected = reals(N * 2 * F);
+    char where[128];
+    snprintf(where, sizeof where, "%s, N %zu F %zu", s->what, N, F);
+    u[0] = 200, u[2 * F * N - 1] = -200; /* beyond the range of exp */
+    if (F > 1) u[1] = -200;
+    d->swiglu_forward(d->state, a, u, N, F);
+    ga_swiglu_forward(a_expected, u, N, F);
+    expect_same(a, a_expected, N * F, 1e-6, "swiglu_forward", where);
+    d->swiglu_backward(d->state, du, da, u, N, F);
+    ga_swiglu_backward(du_expected, da, u, N, F);
+    expect_same(du, du_expected, N * 2 * F, 1e-6, "swiglu_backward", where);
+    ga_real *all[] = {u, da, a, a_expected, du, du_expected};
+    for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
+}
+
+static void test_elementwise(void **unused) {
+    (void)unused;
+    static const size_t widths[] = {2, 10, 16, 34, 64, 66, 128, GA_MAX_HEAD_DIM};
+    static const char *const gates[] = {
+        "", "gate_type=headwise", "head_dim=18 n_heads=3 n_kv_heads=1", "gate_type=headwise head_dim=18 n_heads=3 n_kv_heads=1",
+        "gate_form=additive gate_activation=silu", "gate_sharing=shared", "gate_activation=ns-sigmoid", "gate_activation=identity",
+        "gate_type=headwise gate_sharing=shared", "gate_position=G2", "gate_position=G5 d_model=37",
+        "gate_form=self gate_activation=rmsnorm", "gate_form=self gate_activation=silu",
+    };
+    EACH_SUBJECT(s) {
+        for (size_t a = 0; a < COUNT(odd); a++)
+            for (size_t b = 0; b < COUNT(odd); b++) check_norms(&s, odd[a], odd[b]), check_swiglu(&s, odd[a], odd[b]);
+        for (size_t t = 0; t < 3; t++)
+            for (size_t w = 0; w < COUNT(widths); w++)
+                for (int form = 0; form < 4; form++) check_heads(&s, odd[t], widths[w], form & 1, form & 2);
+        for (size_t i = 0; i < COUNT(gates); i++) check_gate(&s, gates[i], false);
+        check_gate(&s, "gate_input=none", true);
+        check_gate(&s, "gate_input=scalar", true);
+    }
+}
+
 /* ---- values that are not finite ---------------------------------------------------------------------------------------------- */
 
 static void test_not_finite(void **unused) {
@@ -321,7 +434,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_linear),     cmocka_unit_test(test_changed_weights), cmocka_unit_test(test_sdpa),
         cmocka_unit_test(test_head),       cmocka_unit_test(test_not_finite),      cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_choice),     cmocka_unit_test(test_elementwise),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

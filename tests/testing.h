@@ -24,6 +24,13 @@ static inline void use_threads(int n) {
 #endif
 }
 
+/* One thread, since the sizes are tiny and waiting threads are slow on a busy machine; or OMP_NUM_THREADS. */
+static inline void use_default_threads(void) {
+    const char *wanted = getenv("OMP_NUM_THREADS");
+    int n = wanted ? atoi(wanted) : 1;
+    use_threads(n > 0 ? n : 1);
+}
+
 static inline ga_real *reals(size_t n) {
     ga_real *x = n < SIZE_MAX / sizeof *x ? (ga_real *)calloc(n ? n : 1, sizeof *x) : NULL;
     if (!x) fail_msg("out of memory");
