@@ -49,7 +49,7 @@ pairs: train analyze
 	@sh tests/pairs.sh
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
-C_TESTS = gradients operators fixtures model checkpoint data x86
+C_TESTS = gradients operators fixtures model checkpoint data x86 amx
 SH_TESTS = header train analyze readme
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)

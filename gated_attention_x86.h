@@ -161,6 +161,9 @@ typedef struct {
     void (*gate_backward)(float *dy, float *ds, const float *d_o, const float *y, const float *s, size_t n);
     float (*scale)(float *o, const float *y, const float *other, size_t n, float factor); /* o = factor y; y . other */
     void (*swiglu)(float *a, const float *u, size_t F);
+    /* For one row or a few, when memory is what takes the time: y_j = x . w_j for rows of w, and y = sum_j p_j v_j */
+    void (*dots)(float *y, const float *x, const float *w, size_t stride, size_t rows, size_t n);
+    void (*combine)(float *y, const float *p, const float *v, size_t stride, size_t rows, size_t n);
     void (*swiglu_backward)(float *du, const float *da, const float *u, size_t F);
 } gai_x86_vectors;
 
@@ -452,8 +455,17 @@ GAI_FN void gai_x86_release(void *state, void *p) {
     gai_x86_give(p);
 }
 
+enum { GAI_X86_FEW = 8, GAI_X86_FEW_COLUMNS = 32 }; /* fewer rows are not worth packing the other operand for */
+
 GAI_FN void gai_x86_linear_forward(void *state, float *y, const float *x, const float *w, size_t M, size_t O, size_t I) {
     gai_x86_state *s = (gai_x86_state *)state;
+    if (M < GAI_X86_FEW && s->linear.word == 1) {
+        GAI_PARALLEL_FOR
+        for (size_t o = 0; o < O; o += GAI_X86_FEW_COLUMNS)
+            for (size_t m = 0; m < M; m++)
+                s->vectors.dots(y + m * O + o, x + m * I, w + o * I, I, gai_min(GAI_X86_FEW_COLUMNS, O - o), I);
+        return;
+    }
     gai_x86_product m = {y, O, {x, I, false, false}, {w, I, false, false}, M, O, I, false, gai_x86_packed(s, w, O, I, false)};
     if (!gai_x86_multiply(s, &s->linear, m)) ga_linear_forward(y, x, w, M, O, I);
 }
@@ -611,11 +623,13 @@ GAI_FN void gai_x86_head_loss(void *state, float *losses, float *dx, float *dw, 
     gai_x86_state *s = (gai_x86_state *)state;
     size_t most = gai_min(N, GAI_X86_HEAD_ROWS), stride = gai_x86_round_up(V, 32), parts = gai_ceil_div(V, GAI_X86_HEAD_COLUMNS);
     size_t e_words = dx ? most * stride / s->linear.word : 0;
-    float *room = gai_x86_reserve(&s->head_room, e_words + most * (dx ? C : 0) + most * (parts + 2));
+    bool lent = e_words <= gai_min(N, GA_HEAD_ROWS) * V; /* the caller's scratch is large enough for E */
+    size_t own = lent ? 0 : e_words;
+    float *room = gai_x86_reserve(&s->head_room, own + most * (dx ? C : 0) + most * (parts + 2));
     for (size_t n = 0; n < N; n += GAI_X86_HEAD_ROWS) {
         size_t rows = gai_min(GAI_X86_HEAD_ROWS, N - n);
-        float *scaled = room + e_words, *factor = scaled + most * (dx ? C : 0), *dxn = dx ? dx + n * C : NULL;
-        gai_x86_head h = {&s->linear, x + n * C, targets + n, factor + most, factor + 2 * most, dx ? room : NULL, rows, stride, C,
+        float *scaled = room + own, *factor = scaled + most * (dx ? C : 0), *dxn = dx ? dx + n * C : NULL;
+        gai_x86_head h = {&s->linear, x + n * C, targets + n, factor + most, factor + 2 * most, !dx ? NULL : lent ? logits : room, rows, stride, C,
                           gai_max(gai_ceil_div(rows, GAI_X86_BLOCK), gai_min(rows, gai_x86_threads()))};
         bool done = room != NULL;
         if (done) {
@@ -640,6 +654,14 @@ GAI_FN void gai_x86_head_loss(void *state, float *losses, float *dx, float *dw, 
  * A task of the forward pass is a chunk of queries of one head; of the backward pass, a head. */
 enum { GAI_X86_CHUNK = 512 };
 
+/* An A panel out of a tile whose lines are already the steps of k: float32 is used as it lies. */
+GAI_FN gai_x86_panels gai_x86_tile_panels(const gai_x86_products *p, float *room, const float *tile, size_t line, size_t rows,
+                                          size_t K) {
+    gai_x86_panels as_it_lies = {tile, gai_x86_unit(p, rows), line};
+    gai_x86_matrix m = {tile, line, true, false};
+    return p->word == 1 ? as_it_lies : gai_x86_pack_a(p, room, m, rows, K);
+}
+
 GAI_FN gai_x86_panels gai_x86_pack_columns(const gai_x86_products *p, float *to, gai_x86_matrix b, size_t N, size_t K) {
     size_t lines = gai_x86_lines(p, K);
     gai_x86_panels panels = {to, lines * p->columns, p->columns};
@@ -660,11 +682,12 @@ GAI_INLINE size_t gai_x86_a_words(const gai_x86_products *p, size_t M, size_t K)
 GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, const float *q, const float *k, const float *v,
                                size_t i0, size_t i1, ga_shape n, float *room) {
     enum { QUERIES = GAI_X86_QUERIES, KEYS = GAI_X86_KEYS };
-    const gai_x86_products *p = &s->single;
+    const gai_x86_products *p = &s->linear;
     size_t D = n.D, stride = n.HQ * D, kv_stride = n.HK * D, offset = n.S - n.T, end = offset + i1; /* keys that are seen */
     size_t q_tile = gai_x86_b_words(p, QUERIES, D);
     float *q_room = room, *k_room = q_room + GAI_X86_CHUNK / QUERIES * q_tile, *v_room = k_room + gai_x86_a_words(p, KEYS, D);
-    float *scores = v_room + gai_x86_b_words(p, D, KEYS), *top = scores + KEYS * QUERIES, *sum = top + GAI_X86_CHUNK;
+    float *p_room = v_room + gai_x86_b_words(p, D, KEYS), *scores = p_room + gai_x86_a_words(p, QUERIES, KEYS);
+    float *top = scores + KEYS * QUERIES, *sum = top + GAI_X86_CHUNK;
     float *keep = sum + GAI_X86_CHUNK, scale = 1 / sqrtf((float)D);
     for (size_t i = 0; i < GAI_X86_CHUNK; i++) top[i] = -(float)INFINITY, sum[i] = 0;
     for (size_t i = i0; i < i1; i += QUERIES) {
@@ -682,16 +705,17 @@ GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, con
             if (seen <= j) continue;
             seen = gai_min(keys, seen - j);
             gai_x86_panels q_panels = {q_room + at / QUERIES * q_tile, q_tile * p->columns / QUERIES, p->columns};
-            p->multiply(scores, QUERIES, k_panels, unit, q_panels, seen, gai_x86_round_up(rows, p->columns), D, false);
+            p->multiply(scores, QUERIES, k_panels, unit, q_panels, seen, gai_x86_round_up(rows, p->columns),
+                        gai_ceil_div(D, p->word), false);
             for (size_t key = offset + i > j ? offset + i - j : 0; key < seen; key++) /* keys after the query */
                 for (size_t r = 0; r < rows && offset + i + r < j + key; r++) scores[key * QUERIES + r] = -(float)INFINITY;
             s->vectors.softmax(scores, top + at, sum + at, keep, seen, rows, scale);
             if (j > 0)
                 for (size_t r = 0; r < rows; r++)
                     for (size_t d = 0; d < D; d++) y[(i + r) * stride + d] *= keep[r];
-            size_t strip = gai_x86_unit(p, rows);
-            gai_x86_panels probabilities = {scores, strip, QUERIES};
-            p->multiply(y + i * stride, stride, probabilities, strip, v_panels, rows, D, seen, j > 0);
+            gai_x86_panels probabilities = gai_x86_tile_panels(p, p_room, scores, QUERIES, rows, seen);
+            p->multiply(y + i * stride, stride, probabilities, gai_x86_unit(p, rows), v_panels, rows, D,
+                        gai_ceil_div(seen, p->word), j > 0);
         }
     }
     for (size_t i = i0; i < i1; i++) {
@@ -701,14 +725,30 @@ GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, con
     }
 }
 
+/* One query, as in generation: each key and value is read once. scores: room for the keys that it sees. */
+GAI_FN void gai_x86_sdpa_query(const gai_x86_state *s, float *y, float *lse, const float *q, const float *k, const float *v,
+                               size_t keys, ga_shape n, float *scores) {
+    float scaled[GA_MAX_HEAD_DIM], scale = 1 / sqrtf((float)n.D), top = -(float)INFINITY;
+    s->vectors.scale(scaled, q, NULL, n.D, scale);
+    s->vectors.dots(scores, scaled, k, n.HK * n.D, keys, n.D);
+    for (size_t j = 0; j < keys; j++) top = scores[j] > top ? scores[j] : top;
+    float sum = s->single.exponentials(scores, scores, keys, top);
+    s->vectors.combine(y, scores, v, n.HK * n.D, keys, n.D);
+    s->vectors.scale(y, y, NULL, n.D, 1 / sum);
+    *lse = top + logf(sum);
+}
+
 GAI_FN void gai_x86_sdpa_forward(void *state, float *y, float *lse, const float *q, const float *k, const float *v, ga_shape n) {
     gai_x86_state *s = (gai_x86_state *)state;
-    const gai_x86_products *p = &s->single;
+    const gai_x86_products *p = &s->linear;
+    bool few = n.T < GAI_X86_FEW;
     size_t chunks = gai_ceil_div(n.T, GAI_X86_CHUNK), D = n.D;
     size_t each = gai_x86_b_words(p, GAI_X86_CHUNK, D) + gai_x86_a_words(p, GAI_X86_KEYS, D) + gai_x86_b_words(p, D, GAI_X86_KEYS) +
-                  GAI_X86_KEYS * GAI_X86_QUERIES + 2 * GAI_X86_CHUNK + GAI_X86_QUERIES;
-    float *room = n.T < 8 ? NULL : gai_x86_reserve(&s->room, gai_x86_threads() * each);
-    if (!room) { /* few queries, as in generation: packing the keys would cost more than reading them once */
+                  gai_x86_a_words(p, GAI_X86_QUERIES, GAI_X86_KEYS) + GAI_X86_KEYS * GAI_X86_QUERIES + 2 * GAI_X86_CHUNK +
+                  GAI_X86_QUERIES;
+    if (few) each = gai_x86_round_up(n.S, GAI_X86_PAD);
+    float *room = gai_x86_reserve(&s->room, gai_x86_threads() * each);
+    if (!room) {
         ga_sdpa_forward(y, lse, q, k, v, n);
         return;
     }
@@ -716,20 +756,28 @@ GAI_FN void gai_x86_sdpa_forward(void *state, float *y, float *lse, const float 
     for (size_t task = 0; task < n.B * n.HQ * chunks; task++) {
         size_t bh = task / chunks, i = (chunks - 1 - task % chunks) * GAI_X86_CHUNK; /* the longest first */
         size_t b = bh / n.HQ, h = bh % n.HQ, kv = (b * n.S * n.HK + h / (n.HQ / n.HK)) * D, at = (b * n.T * n.HQ + h) * D;
-        gai_x86_sdpa_chunk(s, y + at, lse + bh * n.T, q + at, k + kv, v + kv, i, gai_min(n.T, i + GAI_X86_CHUNK), n,
-                           room + gai_x86_thread() * each);
+        float *own = room + gai_x86_thread() * each;
+        if (!few) gai_x86_sdpa_chunk(s, y + at, lse + bh * n.T, q + at, k + kv, v + kv, i, gai_min(n.T, i + GAI_X86_CHUNK), n, own);
+        for (size_t t = 0, row = at; few && t < n.T; t++, row += n.HQ * D)
+            gai_x86_sdpa_query(s, y + row, lse + bh * n.T + t, q + row, k + kv, v + kv, n.S - n.T + t + 1, n, own);
     }
+}
+
+/* Words of the A panels of a backward tile, whichever way it is packed. */
+GAI_INLINE size_t gai_x86_backward_words(const gai_x86_products *p, size_t D) {
+    return gai_max(gai_x86_a_words(p, GAI_X86_QUERIES, gai_max(D, GAI_X86_KEYS)),
+                   gai_x86_a_words(p, GAI_X86_KEYS, GAI_X86_QUERIES));
 }
 
 /* One head. dk and dv are its own, (T, D); delta_i = dy_i . y_i. */
 GAI_FN void gai_x86_sdpa_head_backward(const gai_x86_state *s, float *dq, float *dk, float *dv, const float *dy, const float *lse,
                                        const float *delta, const float *q, const float *k, const float *v, ga_shape n, float *room) {
     enum { QUERIES = GAI_X86_QUERIES, KEYS = GAI_X86_KEYS };
-    const gai_x86_products *p = &s->single;
-    size_t D = n.D, T = n.T, stride = n.HQ * D, kv_stride = n.HK * D;
+    const gai_x86_products *p = &s->linear;
+    size_t D = n.D, T = n.T, stride = n.HQ * D, kv_stride = n.HK * D, D_steps = gai_ceil_div(D, p->word);
     size_t b_keys = gai_x86_b_words(p, KEYS, D), b_values = gai_x86_b_words(p, D, KEYS);
     float *k_room = room, *v_room = k_room + b_keys, *kt_room = v_room + b_keys, *b_room = kt_room + b_values;
-    float *a_room = b_room + b_values, *scores = a_room + gai_x86_a_words(p, QUERIES, gai_max(D, KEYS)), *ds = scores + QUERIES * KEYS;
+    float *a_room = b_room + b_values, *scores = a_room + gai_x86_backward_words(p, D), *ds = scores + QUERIES * KEYS;
     float scale = 1 / sqrtf((float)D);
     for (size_t j = 0; j < T; j += KEYS) {
         size_t keys = gai_min(KEYS, T - j);
@@ -742,21 +790,23 @@ GAI_FN void gai_x86_sdpa_head_backward(const gai_x86_state *s, float *dq, float 
             size_t rows = gai_min(QUERIES, T - i), seen = gai_min(keys, i + rows - j), strip = gai_x86_unit(p, rows);
             size_t columns = gai_x86_round_up(seen, p->columns); /* the panels are padded with zeros */
             gai_x86_matrix q_rows = {q + i * stride, stride, false, false}, dy_rows = {dy + i * stride, stride, false, false};
-            p->multiply(scores, KEYS, gai_x86_pack_a(p, a_room, q_rows, rows, D), strip, k_panels, rows, columns, D, false);
-            p->multiply(ds, KEYS, gai_x86_pack_a(p, a_room, dy_rows, rows, D), strip, v_panels, rows, columns, D, false);
+            p->multiply(scores, KEYS, gai_x86_pack_a(p, a_room, q_rows, rows, D), strip, k_panels, rows, columns, D_steps, false);
+            p->multiply(ds, KEYS, gai_x86_pack_a(p, a_room, dy_rows, rows, D), strip, v_panels, rows, columns, D_steps, false);
             for (size_t r = 0; r < rows; r++) {
                 size_t visible = gai_min(seen, i + r + 1 > j ? i + r + 1 - j : 0);
                 float *pr = scores + r * KEYS, *dr = ds + r * KEYS;
                 s->vectors.softmax_backward(pr, dr, gai_x86_round_up(visible, 16), scale, lse[i + r], delta[i + r]);
                 for (size_t key = visible; key < seen; key++) pr[key] = dr[key] = 0;
             }
-            size_t seen_unit = gai_x86_unit(p, seen);
+            size_t seen_unit = gai_x86_unit(p, seen), row_steps = gai_ceil_div(rows, p->word);
             q_rows.k_first = dy_rows.k_first = true;
-            gai_x86_panels probabilities = {scores, seen_unit, KEYS}, d_scores = {ds, seen_unit, KEYS};
             gai_x86_matrix ds_rows = {ds, KEYS, false, false};
-            p->multiply(dv + j * D, D, probabilities, seen_unit, gai_x86_pack_columns(p, b_room, dy_rows, D, rows), seen, D, rows, true);
-            p->multiply(dk + j * D, D, d_scores, seen_unit, gai_x86_pack_columns(p, b_room, q_rows, D, rows), seen, D, rows, true);
-            p->multiply(dq + i * stride, stride, gai_x86_pack_a(p, a_room, ds_rows, rows, seen), strip, kt_panels, rows, D, seen, true);
+            p->multiply(dv + j * D, D, gai_x86_tile_panels(p, a_room, scores, KEYS, seen, rows), seen_unit,
+                        gai_x86_pack_columns(p, b_room, dy_rows, D, rows), seen, D, row_steps, true);
+            p->multiply(dk + j * D, D, gai_x86_tile_panels(p, a_room, ds, KEYS, seen, rows), seen_unit,
+                        gai_x86_pack_columns(p, b_room, q_rows, D, rows), seen, D, row_steps, true);
+            p->multiply(dq + i * stride, stride, gai_x86_pack_a(p, a_room, ds_rows, rows, seen), strip, kt_panels, rows, D,
+                        gai_ceil_div(seen, p->word), true);
         }
     }
 }
@@ -764,10 +814,10 @@ GAI_FN void gai_x86_sdpa_head_backward(const gai_x86_state *s, float *dq, float 
 GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, float *scratch, const float *dy, const float *y,
                                   const float *lse, const float *q, const float *k, const float *v, ga_shape n) {
     gai_x86_state *s = (gai_x86_state *)state;
-    const gai_x86_products *p = &s->single;
+    const gai_x86_products *p = &s->linear;
     size_t T = n.T, D = n.D, heads = n.B * n.HQ, group = n.HQ / n.HK;
     size_t each = 2 * gai_x86_b_words(p, GAI_X86_KEYS, D) + 2 * gai_x86_b_words(p, D, GAI_X86_KEYS) +
-                  gai_x86_a_words(p, GAI_X86_QUERIES, gai_max(D, GAI_X86_KEYS)) + 2 * GAI_X86_QUERIES * GAI_X86_KEYS;
+                  gai_x86_backward_words(p, D) + 2 * GAI_X86_QUERIES * GAI_X86_KEYS;
     float *dk_heads = scratch, *dv_heads = dk_heads + heads * T * D, *deltas = dv_heads + heads * T * D;
     float *room = gai_x86_reserve(&s->room, gai_x86_threads() * each);
     if (!room) {
@@ -1553,10 +1603,33 @@ GAX_FN void GAX(swiglu_backward)(float *du, const float *da, const float *u, siz
     }
 }
 
+GAX_FN void GAX(dots)(float *y, const float *x, const float *w, size_t stride, size_t rows, size_t n) {
+    size_t j = 0;
+    for (; j + 4 <= rows; j += 4, w += 4 * stride) { /* four streams of memory */
+        GAX_V sum[4] = {GAX_SET(0), GAX_SET(0), GAX_SET(0), GAX_SET(0)};
+        for (size_t i = 0; i < n; i += GAX_LANES) {
+            GAX_V v = GAX(load_first)(x + i, n - i);
+            GAX_UNROLL
+            for (size_t q = 0; q < 4; q++) sum[q] = GAX_FMA(v, GAX(load_first)(w + q * stride + i, n - i), sum[q]);
+        }
+        for (size_t q = 0; q < 4; q++) y[j + q] = GAX(total)(sum[q]);
+    }
+    for (; j < rows; j++, w += stride) y[j] = GAX(dot)(x, w, n);
+}
+
+GAX_FN void GAX(combine)(float *y, const float *p, const float *v, size_t stride, size_t rows, size_t n) {
+    for (size_t i = 0; i < n; i += GAX_LANES) {
+        GAX_V sum = GAX_SET(0);
+        for (size_t j = 0; j < rows; j++) sum = GAX_FMA(GAX_SET(p[j]), GAX(load_first)(v + j * stride + i, n - i), sum);
+        GAX(store_first)(y + i, sum, n - i);
+    }
+}
+
 GAI_FN gai_x86_vectors GAX(vectors)(void) {
     gai_x86_vectors v = {GAX(softmax), GAX(softmax_backward), GAX(rmsnorm),       GAX(rmsnorm_backward),
                          GAX(head),    GAX(head_backward),    GAX(gate),          GAX(gate_backward),
-                         GAX(scale),   GAX(swiglu),           GAX(swiglu_backward)};
+                         GAX(scale),   GAX(swiglu),           GAX(dots),          GAX(combine),
+                         GAX(swiglu_backward)};
     return v;
 }
 #endif

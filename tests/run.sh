@@ -21,7 +21,7 @@ for test in "$@"; do
         ;;
     *)
         p=$(grep -c '^\[       OK \]' "$log")
-        f=$(grep -c '^\[  FAILED  \] [a-zA-Z_]' "$log")
+        f=$(grep '^\[  FAILED  \] [a-zA-Z_]' "$log" | sort -u | wc -l) # named where it failed, and at the end
         ;;
     esac
     p=${p:-0} f=${f:-0}

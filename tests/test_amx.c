@@ -107,6 +107,26 @@ static void check(const ga_device *d, size_t M, size_t O, size_t I) {
     free(targets);
 }
 
+static void check_sdpa(const ga_device *d, size_t T, size_t D) {
+    ga_shape n = {1, T, T, 2, 1, D};
+    size_t q_size = T * 2 * D, k_size = T * D, size[3] = {1, T, D};
+    uint64_t random = T + D;
+    ga_real *q = rounded_reals(q_size, &random), *k = rounded_reals(k_size, &random), *v = rounded_reals(k_size, &random);
+    ga_real *dy = rounded_reals(q_size, &random), *y = reals(q_size), *lse = reals(2 * T), *scratch = reals(2 * T * (2 * D + 1));
+    ga_real *dq = reals(q_size), *dk = reals(k_size), *dv = reals(k_size), *expected = reals(q_size);
+    ga_real *dq_expected = reals(q_size), *dk_expected = reals(k_size), *dv_expected = reals(k_size);
+    d->sdpa_forward(d->state, y, lse, q, k, v, n);
+    ga_sdpa_forward(expected, lse, q, k, v, n);
+    expect_same(y, expected, q_size, 6e-3, "sdpa_forward", size);
+    d->sdpa_backward(d->state, dq, dk, dv, scratch, dy, expected, lse, q, k, v, n);
+    ga_sdpa_backward(dq_expected, dk_expected, dv_expected, scratch, dy, expected, lse, q, k, v, n);
+    expect_same(dq, dq_expected, q_size, 6e-3, "dq", size);
+    expect_same(dk, dk_expected, k_size, 6e-3, "dk", size);
+    expect_same(dv, dv_expected, k_size, 6e-3, "dv", size);
+    ga_real *all[] = {q, k, v, dy, y, lse, scratch, dq, dk, dv, expected, dq_expected, dk_expected, dv_expected};
+    for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
+}
+
 static void test_products(void **unused) {
     (void)unused;
     static const size_t odd[] = {1, 3, 17, 33, 65, 129};
@@ -119,6 +139,7 @@ static void test_products(void **unused) {
             for (size_t c = 0; c < COUNT(odd); c++) check(&d, odd[a], odd[b], odd[c]);
     check(&d, 300, 40, 70);
     check(&d, 5, 40, 1100);
+    for (size_t i = 1; i < COUNT(odd); i++) check_sdpa(&d, odd[i], 34), check_sdpa(&d, odd[i], 64);
     ga_device_x86_destroy(&d);
 }
 #else

@@ -72,6 +72,7 @@ eval_every = 10
 eval_windows = 6
 data = gen:backcopy,vocab=64
 threads = 1
+use_amp = off
 END
 cd "$dir" || exit 1
 check "train the baseline" "$train" tiny.cfg gate_position=none output_dir=runs/baseline

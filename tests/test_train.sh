@@ -262,7 +262,7 @@ refuse "heads that do not divide" 2 "n_kv_heads" tiny.cfg n_kv_heads=3
 refuse "odd head_dim" 2 "head_dim" tiny.cfg head_dim=7
 refuse "impossible gate" 2 "gate_" tiny.cfg gate_activation=rmsnorm
 refuse "device = cuda" 2 "device.*CUDA" tiny.cfg device=cuda
-refuse "use_amp = on" 2 "use_amp" tiny.cfg use_amp=on
+GA_ISA=c refuse "use_amp = on" 2 "use_amp" tiny.cfg use_amp=on
 refuse "an endless epoch" 2 "max_tokens" tiny.cfg max_steps=0 max_tokens=0 output_dir=other
 refuse "missing data" 1 "missing.txt" tiny.cfg data=missing.txt output_dir=other
 refuse "data of an unknown kind" 1 "tiny.cfg" tiny.cfg data=tiny.cfg output_dir=other
