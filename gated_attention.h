@@ -322,7 +322,7 @@ enum {
 /* "linear_forward" and so on, for i < GA_OP_COUNT. */
 GA_API const char *ga_operator_name(size_t i);
 
-enum { GA_HEAD_ROWS = 128 }; /* rows of logits that exist at one time */
+enum { GA_HEAD_ROWS = 256 }; /* rows of logits that exist at one time */
 
 /* ---- device ------------------------------------------------------------------------------------------------------- */
 

@@ -6,7 +6,7 @@
  *     #include "gated_attention.h"
  *     #include "gated_attention_x86.h"
  *
- *     ga_x86_settings settings = {NULL, true};              // the best instruction set, bfloat16 products if it has them
+ *     ga_x86_settings settings = {NULL, true};      // the best instruction set; bfloat16 products if it has them
  *     ga_device device;
  *     if (ga_device_x86(&device, settings, &e) != GA_OK) ...
  *     ga_model *m = ga_create(&c, &device, GA_TRAINING, &e);
@@ -14,9 +14,16 @@
  *     ga_destroy(m);
  *     ga_device_x86_destroy(&device);
  *
- * Which instructions are used is decided at run time: the program needs no -march flag. On other processors and compilers
- * than x86-64 with gcc 11 or clang 12 (or later), and with GA_DOUBLE, the device is that of ga_device_cpu(). No result depends on the
- * number of threads. A device is used by one thread of the program at a time; it starts its own team.
+ * Which instructions are used is decided at run time: the program needs no -march flag. On other processors and
+ * compilers than x86-64 with gcc 11 or clang 12 (or later), and with GA_DOUBLE, the device is that of ga_device_cpu().
+ * No result depends on the number of threads. A device is used by one thread of the program at a time; it starts its
+ * own team.
+ *
+ * Numbers: float32 differs from plain C only in the order of additions. With bfloat16 the operands of products are
+ * rounded to nearest even (denormal values become 0); all else is float32: sums, weights, softmax, norms, losses.
+ *
+ * The file includes itself, once for each instruction set, to compile its second part (from "GAX_PASS" on): one text, in
+ * which V is a vector of LANES words.
  */
 #ifndef GAX_PASS
 
@@ -44,12 +51,17 @@ GA_API bool ga_device_x86_bf16(const ga_device *device);
 #endif
 #endif /* GATED_ATTENTION_X86_H */
 
-/* ==== implementation =============================================================================================== */
+/* ==== implementation ============================================================================================== */
 
 #if defined(GATED_ATTENTION_IMPLEMENTATION) && !defined(GATED_ATTENTION_X86_IMPLEMENTED)
 #define GATED_ATTENTION_X86_IMPLEMENTED
 
-#if defined(__x86_64__) && !defined(GA_DOUBLE) && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 11))
+#if defined(__clang__) && __clang_major__ >= 12
+#define GAI_X86_COMPILER
+#elif defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
+#define GAI_X86_COMPILER
+#endif
+#if defined(__x86_64__) && defined(GAI_X86_COMPILER) && !defined(GA_DOUBLE)
 #define GAI_X86
 #include <cpuid.h>
 #include <immintrin.h>
@@ -66,11 +78,12 @@ typedef enum { GAI_X86_C, GAI_X86_AVX2, GAI_X86_AVX512, GAI_X86_BF16, GAI_X86_AM
 
 #ifdef GAI_X86
 
-/* ---- how a fast product is built ----------------------------------------------------------------------------------- */
+/* ---- how a fast product is built --------------------------------------------------------------------------------- */
 
 /* A core multiplies far faster than it loads, so what is loaded must be used many times. Three measures:
  *
- * 1. Register block. ROWS x COLUMNS values of C stay in registers while the contraction runs over k. Each step loads one
+ * 1. Register block. ROWS x COLUMNS values of C stay in registers while the contraction runs over k. Each step loads
+ * one
  *    line of B (COLUMNS values) and one of A (ROWS values), and multiplies every one with every other: 14 + 32 values
  *    loaded for 448 multiplications with AVX-512.
  *
@@ -84,7 +97,8 @@ typedef enum { GAI_X86_C, GAI_X86_AVX2, GAI_X86_AVX512, GAI_X86_BF16, GAI_X86_AM
  *               +---------+                     +------------------+        C[i][j] += A[k][i] B[k][j]
  *
  * 3. Blocks for the caches. The steps of k are cut into parts so that an A panel stays in the first-level cache and the
- *    A panels of one task (about GAI_X86_BLOCK rows) in the second-level cache, while each B panel passes along them all.
+ *    A panels of one task (about GAI_X86_BLOCK rows) in the second-level cache, while each B panel passes along them
+ *    all.
  *
  *               B   | panel | panel | ...                    task: a block of rows, all panels of B
  *         A         +-------+-------+----
@@ -94,20 +108,22 @@ typedef enum { GAI_X86_C, GAI_X86_AVX2, GAI_X86_AVX512, GAI_X86_BF16, GAI_X86_AM
  *                                                                    for each strip: kernel
  *
  * A word is 32 bits: a float, or two bfloat16 neighbours along k, (2q, 2q+1), for instructions that multiply pairs and
- * add both products to one float32 sum. Beside the multiplication nothing tells them apart: K float32 steps or K/2 steps
- * of pairs. bfloat16 is rounded to nearest even while packing; packed weights are kept until the optimiser changes them.
+ * add both products to one float32 sum. Beside the multiplication nothing tells them apart: K float32 steps or K/2
+ * steps of pairs. bfloat16 is rounded to nearest even while packing; packed weights are kept until the optimiser
+ * changes them.
  *
  * The sum over k of one element of C has the same order however many rows, tasks and threads there are. */
 
 enum {
-    GAI_X86_BLOCK = 128,         /* rows of a task */
-    GAI_X86_STEPS = 512,         /* steps of k whose A panels are packed at a time */
-    GAI_X86_SHARED = 8 << 20,    /* bytes of B that are packed at a time when they are not kept */
-    GAI_X86_LINES = 32,          /* steps of k that are packed at a time where k is not the inner dimension */
-    GAI_X86_PAD = 16             /* the steps of a panel are a multiple of this */
+    GAI_X86_BLOCK = 128,      /* rows of a task */
+    GAI_X86_STEPS = 512,      /* steps of k whose A panels are packed at a time */
+    GAI_X86_SHARED = 8 << 20, /* bytes of B that are packed at a time when they are not kept */
+    GAI_X86_LINES = 32,       /* steps of k that are packed at a time where k is not the inner dimension */
+    GAI_X86_PAD = 16          /* the steps of a panel are a multiple of this */
 };
 
-/* An operand in memory: value k of row i is p[i * stride + k], or p[k * stride + i] when k_first. (B has columns as rows.) */
+/* An operand in memory: value k of row i is p[i * stride + k], or p[k * stride + i] when k_first. (B has columns as
+ * rows.) */
 typedef struct {
     const float *p; /* with `half` bfloat16 values, two in a float */
     size_t stride;
@@ -136,9 +152,10 @@ typedef struct {
     void (*pack_a)(float *to, gai_x86_matrix a, size_t rows, size_t K);
     void (*pack_b)(float *to, gai_x86_matrix b, size_t columns, size_t K);
     /* C (M, N) (+)= A B for packed panels, those of A with `unit` rows */
-    void (*multiply)(float *c, size_t ldc, gai_x86_panels a, size_t unit, gai_x86_panels b, size_t M, size_t N, size_t steps,
-                     bool add);
-    /* e_j = exp(min(l_j - reference, 75)) of n logits, stored as values of this precision unless e is NULL; their sum */
+    void (*multiply)(float *c, size_t ldc, gai_x86_panels a, size_t unit, gai_x86_panels b, size_t M, size_t N,
+                     size_t steps, bool add);
+    /* e_j = exp(min(l_j - reference, 75)) of n logits, stored as values of this precision unless e is NULL; their
+     * sum */
     float (*exponentials)(void *e, const float *l, size_t n, float reference);
 } gai_x86_products;
 
@@ -146,17 +163,18 @@ enum { GAI_X86_QUERIES = 64, GAI_X86_KEYS = 128 }; /* of a tile of attention */
 
 /* Functions on float32 vectors. */
 typedef struct {
-    /* Softmax of scores s (keys, QUERIES), a running maximum and sum for each query: s becomes exp(scale s - top), `keep`
-     * is what earlier sums and outputs are to be multiplied by */
+    /* Softmax of scores s (keys, QUERIES), a running maximum and sum for each query: s becomes exp(scale s - top),
+     * `keep` is what earlier sums and outputs are to be multiplied by */
     void (*softmax)(float *s, float *top, float *sum, float *keep, size_t keys, size_t queries, float scale);
     /* p_j = exp(scale p_j - lse), ds_j = p_j (ds_j - delta) scale for n keys of one query */
     void (*softmax_backward)(float *p, float *ds, size_t n, float scale, float lse, float delta);
     /* One row of the operators of the same name; rmsnorm returns 1 / sqrt(mean(x^2) + eps), dw is added to. */
     float (*rmsnorm)(float *h, const float *x, const float *w, size_t n, float eps);
-    void (*rmsnorm_backward)(float *dx, float *dw, const float *dh, const float *x, const float *w, float r, size_t n, bool add);
+    void (*rmsnorm_backward)(float *dx, float *dw, const float *dh, const float *x, const float *w, float r, size_t n,
+                             bool add);
     void (*head)(float *y, const float *x, const float *w, const float *rope, size_t D, float eps);
-    void (*head_backward)(float *dx, float *dw, const float *dy, const float *x, const float *w, const float *rope, size_t D,
-                          float eps);
+    void (*head_backward)(float *dx, float *dw, const float *dy, const float *x, const float *w, const float *rope,
+                          size_t D, float eps);
     void (*gate)(float *o, const float *y, const float *s, size_t n); /* o = y sigmoid(s) */
     void (*gate_backward)(float *dy, float *ds, const float *d_o, const float *y, const float *s, size_t n);
     float (*scale)(float *o, const float *y, const float *other, size_t n, float factor); /* o = factor y; y . other */
@@ -209,7 +227,7 @@ typedef struct {
 #pragma GCC diagnostic pop
 #endif
 
-/* ---- the system ----------------------------------------------------------------------------------------------------- */
+/* ---- the system -------------------------------------------------------------------------------------------------- */
 
 #ifdef __linux__
 GAI_FN long gai_x86_syscall(long number, long a, long b, long c) {
@@ -291,9 +309,11 @@ GAI_INLINE size_t gai_x86_thread(void) {
 #endif
 }
 
-/* ---- products by all threads ----------------------------------------------------------------------------------------- */
+/* ---- products by all threads ------------------------------------------------------------------------------------- */
 
-GAI_INLINE size_t gai_x86_round_up(size_t a, size_t b) { return gai_ceil_div(a, b) * b; }
+GAI_INLINE size_t gai_x86_round_up(size_t a, size_t b) {
+    return gai_ceil_div(a, b) * b;
+}
 
 /* Lines of a panel of K values. */
 GAI_INLINE size_t gai_x86_lines(const gai_x86_products *p, size_t K) {
@@ -336,7 +356,8 @@ GAI_INLINE size_t gai_x86_begin(const gai_x86_products *p, size_t M, size_t bloc
     return block == blocks ? M : M * block / blocks / p->align * p->align;
 }
 
-/* Rows of a strip of a block: strips of equal height, for a few rows at the end would be slow; tiles are always full. */
+/* Rows of a strip of a block: strips of equal height, for a few rows at the end would be slow; tiles are always
+ * full. */
 GAI_INLINE size_t gai_x86_unit(const gai_x86_products *p, size_t rows) {
     return p->align > 1 ? p->rows : gai_ceil_div(rows, gai_ceil_div(rows, p->rows));
 }
@@ -347,12 +368,13 @@ GAI_FN gai_x86_panels gai_x86_pack_a(const gai_x86_products *p, float *to, gai_x
     gai_x86_panels panels = {to, gai_x86_lines(p, K) * p->a_width, p->a_width};
     for (size_t k = 0; k < K; k += run)
         for (size_t i = 0; i < rows; i += unit)
-            p->pack_a(to + i / unit * panels.panel + k / p->word * p->a_width, gai_x86_part(a, i, k), gai_min(unit, rows - i),
-                      gai_min(run, K - k));
+            p->pack_a(to + i / unit * panels.panel + k / p->word * p->a_width, gai_x86_part(a, i, k),
+                      gai_min(unit, rows - i), gai_min(run, K - k));
     return panels;
 }
 
-GAI_FN void gai_x86_task(const gai_x86_products *p, const gai_x86_product *m, const gai_x86_region *r, size_t task, float *room) {
+GAI_FN void gai_x86_task(const gai_x86_products *p, const gai_x86_product *m, const gai_x86_region *r, size_t task,
+                         float *room) {
     size_t block = task % r->blocks, group = task / r->blocks, panels = gai_ceil_div(r->j1 - r->j0, p->columns);
     size_t i0 = gai_x86_begin(p, m->M, block, r->blocks), rows = gai_x86_begin(p, m->M, block + 1, r->blocks) - i0;
     size_t first = panels * group / r->groups, last = panels * (group + 1) / r->groups;
@@ -362,9 +384,10 @@ GAI_FN void gai_x86_task(const gai_x86_products *p, const gai_x86_product *m, co
     for (size_t k = r->k0; rows > 0 && k < r->k1; k += depth) {
         size_t K = gai_min(depth, r->k1 - k);
         gai_x86_panels a = gai_x86_pack_a(p, room, gai_x86_part(m->a, i0, k), rows, K);
-        gai_x86_panels b = {r->panels + (first * r->lines + (k - r->k0) / p->word) * p->columns, p->columns * r->lines, p->columns};
-        p->multiply(m->c + i0 * m->ldc + j, m->ldc, a, gai_x86_unit(p, rows), b, rows, columns, gai_ceil_div(K, p->word),
-                    m->add || k > 0);
+        gai_x86_panels b = {r->panels + (first * r->lines + (k - r->k0) / p->word) * p->columns, p->columns * r->lines,
+                            p->columns};
+        p->multiply(m->c + i0 * m->ldc + j, m->ldc, a, gai_x86_unit(p, rows), b, rows, columns,
+                    gai_ceil_div(K, p->word), m->add || k > 0);
     }
 }
 
@@ -400,15 +423,18 @@ GAI_FN bool gai_x86_multiply(gai_x86_state *s, const gai_x86_products *p, gai_x8
     return true;
 }
 
-/* ---- linear maps ------------------------------------------------------------------------------------------------------ */
+/* ---- linear maps ------------------------------------------------------------------------------------------------- */
 
-/* The weights w (O, I) packed for y = x w^T, or with k_first for dx = dy w. NULL: not kept, because they are float32 (as
- * large again as the weights themselves, and packed fast) or because there is no memory. */
+/* The weights w (O, I) packed for y = x w^T, or with k_first for dx = dy w. NULL: not kept, because they are float32
+ * (as large again as the weights themselves, and packed fast) or because there is no memory. */
 GAI_FN const float *gai_x86_packed(gai_x86_state *s, const float *w, size_t O, size_t I, bool k_first) {
     const gai_x86_products *p = &s->linear;
     if (p->word == 1) return NULL;
     size_t at = 0, N = k_first ? I : O, K = k_first ? O : I, lines = gai_x86_lines(p, K);
-    while (at < s->n_packs && !(s->packs[at].w == w && s->packs[at].O == O && s->packs[at].I == I && s->packs[at].k_first == k_first)) at++;
+    for (; at < s->n_packs; at++) {
+        const gai_x86_pack *have = &s->packs[at];
+        if (have->w == w && have->O == O && have->I == I && have->k_first == k_first) break;
+    }
     if (at == s->n_packs) {
         gai_x86_pack *more = (gai_x86_pack *)GA_MALLOC((at + 1) * sizeof *more);
         float *data = (float *)(void *)gai_x86_take(gai_x86_round_up(N, p->columns) * lines * sizeof *data);
@@ -437,8 +463,10 @@ GAI_FN void gai_x86_forget(gai_x86_state *s, const void *from, size_t bytes, boo
         gai_x86_pack *pack = &s->packs[i];
         bool inside = (uintptr_t)pack->w - (uintptr_t)from < bytes;
         if (inside) pack->stale = true;
-        if (inside && drop) gai_x86_give(pack->data);
-        else s->packs[kept++] = *pack;
+        if (inside && drop)
+            gai_x86_give(pack->data);
+        else
+            s->packs[kept++] = *pack;
     }
     s->n_packs = kept;
 }
@@ -457,7 +485,8 @@ GAI_FN void gai_x86_release(void *state, void *p) {
 
 enum { GAI_X86_FEW = 8, GAI_X86_FEW_COLUMNS = 32 }; /* fewer rows are not worth packing the other operand for */
 
-GAI_FN void gai_x86_linear_forward(void *state, float *y, const float *x, const float *w, size_t M, size_t O, size_t I) {
+GAI_FN void gai_x86_linear_forward(void *state, float *y, const float *x, const float *w, size_t M, size_t O,
+                                   size_t I) {
     gai_x86_state *s = (gai_x86_state *)state;
     if (M < GAI_X86_FEW && s->linear.word == 1) {
         GAI_PARALLEL_FOR
@@ -466,33 +495,36 @@ GAI_FN void gai_x86_linear_forward(void *state, float *y, const float *x, const 
                 s->vectors.dots(y + m * O + o, x + m * I, w + o * I, I, gai_min(GAI_X86_FEW_COLUMNS, O - o), I);
         return;
     }
-    gai_x86_product m = {y, O, {x, I, false, false}, {w, I, false, false}, M, O, I, false, gai_x86_packed(s, w, O, I, false)};
+    gai_x86_matrix x_rows = {x, I, false, false}, w_rows = {w, I, false, false};
+    gai_x86_product m = {y, O, x_rows, w_rows, M, O, I, false, gai_x86_packed(s, w, O, I, false)};
     if (!gai_x86_multiply(s, &s->linear, m)) ga_linear_forward(y, x, w, M, O, I);
 }
 
-GAI_FN void gai_x86_linear_backward(void *state, float *dx, float *dw, const float *dy, const float *x, const float *w, size_t M,
-                                    size_t O, size_t I) {
+GAI_FN void gai_x86_linear_backward(void *state, float *dx, float *dw, const float *dy, const float *x, const float *w,
+                                    size_t M, size_t O, size_t I) {
     gai_x86_state *s = (gai_x86_state *)state;
-    gai_x86_product m = {dw, I, {dy, O, true, false}, {x, I, true, false}, O, I, M, true, NULL};
-    bool done = gai_x86_multiply(s, &s->linear, m);
-    if (!done) {
+    gai_x86_matrix dy_columns = {dy, O, true, false}, x_columns = {x, I, true, false};
+    gai_x86_matrix dy_rows = {dy, O, false, false}, w_columns = {w, I, true, false};
+    gai_x86_product to_w = {dw, I, dy_columns, x_columns, O, I, M, true, NULL};
+    if (!gai_x86_multiply(s, &s->linear, to_w)) {
         ga_linear_backward(dx, dw, dy, x, w, M, O, I);
         return;
     }
     if (!dx) return;
-    gai_x86_product n = {dx, I, {dy, O, false, false}, {w, I, true, false}, M, I, O, false, gai_x86_packed(s, w, O, I, true)};
-    if (!gai_x86_multiply(s, &s->linear, n)) gai_product(dx, I, dy, O, 1, w, I, 1, M, I, O, false);
+    gai_x86_product to_x = {dx, I, dy_rows, w_columns, M, I, O, false, gai_x86_packed(s, w, O, I, true)};
+    if (!gai_x86_multiply(s, &s->linear, to_x)) gai_product(dx, I, dy, O, 1, w, I, 1, M, I, O, false);
 }
 
-/* ---- output head and cross-entropy -------------------------------------------------------------------------------------- */
+/* ---- output head and cross-entropy ------------------------------------------------------------------------------- */
 
 /* For a row with target t let e_v = exp(l_v - l_t) for v != t and S = sum e_v. Then
  *
  *     loss = log(1 + S),   d l_v = f e_v,   d l_t = -f S,   f = scale / (1 + S)
  *
- * so that each logit takes one exp, as it leaves the product: the matrix E of e_v is all that is stored, in the precision of
- * the products. f comes in afterwards: dx = f (E w), dw = E^T (f x); the target's own term is added in float32. Where some
- * l_v is so far above l_t that the exp is cut off at e^75, the loss is astronomical and plain C takes over. */
+ * so that each logit takes one exp, as it leaves the product: the matrix E of e_v is all that is stored, in the
+ * precision of the products. f comes in afterwards: dx = f (E w), dw = E^T (f x); the target's own term is added in
+ * float32. Where some l_v is so far above l_t that the exp is cut off at e^75, the loss is astronomical and plain C
+ * takes over. */
 enum { GAI_X86_HEAD_ROWS = 512, GAI_X86_HEAD_COLUMNS = 4096, GAI_X86_HEAD_TILE = 128 };
 
 typedef struct {
@@ -506,9 +538,11 @@ typedef struct {
 } gai_x86_head;
 
 /* Logits and exponentials of one block of rows for the columns j0..j1, whose panels are b. */
-GAI_FN void gai_x86_head_task(const gai_x86_head *h, gai_x86_panels b, size_t j0, size_t j1, size_t block, float *room) {
+GAI_FN void gai_x86_head_task(const gai_x86_head *h, gai_x86_panels b, size_t j0, size_t j1, size_t block,
+                              float *room) {
     const gai_x86_products *p = h->p;
-    size_t i0 = gai_x86_begin(p, h->rows, block, h->blocks), rows = gai_x86_begin(p, h->rows, block + 1, h->blocks) - i0;
+    size_t i0 = gai_x86_begin(p, h->rows, block, h->blocks);
+    size_t rows = gai_x86_begin(p, h->rows, block + 1, h->blocks) - i0;
     if (rows == 0) return;
     gai_x86_matrix x = {h->x + i0 * h->C, h->C, false, false};
     float *tile = room, *sums = h->sums + j0 / GAI_X86_HEAD_COLUMNS * h->rows + i0;
@@ -517,7 +551,8 @@ GAI_FN void gai_x86_head_task(const gai_x86_head *h, gai_x86_panels b, size_t j0
     memset(sums, 0, rows * sizeof *sums);
     for (size_t j = j0; j < j1; j += GAI_X86_HEAD_TILE, b.p += GAI_X86_HEAD_TILE / p->columns * b.panel) {
         size_t columns = gai_min(GAI_X86_HEAD_TILE, j1 - j);
-        p->multiply(tile, GAI_X86_HEAD_TILE, a, gai_x86_unit(p, rows), b, rows, columns, gai_ceil_div(h->C, p->word), false);
+        p->multiply(tile, GAI_X86_HEAD_TILE, a, gai_x86_unit(p, rows), b, rows, columns, gai_ceil_div(h->C, p->word),
+                    false);
         for (size_t i = 0; i < rows; i++) {
             float *l = tile + i * GAI_X86_HEAD_TILE;
             int32_t target = h->targets[i0 + i];
@@ -582,9 +617,10 @@ GAI_FN bool gai_x86_head_gradients(gai_x86_state *s, const gai_x86_head *h, floa
     bool half = h->p->word == 2;
     size_t C = h->C;
     const float *e = (const float *)h->e;
-    gai_x86_product to_x = {dx, C, {e, h->stride, false, half}, {w, C, true, false}, h->rows, C, V, false,
-                            gai_x86_packed(s, w, V, C, true)};
-    gai_x86_product to_w = {dw, C, {e, h->stride, true, half}, {scaled, C, true, false}, V, C, h->rows, true, NULL};
+    gai_x86_matrix e_rows = {e, h->stride, false, half}, w_columns = {w, C, true, false};
+    gai_x86_matrix e_columns = {e, h->stride, true, half}, x_columns = {scaled, C, true, false};
+    gai_x86_product to_x = {dx, C, e_rows, w_columns, h->rows, C, V, false, gai_x86_packed(s, w, V, C, true)};
+    gai_x86_product to_w = {dw, C, e_columns, x_columns, V, C, h->rows, true, NULL};
     GAI_PARALLEL_FOR
     for (size_t i = 0; i < h->rows; i++)
         for (size_t c = 0; c < C; c++) scaled[i * C + c] = factor[i] * h->x[i * C + c];
@@ -594,7 +630,8 @@ GAI_FN bool gai_x86_head_gradients(gai_x86_state *s, const gai_x86_head *h, floa
         const float *target = w + (h->targets[i] > 0 ? (size_t)h->targets[i] * C : 0);
         for (size_t c = 0; c < C; c++) dx[i * C + c] = factor[i] * dx[i * C + c] + h->reference[i] * target[c];
     }
-    GAI_PARALLEL_FOR /* columns, so that equal targets add up in the order of the rows */
+    /* By columns, so that equal targets add up in the order of the rows. */
+    GAI_PARALLEL_FOR
     for (size_t c0 = 0; c0 < C; c0 += COLUMNS)
         for (size_t i = 0; i < h->rows; i++) {
             if (h->targets[i] < 0) continue;
@@ -618,45 +655,65 @@ GAI_FN bool gai_x86_head_losses(const gai_x86_head *h, float *losses, float *fac
     return true;
 }
 
-GAI_FN void gai_x86_head_loss(void *state, float *losses, float *dx, float *dw, float *logits, const float *x, const float *w,
-                              const int32_t *targets, size_t N, size_t C, size_t V, float scale) {
+/* Losses and, unless dx is NULL, gradients of one slice; false: plain C has to do it. */
+GAI_FN bool gai_x86_head_slice(gai_x86_state *s, gai_x86_head *h, float *losses, float *dx, float *dw, float *factor,
+                               float *scaled, const float *w, size_t V, float scale) {
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < h->rows; i++) {
+        const float *x = h->x + i * h->C;
+        bool counted = h->targets[i] >= 0;
+        h->reference[i] = (float)INFINITY;
+        if (counted) h->reference[i] = gai_x86_target_logit(x, w + (size_t)h->targets[i] * h->C, h->C, s->bf16);
+    }
+    if (!gai_x86_head_exponentials(s, h, w, V)) return false;
+    if (!gai_x86_head_losses(h, losses, factor, gai_ceil_div(V, GAI_X86_HEAD_COLUMNS), scale)) return false;
+    return !dx || gai_x86_head_gradients(s, h, dx, dw, scaled, factor, w, V);
+}
+
+GAI_FN void gai_x86_head_loss(void *state, float *losses, float *dx, float *dw, float *logits, const float *x,
+                              const float *w, const int32_t *targets, size_t N, size_t C, size_t V, float scale) {
     gai_x86_state *s = (gai_x86_state *)state;
-    size_t most = gai_min(N, GAI_X86_HEAD_ROWS), stride = gai_x86_round_up(V, 32), parts = gai_ceil_div(V, GAI_X86_HEAD_COLUMNS);
-    size_t e_words = dx ? most * stride / s->linear.word : 0;
+    size_t most = gai_min(N, GAI_X86_HEAD_ROWS), stride = gai_x86_round_up(V, 32);
+    size_t e_words = dx ? most * stride / s->linear.word : 0, scaled_words = dx ? most * C : 0;
     bool lent = e_words <= gai_min(N, GA_HEAD_ROWS) * V; /* the caller's scratch is large enough for E */
-    size_t own = lent ? 0 : e_words;
-    float *room = gai_x86_reserve(&s->head_room, own + most * (dx ? C : 0) + most * (parts + 2));
+    size_t own = lent ? 0 : e_words, parts = gai_ceil_div(V, GAI_X86_HEAD_COLUMNS);
+    float *room = gai_x86_reserve(&s->head_room, own + scaled_words + most * (parts + 2));
     for (size_t n = 0; n < N; n += GAI_X86_HEAD_ROWS) {
         size_t rows = gai_min(GAI_X86_HEAD_ROWS, N - n);
-        float *scaled = room + own, *factor = scaled + most * (dx ? C : 0), *dxn = dx ? dx + n * C : NULL;
-        gai_x86_head h = {&s->linear, x + n * C, targets + n, factor + most, factor + 2 * most, !dx ? NULL : lent ? logits : room, rows, stride, C,
-                          gai_max(gai_ceil_div(rows, GAI_X86_BLOCK), gai_min(rows, gai_x86_threads()))};
-        bool done = room != NULL;
-        if (done) {
-            GAI_PARALLEL_FOR
-            for (size_t i = 0; i < rows; i++)
-                h.reference[i] = h.targets[i] < 0 ? (float)INFINITY
-                                                  : gai_x86_target_logit(h.x + i * C, w + (size_t)h.targets[i] * C, C, s->bf16);
-            done = gai_x86_head_exponentials(s, &h, w, V) && gai_x86_head_losses(&h, losses + n, factor, parts, scale) &&
-                   (!dx || gai_x86_head_gradients(s, &h, dxn, dw, scaled, factor, w, V));
+        float *dxn = dx ? dx + n * C : NULL;
+        bool done = false;
+        if (room) {
+            float *scaled = room + own, *factor = scaled + scaled_words, *e = lent ? logits : room;
+            gai_x86_head h = {&s->linear,
+                              x + n * C,
+                              targets + n,
+                              factor + most,
+                              factor + 2 * most,
+                              dx ? e : NULL,
+                              rows,
+                              stride,
+                              C,
+                              gai_max(gai_ceil_div(rows, GAI_X86_BLOCK), gai_min(rows, gai_x86_threads()))};
+            done = gai_x86_head_slice(s, &h, losses + n, dxn, dw, factor, scaled, w, V, scale);
         }
-        if (!done) ga_head_loss(losses + n, dxn, dw, logits, h.x, w, h.targets, rows, C, V, scale);
+        if (!done) ga_head_loss(losses + n, dxn, dw, logits, x + n * C, w, targets + n, rows, C, V, scale);
     }
 }
 
-/* ---- attention ---------------------------------------------------------------------------------------------------------- */
+/* ---- attention --------------------------------------------------------------------------------------------------- */
 
-/* Tiles of GAI_X86_QUERIES queries by GAI_X86_KEYS keys, with the kernels above. The forward pass computes the scores of a
- * tile transposed, (keys, queries): then the softmax of 16 queries is one vector's work, and a tile of probabilities already
- * is an A panel of P v, whose contraction runs over the keys. Masked scores are -infinity. The backward pass knows the
- * log-sum-exp, so its tiles are (queries, keys), which are A panels of dv = P^T dy and dk = dS^T q.
+/* Tiles of GAI_X86_QUERIES queries by GAI_X86_KEYS keys, with the kernels above. The forward pass computes the scores
+ * of a tile transposed, (keys, queries): then the softmax of 16 queries is one vector's work, and a tile of
+ * probabilities already is an A panel of P v, whose contraction runs over the keys. Masked scores are -infinity. The
+ * backward pass knows the log-sum-exp, so its tiles are (queries, keys), which are A panels of dv = P^T dy and dk =
+ * dS^T q.
  *
  * A task of the forward pass is a chunk of queries of one head; of the backward pass, a head. */
 enum { GAI_X86_CHUNK = 512 };
 
 /* An A panel out of a tile whose lines are already the steps of k: float32 is used as it lies. */
-GAI_FN gai_x86_panels gai_x86_tile_panels(const gai_x86_products *p, float *room, const float *tile, size_t line, size_t rows,
-                                          size_t K) {
+GAI_FN gai_x86_panels gai_x86_tile_panels(const gai_x86_products *p, float *room, const float *tile, size_t line,
+                                          size_t rows, size_t K) {
     gai_x86_panels as_it_lies = {tile, gai_x86_unit(p, rows), line};
     gai_x86_matrix m = {tile, line, true, false};
     return p->word == 1 ? as_it_lies : gai_x86_pack_a(p, room, m, rows, K);
@@ -679,13 +736,15 @@ GAI_INLINE size_t gai_x86_a_words(const gai_x86_products *p, size_t M, size_t K)
 }
 
 /* One head's queries i0..i1: y and lse. */
-GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, const float *q, const float *k, const float *v,
-                               size_t i0, size_t i1, ga_shape n, float *room) {
+GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, const float *q, const float *k,
+                               const float *v, size_t i0, size_t i1, ga_shape n, float *room) {
     enum { QUERIES = GAI_X86_QUERIES, KEYS = GAI_X86_KEYS };
     const gai_x86_products *p = &s->linear;
-    size_t D = n.D, stride = n.HQ * D, kv_stride = n.HK * D, offset = n.S - n.T, end = offset + i1; /* keys that are seen */
+    size_t D = n.D, stride = n.HQ * D, kv_stride = n.HK * D;
+    size_t offset = n.S - n.T, end = offset + i1; /* keys that are seen */
     size_t q_tile = gai_x86_b_words(p, QUERIES, D);
-    float *q_room = room, *k_room = q_room + GAI_X86_CHUNK / QUERIES * q_tile, *v_room = k_room + gai_x86_a_words(p, KEYS, D);
+    float *q_room = room, *k_room = q_room + GAI_X86_CHUNK / QUERIES * q_tile;
+    float *v_room = k_room + gai_x86_a_words(p, KEYS, D);
     float *p_room = v_room + gai_x86_b_words(p, D, KEYS), *scores = p_room + gai_x86_a_words(p, QUERIES, KEYS);
     float *top = scores + KEYS * QUERIES, *sum = top + GAI_X86_CHUNK;
     float *keep = sum + GAI_X86_CHUNK, scale = 1 / sqrtf((float)D);
@@ -696,7 +755,8 @@ GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, con
     }
     for (size_t j = 0; j < end; j += KEYS) {
         size_t keys = gai_min(KEYS, end - j);
-        gai_x86_matrix k_rows = {k + j * kv_stride, kv_stride, false, false}, v_rows = {v + j * kv_stride, kv_stride, true, false};
+        gai_x86_matrix k_rows = {k + j * kv_stride, kv_stride, false, false};
+        gai_x86_matrix v_rows = {v + j * kv_stride, kv_stride, true, false};
         gai_x86_panels v_panels = gai_x86_pack_columns(p, v_room, v_rows, D, keys);
         gai_x86_panels k_panels = gai_x86_pack_a(p, k_room, k_rows, keys, D);
         size_t unit = gai_x86_unit(p, keys);
@@ -708,7 +768,8 @@ GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, con
             p->multiply(scores, QUERIES, k_panels, unit, q_panels, seen, gai_x86_round_up(rows, p->columns),
                         gai_ceil_div(D, p->word), false);
             for (size_t key = offset + i > j ? offset + i - j : 0; key < seen; key++) /* keys after the query */
-                for (size_t r = 0; r < rows && offset + i + r < j + key; r++) scores[key * QUERIES + r] = -(float)INFINITY;
+                for (size_t r = 0; r < rows && offset + i + r < j + key; r++)
+                    scores[key * QUERIES + r] = -(float)INFINITY;
             s->vectors.softmax(scores, top + at, sum + at, keep, seen, rows, scale);
             if (j > 0)
                 for (size_t r = 0; r < rows; r++)
@@ -726,8 +787,8 @@ GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, con
 }
 
 /* One query, as in generation: each key and value is read once. scores: room for the keys that it sees. */
-GAI_FN void gai_x86_sdpa_query(const gai_x86_state *s, float *y, float *lse, const float *q, const float *k, const float *v,
-                               size_t keys, ga_shape n, float *scores) {
+GAI_FN void gai_x86_sdpa_query(const gai_x86_state *s, float *y, float *lse, const float *q, const float *k,
+                               const float *v, size_t keys, ga_shape n, float *scores) {
     float scaled[GA_MAX_HEAD_DIM], scale = 1 / sqrtf((float)n.D), top = -(float)INFINITY;
     s->vectors.scale(scaled, q, NULL, n.D, scale);
     s->vectors.dots(scores, scaled, k, n.HK * n.D, keys, n.D);
@@ -738,14 +799,15 @@ GAI_FN void gai_x86_sdpa_query(const gai_x86_state *s, float *y, float *lse, con
     *lse = top + logf(sum);
 }
 
-GAI_FN void gai_x86_sdpa_forward(void *state, float *y, float *lse, const float *q, const float *k, const float *v, ga_shape n) {
+GAI_FN void gai_x86_sdpa_forward(void *state, float *y, float *lse, const float *q, const float *k, const float *v,
+                                 ga_shape n) {
     gai_x86_state *s = (gai_x86_state *)state;
     const gai_x86_products *p = &s->linear;
     bool few = n.T < GAI_X86_FEW;
     size_t chunks = gai_ceil_div(n.T, GAI_X86_CHUNK), D = n.D;
-    size_t each = gai_x86_b_words(p, GAI_X86_CHUNK, D) + gai_x86_a_words(p, GAI_X86_KEYS, D) + gai_x86_b_words(p, D, GAI_X86_KEYS) +
-                  gai_x86_a_words(p, GAI_X86_QUERIES, GAI_X86_KEYS) + GAI_X86_KEYS * GAI_X86_QUERIES + 2 * GAI_X86_CHUNK +
-                  GAI_X86_QUERIES;
+    size_t each = gai_x86_b_words(p, GAI_X86_CHUNK, D) + gai_x86_a_words(p, GAI_X86_KEYS, D) +
+                  gai_x86_b_words(p, D, GAI_X86_KEYS) + gai_x86_a_words(p, GAI_X86_QUERIES, GAI_X86_KEYS) +
+                  GAI_X86_KEYS * GAI_X86_QUERIES + 2 * GAI_X86_CHUNK + GAI_X86_QUERIES;
     if (few) each = gai_x86_round_up(n.S, GAI_X86_PAD);
     float *room = gai_x86_reserve(&s->room, gai_x86_threads() * each);
     if (!room) {
@@ -755,9 +817,12 @@ GAI_FN void gai_x86_sdpa_forward(void *state, float *y, float *lse, const float 
     GAI_PARALLEL_TASKS
     for (size_t task = 0; task < n.B * n.HQ * chunks; task++) {
         size_t bh = task / chunks, i = (chunks - 1 - task % chunks) * GAI_X86_CHUNK; /* the longest first */
-        size_t b = bh / n.HQ, h = bh % n.HQ, kv = (b * n.S * n.HK + h / (n.HQ / n.HK)) * D, at = (b * n.T * n.HQ + h) * D;
+        size_t b = bh / n.HQ, h = bh % n.HQ, kv = (b * n.S * n.HK + h / (n.HQ / n.HK)) * D;
+        size_t at = (b * n.T * n.HQ + h) * D;
         float *own = room + gai_x86_thread() * each;
-        if (!few) gai_x86_sdpa_chunk(s, y + at, lse + bh * n.T, q + at, k + kv, v + kv, i, gai_min(n.T, i + GAI_X86_CHUNK), n, own);
+        if (!few)
+            gai_x86_sdpa_chunk(s, y + at, lse + bh * n.T, q + at, k + kv, v + kv, i, gai_min(n.T, i + GAI_X86_CHUNK), n,
+                               own);
         for (size_t t = 0, row = at; few && t < n.T; t++, row += n.HQ * D)
             gai_x86_sdpa_query(s, y + row, lse + bh * n.T + t, q + row, k + kv, v + kv, n.S - n.T + t + 1, n, own);
     }
@@ -770,8 +835,9 @@ GAI_INLINE size_t gai_x86_backward_words(const gai_x86_products *p, size_t D) {
 }
 
 /* One head. dk and dv are its own, (T, D); delta_i = dy_i . y_i. */
-GAI_FN void gai_x86_sdpa_head_backward(const gai_x86_state *s, float *dq, float *dk, float *dv, const float *dy, const float *lse,
-                                       const float *delta, const float *q, const float *k, const float *v, ga_shape n, float *room) {
+GAI_FN void gai_x86_sdpa_head_backward(const gai_x86_state *s, float *dq, float *dk, float *dv, const float *dy,
+                                       const float *lse, const float *delta, const float *q, const float *k,
+                                       const float *v, ga_shape n, float *room) {
     enum { QUERIES = GAI_X86_QUERIES, KEYS = GAI_X86_KEYS };
     const gai_x86_products *p = &s->linear;
     size_t D = n.D, T = n.T, stride = n.HQ * D, kv_stride = n.HK * D, D_steps = gai_ceil_div(D, p->word);
@@ -781,7 +847,8 @@ GAI_FN void gai_x86_sdpa_head_backward(const gai_x86_state *s, float *dq, float 
     float scale = 1 / sqrtf((float)D);
     for (size_t j = 0; j < T; j += KEYS) {
         size_t keys = gai_min(KEYS, T - j);
-        gai_x86_matrix k_rows = {k + j * kv_stride, kv_stride, false, false}, v_rows = {v + j * kv_stride, kv_stride, false, false};
+        gai_x86_matrix k_rows = {k + j * kv_stride, kv_stride, false, false};
+        gai_x86_matrix v_rows = {v + j * kv_stride, kv_stride, false, false};
         gai_x86_matrix k_lines = {k + j * kv_stride, kv_stride, true, false};
         gai_x86_panels k_panels = gai_x86_pack_columns(p, k_room, k_rows, keys, D);
         gai_x86_panels v_panels = gai_x86_pack_columns(p, v_room, v_rows, keys, D);
@@ -789,9 +856,12 @@ GAI_FN void gai_x86_sdpa_head_backward(const gai_x86_state *s, float *dq, float 
         for (size_t i = j / QUERIES * QUERIES; i < T; i += QUERIES) {
             size_t rows = gai_min(QUERIES, T - i), seen = gai_min(keys, i + rows - j), strip = gai_x86_unit(p, rows);
             size_t columns = gai_x86_round_up(seen, p->columns); /* the panels are padded with zeros */
-            gai_x86_matrix q_rows = {q + i * stride, stride, false, false}, dy_rows = {dy + i * stride, stride, false, false};
-            p->multiply(scores, KEYS, gai_x86_pack_a(p, a_room, q_rows, rows, D), strip, k_panels, rows, columns, D_steps, false);
-            p->multiply(ds, KEYS, gai_x86_pack_a(p, a_room, dy_rows, rows, D), strip, v_panels, rows, columns, D_steps, false);
+            gai_x86_matrix q_rows = {q + i * stride, stride, false, false};
+            gai_x86_matrix dy_rows = {dy + i * stride, stride, false, false};
+            p->multiply(scores, KEYS, gai_x86_pack_a(p, a_room, q_rows, rows, D), strip, k_panels, rows, columns,
+                        D_steps, false);
+            p->multiply(ds, KEYS, gai_x86_pack_a(p, a_room, dy_rows, rows, D), strip, v_panels, rows, columns, D_steps,
+                        false);
             for (size_t r = 0; r < rows; r++) {
                 size_t visible = gai_min(seen, i + r + 1 > j ? i + r + 1 - j : 0);
                 float *pr = scores + r * KEYS, *dr = ds + r * KEYS;
@@ -805,14 +875,15 @@ GAI_FN void gai_x86_sdpa_head_backward(const gai_x86_state *s, float *dq, float 
                         gai_x86_pack_columns(p, b_room, dy_rows, D, rows), seen, D, row_steps, true);
             p->multiply(dk + j * D, D, gai_x86_tile_panels(p, a_room, ds, KEYS, seen, rows), seen_unit,
                         gai_x86_pack_columns(p, b_room, q_rows, D, rows), seen, D, row_steps, true);
-            p->multiply(dq + i * stride, stride, gai_x86_pack_a(p, a_room, ds_rows, rows, seen), strip, kt_panels, rows, D,
-                        gai_ceil_div(seen, p->word), true);
+            p->multiply(dq + i * stride, stride, gai_x86_pack_a(p, a_room, ds_rows, rows, seen), strip, kt_panels, rows,
+                        D, gai_ceil_div(seen, p->word), true);
         }
     }
 }
 
-GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, float *scratch, const float *dy, const float *y,
-                                  const float *lse, const float *q, const float *k, const float *v, ga_shape n) {
+GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, float *scratch, const float *dy,
+                                  const float *y, const float *lse, const float *q, const float *k, const float *v,
+                                  ga_shape n) {
     gai_x86_state *s = (gai_x86_state *)state;
     const gai_x86_products *p = &s->linear;
     size_t T = n.T, D = n.D, heads = n.B * n.HQ, group = n.HQ / n.HK;
@@ -835,8 +906,8 @@ GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, 
             delta[i] = gai_dot(dy + at, y + at, D);
             memset(dq + at, 0, D * sizeof *dq);
         }
-        gai_x86_sdpa_head_backward(s, dq + q0, dk_head, dv_head, dy + q0, lse + task * T, delta, q + q0, k + kv, v + kv, n,
-                                   room + gai_x86_thread() * each);
+        gai_x86_sdpa_head_backward(s, dq + q0, dk_head, dv_head, dy + q0, lse + task * T, delta, q + q0, k + kv, v + kv,
+                                   n, room + gai_x86_thread() * each);
     }
     GAI_PARALLEL_FOR
     for (size_t row = 0; row < n.B * T; row++)
@@ -851,12 +922,12 @@ GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, 
             }
 }
 
-/* ---- elementwise operators: plain C's, with a row's work in vectors -------------------------------------------------------- */
+/* ---- elementwise operators: plain C's, with a row's work in vectors ---------------------------------------------- */
 
 enum { GAI_X86_CHUNKS = 16 }; /* partial sums over rows, added in order */
 
-GAI_FN void gai_x86_rmsnorm_forward(void *state, float *h, float *rstd, const float *x, const float *w, size_t N, size_t C,
-                                    float eps) {
+GAI_FN void gai_x86_rmsnorm_forward(void *state, float *h, float *rstd, const float *x, const float *w, size_t N,
+                                    size_t C, float eps) {
     const gai_x86_state *s = (const gai_x86_state *)state;
     GAI_PARALLEL_FOR
     for (size_t n = 0; n < N; n++) rstd[n] = s->vectors.rmsnorm(h + n * C, x + n * C, w, C, eps);
@@ -879,8 +950,8 @@ GAI_FN void gai_x86_rmsnorm_backward(void *state, float *dx, float *dw, const fl
         for (size_t c = 0; c < C; c++) dw[c] += partial[chunk * C + c];
 }
 
-GAI_FN void gai_x86_heads_forward(void *state, float *y, const float *x, size_t x_stride, const float *w, const float *rope,
-                                  size_t B, size_t T, size_t H, size_t D, float eps) {
+GAI_FN void gai_x86_heads_forward(void *state, float *y, const float *x, size_t x_stride, const float *w,
+                                  const float *rope, size_t B, size_t T, size_t H, size_t D, float eps) {
     const gai_x86_state *s = (const gai_x86_state *)state;
     GAI_PARALLEL_FOR
     for (size_t n = 0; n < B * T; n++)
@@ -889,8 +960,8 @@ GAI_FN void gai_x86_heads_forward(void *state, float *y, const float *x, size_t 
 }
 
 GAI_FN void gai_x86_heads_backward(void *state, float *dx, float *dw, const float *dy, const float *x, size_t x_stride,
-                                   size_t dx_stride, const float *w, const float *rope, size_t B, size_t T, size_t H, size_t D,
-                                   float eps) {
+                                   size_t dx_stride, const float *w, const float *rope, size_t B, size_t T, size_t H,
+                                   size_t D, float eps) {
     const gai_x86_state *s = (const gai_x86_state *)state;
     float partial[GAI_X86_CHUNKS][GA_MAX_HEAD_DIM];
     size_t N = B * T;
@@ -905,15 +976,15 @@ GAI_FN void gai_x86_heads_backward(void *state, float *dx, float *dw, const floa
         for (size_t d = 0; d < D; d++) dw[d] += partial[chunk][d];
 }
 
-/* The gate of Eq. 5 in its usual forms: sigmoid, multiplicative, a score for each value or for each head. The others are
- * plain C's. */
+/* The gate of Eq. 5 in its usual forms: sigmoid, multiplicative, a score for each value or for each head. The others
+ * are plain C's. */
 GAI_INLINE bool gai_x86_gate_usual(ga_gate g, size_t s_stride) {
     return g.form == GA_MULTIPLICATIVE && g.activation == GA_SIGMOID && g.sharing == GA_SPECIFIC && s_stride > 0 &&
            g.input != GA_INPUT_SCALAR;
 }
 
-GAI_FN void gai_x86_gate_forward(void *state, float *o, const float *y, size_t y_stride, const float *gate, size_t s_stride,
-                                 size_t N, ga_gate g) {
+GAI_FN void gai_x86_gate_forward(void *state, float *o, const float *y, size_t y_stride, const float *gate,
+                                 size_t s_stride, size_t N, ga_gate g) {
     const gai_x86_state *s = (const gai_x86_state *)state;
     size_t width = g.H * g.D;
     if (!gai_x86_gate_usual(g, s_stride)) {
@@ -923,15 +994,17 @@ GAI_FN void gai_x86_gate_forward(void *state, float *o, const float *y, size_t y
     GAI_PARALLEL_FOR
     for (size_t n = 0; n < N; n++) {
         const float *yn = y + n * y_stride, *logits = gate + n * s_stride;
-        if (g.type == GA_ELEMENTWISE) s->vectors.gate(o + n * width, yn, logits, width);
+        if (g.type == GA_ELEMENTWISE)
+            s->vectors.gate(o + n * width, yn, logits, width);
         else
             for (size_t h = 0; h < g.H; h++)
                 s->vectors.scale(o + n * width + h * g.D, yn + h * g.D, NULL, g.D, gai_sigmoid(logits[h]));
     }
 }
 
-GAI_FN void gai_x86_gate_backward(void *state, float *dy, size_t dy_stride, float *ds, size_t ds_stride, const float *d_o,
-                                  const float *y, size_t y_stride, const float *gate, size_t s_stride, size_t N, ga_gate g) {
+GAI_FN void gai_x86_gate_backward(void *state, float *dy, size_t dy_stride, float *ds, size_t ds_stride,
+                                  const float *d_o, const float *y, size_t y_stride, const float *gate, size_t s_stride,
+                                  size_t N, ga_gate g) {
     const gai_x86_state *s = (const gai_x86_state *)state;
     size_t width = g.H * g.D;
     if (!gai_x86_gate_usual(g, s_stride)) {
@@ -964,7 +1037,7 @@ GAI_FN void gai_x86_swiglu_backward(void *state, float *du, const float *da, con
     for (size_t n = 0; n < N; n++) s->vectors.swiglu_backward(du + n * 2 * F, da + n * F, u + n * 2 * F, F);
 }
 
-/* ---- what this machine has --------------------------------------------------------------------------------------------- */
+/* ---- what this machine has --------------------------------------------------------------------------------------- */
 
 /* The extended control register 0: which registers the system saves. */
 GAI_FN uint32_t gai_x86_saved(void) {
@@ -992,14 +1065,15 @@ GAI_FN unsigned gai_x86_available(void) {
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE) || !(c & FMA)) return found;
     if (!__get_cpuid_count(7, 0, &a, &b7, &unused, &d7)) return found;
     if (a > 0) __get_cpuid_count(7, 1, &a71, &unused, &unused, &unused);
-    uint32_t saved = gai_x86_saved();
-    if ((b7 & AVX2) && (saved & 0x06) == 0x06) found |= 1u << GAI_X86_AVX2;
-    else return found;
-    if ((b7 & F) && (b7 & DQ) && (b7 & bw_vl) == bw_vl && (saved & 0xe6) == 0xe6) found |= 1u << GAI_X86_AVX512;
-    else return found;
-    if (a71 & BF16) found |= 1u << GAI_X86_BF16;
-    else return found;
-    if ((d7 & AMX_BF16) && (d7 & AMX_TILE) && (saved & 0x60000) == 0x60000 && gai_x86_permitted()) found |= 1u << GAI_X86_AMX;
+    uint32_t saved = gai_x86_saved(); /* registers: 0x06 of AVX, 0xe0 of AVX-512, 0x60000 of AMX */
+    if (!(b7 & AVX2) || (saved & 0x06) != 0x06) return found;
+    found |= 1u << GAI_X86_AVX2;
+    if (!(b7 & F) || !(b7 & DQ) || (b7 & bw_vl) != bw_vl || (saved & 0xe6) != 0xe6) return found;
+    found |= 1u << GAI_X86_AVX512;
+    if (!(a71 & BF16)) return found;
+    found |= 1u << GAI_X86_BF16;
+    bool amx = (d7 & AMX_BF16) && (d7 & AMX_TILE) && (saved & 0x60000) == 0x60000;
+    if (amx && gai_x86_permitted()) found |= 1u << GAI_X86_AMX;
     return found;
 }
 
@@ -1091,44 +1165,44 @@ GA_API bool ga_device_x86_bf16(const ga_device *device) {
 
 /* Vectors of one instruction set: V of LANES words, and what is done with them. */
 #if GAX_PASS == 1
-#define GAX(name) gai_avx2_##name
-#define GAX_TARGET __attribute__((unused, target("avx2,fma")))
-#define GAX_V __m256
-#define GAX_LANES 8
-#define GAX_ROWS 6
-#define GAX_A_WIDTH 8
-#define GAX_LOAD(p) _mm256_loadu_ps(p)
-#define GAX_STORE(p, v) _mm256_storeu_ps(p, v)
-#define GAX_SET(x) _mm256_set1_ps(x)
+#define GAX(name)        gai_avx2_##name
+#define GAX_TARGET       __attribute__((unused, target("avx2,fma")))
+#define GAX_V            __m256
+#define GAX_LANES        8
+#define GAX_ROWS         6
+#define GAX_A_WIDTH      8
+#define GAX_LOAD(p)      _mm256_loadu_ps(p)
+#define GAX_STORE(p, v)  _mm256_storeu_ps(p, v)
+#define GAX_SET(x)       _mm256_set1_ps(x)
 #define GAX_FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #else
-#define GAX_V __m512
+#define GAX_V     __m512
 #define GAX_LANES 16
 #if GAX_PASS == 4
-#define GAX_ROWS 32
+#define GAX_ROWS    32
 #define GAX_A_WIDTH 32
 #else
-#define GAX_ROWS 14
+#define GAX_ROWS    14
 #define GAX_A_WIDTH 16
 #endif
-#define GAX_LOAD(p) _mm512_loadu_ps(p)
-#define GAX_STORE(p, v) _mm512_storeu_ps(p, v)
-#define GAX_SET(x) _mm512_set1_ps(x)
+#define GAX_LOAD(p)      _mm512_loadu_ps(p)
+#define GAX_STORE(p, v)  _mm512_storeu_ps(p, v)
+#define GAX_SET(x)       _mm512_set1_ps(x)
 #define GAX_FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #endif
 #if GAX_PASS == 2
-#define GAX(name) gai_avx512_##name
+#define GAX(name)  gai_avx512_##name
 #define GAX_TARGET __attribute__((unused, target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")))
 #elif GAX_PASS == 3
-#define GAX(name) gai_bf16_##name
+#define GAX(name)  gai_bf16_##name
 #define GAX_TARGET __attribute__((unused, target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma")))
 #elif GAX_PASS == 4
 #define GAX(name) gai_amx_##name
-#define GAX_TARGET                                                                                                     \
+#define GAX_TARGET \
     __attribute__((unused, target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,amx-tile,amx-bf16")))
 #endif
 #define GAX_INLINE GAX_TARGET __attribute__((always_inline)) static inline
-#define GAX_FN GAX_TARGET static
+#define GAX_FN     GAX_TARGET static
 #ifdef __clang__
 #define GAX_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -1145,10 +1219,12 @@ GAX_INLINE __m512 GAX(multiply_add)(__m512 a, __m512 b, __m512 sum) {
 }
 #else
 #define GAX_WORD 1
-GAX_INLINE GAX_V GAX(multiply_add)(GAX_V a, GAX_V b, GAX_V sum) { return GAX_FMA(a, b, sum); }
+GAX_INLINE GAX_V GAX(multiply_add)(GAX_V a, GAX_V b, GAX_V sum) {
+    return GAX_FMA(a, b, sum);
+}
 #endif
 
-/* ---- packing -------------------------------------------------------------------------------------------------------- */
+/* ---- packing ----------------------------------------------------------------------------------------------------- */
 
 /* The first n of the values at p, the others 0; no more than n are touched. */
 #if GAX_PASS == 1
@@ -1180,11 +1256,12 @@ GAX_INLINE GAX_V GAX(words_of_step)(const float *p, size_t stride, size_t rows, 
     if (half) {
         __mmask16 first = (__mmask16)(n > 0 ? (1u << rows) - 1 : 0), second = (__mmask16)(n > 1 ? (1u << rows) - 1 : 0);
         __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first, p));
-        __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, (const uint16_t *)(const void *)p + stride));
+        __m512i high =
+            _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(second, (const uint16_t *)(const void *)p + stride));
         return (__m512)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
     }
-    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
-                                           4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     __m512 even = GAX(load_first)(p, n > 0 ? rows : 0), odd = GAX(load_first)(p + stride, n > 1 ? rows : 0);
     return (__m512)_mm512_permutexvar_epi16(pairs, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
 #else
@@ -1229,8 +1306,8 @@ GAX_INLINE void GAX(transpose)(GAX_V r[GAX_LANES]) {
     memcpy(r, t, sizeof t);
 }
 
-/* Packs one panel, `width` words in a line, LANES x LANES words at a time. `upright`: these words stay together, a line for
- * each row. */
+/* Packs one panel, `width` words in a line, LANES x LANES words at a time. `upright`: these words stay together, a line
+ * for each row. */
 GAX_INLINE void GAX(pack_tiles)(float *to, size_t width, gai_x86_matrix m, size_t rows, size_t K, const bool k_first,
                                 const bool half, const bool upright) {
     m.k_first = k_first, m.half = half;
@@ -1242,8 +1319,10 @@ GAX_INLINE void GAX(pack_tiles)(float *to, size_t width, gai_x86_matrix m, size_
             for (size_t q = 0; q < GAX_LANES; q++) {
                 size_t value = q * GAX_WORD;
                 if (k_first)
-                    line[q] = GAX(words_of_step)(gai_x86_part(m, i, k + value).p, m.stride, r, n > value ? n - value : 0, half);
-                else line[q] = GAX(words_of_row)(gai_x86_part(m, i + q, k).p, q < r ? n : 0, half);
+                    line[q] = GAX(words_of_step)(gai_x86_part(m, i, k + value).p, m.stride, r,
+                                                 n > value ? n - value : 0, half);
+                else
+                    line[q] = GAX(words_of_row)(gai_x86_part(m, i + q, k).p, q < r ? n : 0, half);
             }
             if (k_first == upright) GAX(transpose)(line);
             float *tile = upright ? to + k / GAX_WORD * width + i * GAX_LANES : to + k / GAX_WORD * width + i;
@@ -1253,22 +1332,28 @@ GAX_INLINE void GAX(pack_tiles)(float *to, size_t width, gai_x86_matrix m, size_
 }
 
 GAX_INLINE void GAX(pack)(float *to, size_t width, gai_x86_matrix m, size_t rows, size_t K, const bool upright) {
-    if (m.half && m.k_first) GAX(pack_tiles)(to, width, m, rows, K, true, true, upright);
-    else if (m.half) GAX(pack_tiles)(to, width, m, rows, K, false, true, upright);
-    else if (m.k_first) GAX(pack_tiles)(to, width, m, rows, K, true, false, upright);
-    else GAX(pack_tiles)(to, width, m, rows, K, false, false, upright);
+    if (m.half && m.k_first)
+        GAX(pack_tiles)(to, width, m, rows, K, true, true, upright);
+    else if (m.half)
+        GAX(pack_tiles)(to, width, m, rows, K, false, true, upright);
+    else if (m.k_first)
+        GAX(pack_tiles)(to, width, m, rows, K, true, false, upright);
+    else
+        GAX(pack_tiles)(to, width, m, rows, K, false, false, upright);
 }
 
-GAX_FN void GAX(pack_a)(float *to, gai_x86_matrix a, size_t rows, size_t K) { GAX(pack)(to, GAX_A_WIDTH, a, rows, K, GAX_PASS == 4); }
+GAX_FN void GAX(pack_a)(float *to, gai_x86_matrix a, size_t rows, size_t K) {
+    GAX(pack)(to, GAX_A_WIDTH, a, rows, K, GAX_PASS == 4);
+}
 GAX_FN void GAX(pack_b)(float *to, gai_x86_matrix b, size_t columns, size_t K) {
     GAX(pack)(to, 2 * GAX_LANES, b, columns, K, false);
 }
 
-/* ---- the kernel ------------------------------------------------------------------------------------------------------- */
+/* ---- the kernel -------------------------------------------------------------------------------------------------- */
 
 #if GAX_PASS == 4
-/* Tiles hold 16 lines of 16 words. Four of them are the sums of 32 x 32 values of C; for each 16 steps of k two tiles of A
- * (line i: the words of row i) and two of B (line k: the words of step k) are loaded and multiplied crosswise:
+/* Tiles hold 16 lines of 16 words. Four of them are the sums of 32 x 32 values of C; for each 16 steps of k two tiles
+ * of A (line i: the words of row i) and two of B (line k: the words of step k) are loaded and multiplied crosswise:
  *
  *               B 6       B 7
  *         A 4   0 += 46   1 += 47
@@ -1276,7 +1361,8 @@ GAX_FN void GAX(pack_b)(float *to, gai_x86_matrix b, size_t columns, size_t K) {
  */
 #define GAX_MEMORY __asm__ volatile("" ::: "memory") /* the tile instructions do not tell gcc what they read */
 
-GAX_INLINE void GAX(kernel)(float *c, size_t ldc, const float *a, const float *b, size_t b_line, size_t steps, bool add) {
+GAX_INLINE void GAX(kernel)(float *c, size_t ldc, const float *a, const float *b, size_t b_line, size_t steps,
+                            bool add) {
     size_t c_stride = ldc * sizeof *c, b_stride = b_line * sizeof *b;
     GAX_MEMORY;
     if (add) {
@@ -1341,8 +1427,8 @@ GAX_FN void GAX(multiply)(float *c, size_t ldc, gai_x86_panels a, size_t unit, g
 #else
 
 /* C (rows, 2 LANES) (+)= A B: `rows` is a constant wherever this is inlined, so that the block lives in registers. */
-GAX_INLINE void GAX(block)(float *c, size_t ldc, const float *a, size_t a_line, const float *b, size_t b_line, size_t steps,
-                           const size_t rows, bool add) {
+GAX_INLINE void GAX(block)(float *c, size_t ldc, const float *a, size_t a_line, const float *b, size_t b_line,
+                           size_t steps, const size_t rows, bool add) {
     GAX_V sum[GAX_ROWS][2];
     GAX_UNROLL
     for (size_t i = 0; i < rows; i++) {
@@ -1365,14 +1451,28 @@ GAX_INLINE void GAX(block)(float *c, size_t ldc, const float *a, size_t a_line, 
     }
 }
 
-#define GAX_CASE(n)                                                                                                    \
-    case n: GAX(block)(c, ldc, a, a_line, b, b_line, steps, n, add); break;
-GAX_FN void GAX(kernel)(float *c, size_t ldc, const float *a, size_t a_line, const float *b, size_t b_line, size_t steps,
-                        size_t rows, bool add) {
+#define GAX_CASE(n)                                              \
+    case n:                                                      \
+        GAX(block)(c, ldc, a, a_line, b, b_line, steps, n, add); \
+        break
+GAX_FN void GAX(kernel)(float *c, size_t ldc, const float *a, size_t a_line, const float *b, size_t b_line,
+                        size_t steps, size_t rows, bool add) {
     switch (rows) {
-        GAX_CASE(1) GAX_CASE(2) GAX_CASE(3) GAX_CASE(4) GAX_CASE(5) GAX_CASE(6)
+        GAX_CASE(1);
+        GAX_CASE(2);
+        GAX_CASE(3);
+        GAX_CASE(4);
+        GAX_CASE(5);
+        GAX_CASE(6);
 #if GAX_ROWS > 6
-        GAX_CASE(7) GAX_CASE(8) GAX_CASE(9) GAX_CASE(10) GAX_CASE(11) GAX_CASE(12) GAX_CASE(13) GAX_CASE(14)
+        GAX_CASE(7);
+        GAX_CASE(8);
+        GAX_CASE(9);
+        GAX_CASE(10);
+        GAX_CASE(11);
+        GAX_CASE(12);
+        GAX_CASE(13);
+        GAX_CASE(14);
 #endif
     }
 }
@@ -1393,13 +1493,14 @@ GAX_FN void GAX(multiply)(float *c, size_t ldc, gai_x86_panels a, size_t unit, g
             }
             GAX(kernel)(edge, COLUMNS, strip, a.line, b.p, b.line, steps, rows, false);
             for (size_t r = 0; r < rows; r++)
-                for (size_t q = 0; q < columns; q++) at[r * ldc + q] = edge[r * COLUMNS + q] + (add ? at[r * ldc + q] : 0);
+                for (size_t q = 0; q < columns; q++)
+                    at[r * ldc + q] = edge[r * COLUMNS + q] + (add ? at[r * ldc + q] : 0);
         }
 }
 
 #endif
 
-/* ---- exponentials ------------------------------------------------------------------------------------------------------ */
+/* ---- exponentials ------------------------------------------------------------------------------------------------ */
 
 /* e^x as gai_exp computes it. min and max return their second operand when one is NaN. */
 GAX_INLINE GAX_V GAX(exp)(GAX_V x) {
@@ -1437,10 +1538,13 @@ GAX_INLINE GAX_V GAX(max)(GAX_V top, GAX_V x) {
 }
 
 GAX_INLINE float GAX(total)(GAX_V x) {
-    float lanes[GAX_LANES], sum = 0;
-    GAX_STORE(lanes, x);
-    for (size_t i = 0; i < GAX_LANES; i++) sum += lanes[i];
-    return sum;
+#if GAX_PASS == 1
+    __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+#else
+    return _mm512_reduce_add_ps(x);
+#endif
 }
 
 GAX_FN float GAX(exponentials)(void *e, const float *l, size_t n, float reference) {
@@ -1465,8 +1569,10 @@ GAX_FN float GAX(exponentials)(void *e, const float *l, size_t n, float referenc
         __mmask16 mask = (__mmask16)(count < 16 ? (1u << count) - 1 : 0xffff);
         _mm256_mask_storeu_epi16((uint16_t *)e + i, mask, (__m256i)_mm512_cvtneps_pbh(x));
 #else
-        if (count >= GAX_LANES) GAX_STORE((float *)e + i, x);
-        else memcpy((float *)e + i, &x, count * sizeof(float));
+        if (count >= GAX_LANES)
+            GAX_STORE((float *)e + i, x);
+        else
+            memcpy((float *)e + i, &x, count * sizeof(float));
 #endif
     }
     return GAX(total)(sum);
@@ -1498,7 +1604,7 @@ GAX_FN void GAX(softmax_backward)(float *p, float *ds, size_t n, float scale, fl
     }
 }
 
-/* ---- rows of the elementwise operators ------------------------------------------------------------------------------------ */
+/* ---- rows of the elementwise operators --------------------------------------------------------------------------- */
 
 GAX_INLINE void GAX(store_first)(float *p, GAX_V v, size_t n) {
     if (n >= GAX_LANES) {
@@ -1510,12 +1616,20 @@ GAX_INLINE void GAX(store_first)(float *p, GAX_V v, size_t n) {
     memcpy(p, lanes, n * sizeof *p);
 }
 
-GAX_INLINE GAX_V GAX(sigmoid)(GAX_V x) { return GAX_SET(1) / (GAX_SET(1) + GAX(exp)(-x)); }
+GAX_INLINE GAX_V GAX(sigmoid)(GAX_V x) {
+    return GAX_SET(1) / (GAX_SET(1) + GAX(exp)(-x));
+}
 
 GAX_INLINE float GAX(dot)(const float *a, const float *b, size_t n) {
-    GAX_V sum = GAX_SET(0);
-    for (size_t i = 0; i < n; i += GAX_LANES) sum = GAX_FMA(GAX(load_first)(a + i, n - i), GAX(load_first)(b + i, n - i), sum);
-    return GAX(total)(sum);
+    GAX_V sum[4] = {GAX_SET(0), GAX_SET(0), GAX_SET(0), GAX_SET(0)}; /* additions that do not wait for each other */
+    size_t i = 0;
+    for (; i + 4 * GAX_LANES <= n; i += 4 * GAX_LANES) {
+        GAX_UNROLL
+        for (size_t q = 0; q < 4; q++)
+            sum[q] = GAX_FMA(GAX_LOAD(a + i + q * GAX_LANES), GAX_LOAD(b + i + q * GAX_LANES), sum[q]);
+    }
+    for (; i < n; i += GAX_LANES) sum[0] = GAX_FMA(GAX(load_first)(a + i, n - i), GAX(load_first)(b + i, n - i), sum[0]);
+    return GAX(total)((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
 GAX_FN float GAX(rmsnorm)(float *h, const float *x, const float *w, size_t n, float eps) {
@@ -1525,8 +1639,8 @@ GAX_FN float GAX(rmsnorm)(float *h, const float *x, const float *w, size_t n, fl
     return r;
 }
 
-GAX_FN void GAX(rmsnorm_backward)(float *dx, float *dw, const float *dh, const float *x, const float *w, float r, size_t n,
-                                  bool add) {
+GAX_FN void GAX(rmsnorm_backward)(float *dx, float *dw, const float *dh, const float *x, const float *w, float r,
+                                  size_t n, bool add) {
     GAX_V sum = GAX_SET(0);
     for (size_t i = 0; i < n; i += GAX_LANES) {
         GAX_V product = GAX(load_first)(dh + i, n - i) * GAX(load_first)(x + i, n - i);
@@ -1535,8 +1649,8 @@ GAX_FN void GAX(rmsnorm_backward)(float *dx, float *dw, const float *dh, const f
     }
     GAX_V along = GAX_SET(r * r * (GAX(total)(sum) / (float)n));
     for (size_t i = 0; i < n; i += GAX_LANES) {
-        GAX_V d = GAX(load_first)(w + i, n - i) * GAX(load_first)(dh + i, n - i) - GAX(load_first)(x + i, n - i) * along;
-        d *= GAX_SET(r);
+        GAX_V d = GAX(load_first)(w + i, n - i) * GAX(load_first)(dh + i, n - i);
+        d = (d - GAX(load_first)(x + i, n - i) * along) * GAX_SET(r);
         if (add) d += GAX(load_first)(dx + i, n - i);
         GAX(store_first)(dx + i, d, n - i);
     }
@@ -1555,15 +1669,19 @@ GAX_INLINE void GAX(rotate)(float *y, const float *x, const float *rope, size_t 
 }
 
 GAX_FN void GAX(head)(float *y, const float *x, const float *w, const float *rope, size_t D, float eps) {
-    if (w) GAX(rmsnorm)(y, x, w, D, eps);
-    else memcpy(y, x, D * sizeof *y);
+    if (w)
+        GAX(rmsnorm)(y, x, w, D, eps);
+    else
+        memcpy(y, x, D * sizeof *y);
     if (rope) GAX(rotate)(y, y, rope, D, false);
 }
 
-GAX_FN void GAX(head_backward)(float *dx, float *dw, const float *dy, const float *x, const float *w, const float *rope, size_t D,
-                               float eps) {
-    if (rope) GAX(rotate)(dx, dy, rope, D, true);
-    else memcpy(dx, dy, D * sizeof *dx);
+GAX_FN void GAX(head_backward)(float *dx, float *dw, const float *dy, const float *x, const float *w, const float *rope,
+                               size_t D, float eps) {
+    if (rope)
+        GAX(rotate)(dx, dy, rope, D, true);
+    else
+        memcpy(dx, dy, D * sizeof *dx);
     if (w) GAX(rmsnorm_backward)(dx, dw, dx, x, w, 1 / sqrtf(GAX(dot)(x, x, D) / (float)D + eps), D, false);
 }
 
@@ -1583,7 +1701,8 @@ GAX_FN void GAX(gate_backward)(float *dy, float *ds, const float *d_o, const flo
 
 GAX_FN float GAX(scale)(float *o, const float *y, const float *other, size_t n, float factor) {
     float dot = other ? GAX(dot)(y, other, n) : 0;
-    for (size_t i = 0; i < n; i += GAX_LANES) GAX(store_first)(o + i, GAX(load_first)(y + i, n - i) * GAX_SET(factor), n - i);
+    for (size_t i = 0; i < n; i += GAX_LANES)
+        GAX(store_first)(o + i, GAX(load_first)(y + i, n - i) * GAX_SET(factor), n - i);
     return dot;
 }
 
@@ -1596,7 +1715,8 @@ GAX_FN void GAX(swiglu)(float *a, const float *u, size_t F) {
 
 GAX_FN void GAX(swiglu_backward)(float *du, const float *da, const float *u, size_t F) {
     for (size_t i = 0; i < F; i += GAX_LANES) {
-        GAX_V act = GAX(load_first)(u + i, F - i), up = GAX(load_first)(u + F + i, F - i), d = GAX(load_first)(da + i, F - i);
+        GAX_V act = GAX(load_first)(u + i, F - i), up = GAX(load_first)(u + F + i, F - i);
+        GAX_V d = GAX(load_first)(da + i, F - i);
         GAX_V p = GAX(sigmoid)(act), slope = p * GAX_FMA(act, GAX_SET(1) - p, GAX_SET(1));
         GAX(store_first)(du + i, d * up * slope, F - i);
         GAX(store_first)(du + F + i, d * act * p, F - i);
@@ -1604,17 +1724,7 @@ GAX_FN void GAX(swiglu_backward)(float *du, const float *da, const float *u, siz
 }
 
 GAX_FN void GAX(dots)(float *y, const float *x, const float *w, size_t stride, size_t rows, size_t n) {
-    size_t j = 0;
-    for (; j + 4 <= rows; j += 4, w += 4 * stride) { /* four streams of memory */
-        GAX_V sum[4] = {GAX_SET(0), GAX_SET(0), GAX_SET(0), GAX_SET(0)};
-        for (size_t i = 0; i < n; i += GAX_LANES) {
-            GAX_V v = GAX(load_first)(x + i, n - i);
-            GAX_UNROLL
-            for (size_t q = 0; q < 4; q++) sum[q] = GAX_FMA(v, GAX(load_first)(w + q * stride + i, n - i), sum[q]);
-        }
-        for (size_t q = 0; q < 4; q++) y[j + q] = GAX(total)(sum[q]);
-    }
-    for (; j < rows; j++, w += stride) y[j] = GAX(dot)(x, w, n);
+    for (size_t j = 0; j < rows; j++) y[j] = GAX(dot)(x, w + j * stride, n);
 }
 
 GAX_FN void GAX(combine)(float *y, const float *p, const float *v, size_t stride, size_t rows, size_t n) {
@@ -1626,16 +1736,17 @@ GAX_FN void GAX(combine)(float *y, const float *p, const float *v, size_t stride
 }
 
 GAI_FN gai_x86_vectors GAX(vectors)(void) {
-    gai_x86_vectors v = {GAX(softmax), GAX(softmax_backward), GAX(rmsnorm),       GAX(rmsnorm_backward),
-                         GAX(head),    GAX(head_backward),    GAX(gate),          GAX(gate_backward),
-                         GAX(scale),   GAX(swiglu),           GAX(dots),          GAX(combine),
+    gai_x86_vectors v = {GAX(softmax),        GAX(softmax_backward), GAX(rmsnorm), GAX(rmsnorm_backward),
+                         GAX(head),           GAX(head_backward),    GAX(gate),    GAX(gate_backward),
+                         GAX(scale),          GAX(swiglu),           GAX(dots),    GAX(combine),
                          GAX(swiglu_backward)};
     return v;
 }
 #endif
 
 GAI_FN gai_x86_products GAX(products)(void) {
-    gai_x86_products p = {GAX_ROWS, GAX_A_WIDTH, 2 * GAX_LANES, GAX_WORD, GAX_PASS == 4 ? GAX_ROWS : 1, GAX(pack_a), GAX(pack_b), GAX(multiply), GAX(exponentials)};
+    gai_x86_products p = {GAX_ROWS,    GAX_A_WIDTH, 2 * GAX_LANES, GAX_WORD,         GAX_PASS == 4 ? GAX_ROWS : 1,
+                          GAX(pack_a), GAX(pack_b), GAX(multiply), GAX(exponentials)};
     return p;
 }
 

@@ -15,12 +15,12 @@
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
-#define _tile_loadconfig(shapes) tile_configure((const unsigned char *)(shapes))
-#define _tile_release() ((void)0)
-#define _tile_loadd(t, p, stride) tile_load(t, (const char *)(p), stride)
+#define _tile_loadconfig(shapes)   tile_configure((const unsigned char *)(shapes))
+#define _tile_release()            ((void)0)
+#define _tile_loadd(t, p, stride)  tile_load(t, (const char *)(p), stride)
 #define _tile_stored(t, p, stride) tile_store(t, (char *)(p), stride)
-#define _tile_zero(t) memset(tiles[t], 0, sizeof tiles[t])
-#define _tile_dpbf16ps(c, a, b) tile_multiply(c, a, b)
+#define _tile_zero(t)              memset(tiles[t], 0, sizeof tiles[t])
+#define _tile_dpbf16ps(c, a, b)    tile_multiply(c, a, b)
 
 static float tiles[8][16][16];
 
@@ -73,7 +73,8 @@ static ga_real *rounded_reals(size_t n, uint64_t *random) {
     return x;
 }
 
-static void expect_same(const ga_real *a, const ga_real *b, size_t n, double tolerance, const char *what, const size_t size[3]) {
+static void expect_same(const ga_real *a, const ga_real *b, size_t n, double tolerance, const char *what,
+                        const size_t size[3]) {
     double error = 0, norm = norm_of(b, n);
     for (size_t i = 0; i < n; i++) error += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
     expect_below(sqrt(error), tolerance * fmax(norm, 1), "%s of %zu x %zu x %zu", what, size[0], size[1], size[2]);
@@ -83,7 +84,8 @@ static void check(const ga_device *d, size_t M, size_t O, size_t I) {
     uint64_t random = M + O + I;
     size_t size[3] = {M, O, I};
     ga_real *x = rounded_reals(M * I, &random), *dy = rounded_reals(M * O, &random), *w = rounded_reals(O * I, &random);
-    ga_real *y = reals(M * O), *dx = reals(M * I), *dw = normal_reals(O * I, 1, &random), *logits = reals(GA_HEAD_ROWS * O);
+    ga_real *y = reals(M * O), *dx = reals(M * I), *dw = normal_reals(O * I, 1, &random),
+            *logits = reals(GA_HEAD_ROWS * O);
     ga_real *y_expected = reals(M * O), *dx_expected = reals(M * I), *dw_expected = reals(O * I);
     int32_t *targets = (int32_t *)calloc(M, sizeof *targets);
     assert_non_null(targets);
@@ -111,8 +113,10 @@ static void check_sdpa(const ga_device *d, size_t T, size_t D) {
     ga_shape n = {1, T, T, 2, 1, D};
     size_t q_size = T * 2 * D, k_size = T * D, size[3] = {1, T, D};
     uint64_t random = T + D;
-    ga_real *q = rounded_reals(q_size, &random), *k = rounded_reals(k_size, &random), *v = rounded_reals(k_size, &random);
-    ga_real *dy = rounded_reals(q_size, &random), *y = reals(q_size), *lse = reals(2 * T), *scratch = reals(2 * T * (2 * D + 1));
+    ga_real *q = rounded_reals(q_size, &random), *k = rounded_reals(k_size, &random),
+            *v = rounded_reals(k_size, &random);
+    ga_real *dy = rounded_reals(q_size, &random), *y = reals(q_size), *lse = reals(2 * T),
+            *scratch = reals(2 * T * (2 * D + 1));
     ga_real *dq = reals(q_size), *dk = reals(k_size), *dv = reals(k_size), *expected = reals(q_size);
     ga_real *dq_expected = reals(q_size), *dk_expected = reals(k_size), *dv_expected = reals(k_size);
     d->sdpa_forward(d->state, y, lse, q, k, v, n);

@@ -30,8 +30,8 @@ static bool next_subject(subject *s, size_t *at) {
     return false;
 }
 
-#define EACH_SUBJECT(s)                                                                                                \
-    subject s;                                                                                                         \
+#define EACH_SUBJECT(s) \
+    subject s;          \
     for (size_t at_ = 0; next_subject(&s, &at_); ga_device_x86_destroy(&s.device))
 
 static const size_t odd[] = {1, 3, 17, 63, 65, 129};
@@ -59,10 +59,13 @@ static ga_real *operand(size_t n, double deviation, bool bf16, uint64_t *random)
     return x;
 }
 
-static ga_real *copy_of(const ga_real *x, size_t n) { return rounded_copy(x, n, false); }
+static ga_real *copy_of(const ga_real *x, size_t n) {
+    return rounded_copy(x, n, false);
+}
 
 /* ||a - b|| must be below tolerance ||b||. */
-static void expect_same(const ga_real *a, const ga_real *b, size_t n, double tolerance, const char *what, const char *where) {
+static void expect_same(const ga_real *a, const ga_real *b, size_t n, double tolerance, const char *what,
+                        const char *where) {
     double error = 0, size = 0;
     for (size_t i = 0; i < n; i++) {
         error += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
@@ -81,8 +84,10 @@ static void check_linear(const subject *s, size_t M, size_t O, size_t I) {
     ga_real *w = (ga_real *)d->allocate(d->state, O * I * sizeof *w);
     assert_non_null(w);
     fill_normal(w, O * I, 0, 1, &random);
-    ga_real *y = reals(M * O), *dx = reals(M * I), *dw = normal_reals(O * I, 1, &random), *dw_expected = copy_of(dw, O * I);
-    ga_real *xr = rounded_copy(x, M * I, s->bf16), *wr = rounded_copy(w, O * I, s->bf16), *dyr = rounded_copy(dy, M * O, s->bf16);
+    ga_real *y = reals(M * O), *dx = reals(M * I), *dw = normal_reals(O * I, 1, &random),
+            *dw_expected = copy_of(dw, O * I);
+    ga_real *xr = rounded_copy(x, M * I, s->bf16), *wr = rounded_copy(w, O * I, s->bf16),
+            *dyr = rounded_copy(dy, M * O, s->bf16);
     ga_real *y_expected = reals(M * O), *dx_expected = reals(M * I);
     char where[128];
     snprintf(where, sizeof where, "%s, M %zu O %zu I %zu", s->what, M, O, I);
@@ -250,9 +255,12 @@ static void test_head(void **unused) {
 static void check_norms(const subject *s, size_t N, size_t C) {
     const ga_device *d = &s->device;
     uint64_t random = N * 100 + C;
-    ga_real *x = normal_reals(N * C, 3, &random), *dh = normal_reals(N * C, 1, &random), *w = normal_reals(C, 1, &random);
-    ga_real *h = reals(N * C), *rstd = reals(N), *dx = normal_reals(N * C, 1, &random), *dw = normal_reals(C, 1, &random);
-    ga_real *h_expected = reals(N * C), *rstd_expected = reals(N), *dx_expected = copy_of(dx, N * C), *dw_expected = copy_of(dw, C);
+    ga_real *x = normal_reals(N * C, 3, &random), *dh = normal_reals(N * C, 1, &random),
+            *w = normal_reals(C, 1, &random);
+    ga_real *h = reals(N * C), *rstd = reals(N), *dx = normal_reals(N * C, 1, &random),
+            *dw = normal_reals(C, 1, &random);
+    ga_real *h_expected = reals(N * C), *rstd_expected = reals(N), *dx_expected = copy_of(dx, N * C),
+            *dw_expected = copy_of(dw, C);
     char where[128];
     snprintf(where, sizeof where, "%s, N %zu C %zu", s->what, N, C);
     d->rmsnorm_forward(d->state, h, rstd, x, w, N, C, (ga_real)1e-6);
@@ -262,7 +270,8 @@ static void check_norms(const subject *s, size_t N, size_t C) {
     for (int add = 1; add >= 0; add--) {
         d->rmsnorm_backward(d->state, dx, dw, dh, x, w, rstd_expected, N, C, add);
         ga_rmsnorm_backward(dx_expected, dw_expected, dh, x, w, rstd_expected, N, C, add);
-        if (C > 1) expect_same(dx, dx_expected, N * C, 1e-5, add ? "rmsnorm_backward, adding" : "rmsnorm_backward", where);
+        if (C > 1)
+            expect_same(dx, dx_expected, N * C, 1e-5, add ? "rmsnorm_backward, adding" : "rmsnorm_backward", where);
         expect_same(dw, dw_expected, C, 1e-5, "rmsnorm_backward, dw", where);
     }
     d->rmsnorm_backward(d->state, dh, dw, dh, x, w, rstd_expected, N, C, false); /* in place */
@@ -276,7 +285,8 @@ static void check_heads(const subject *s, size_t T, size_t D, bool norm, bool ro
     const ga_device *d = &s->device;
     uint64_t random = T * 100 + D;
     size_t n = B * T * H * D, stride = H * D + GAP;
-    ga_real *x = normal_reals(B * T * stride, 2, &random), *dy = normal_reals(n, 1, &random), *rope = normal_reals(T * D, 1, &random);
+    ga_real *x = normal_reals(B * T * stride, 2, &random), *dy = normal_reals(n, 1, &random),
+            *rope = normal_reals(T * D, 1, &random);
     ga_real *weights = normal_reals(D, 1, &random), *w = norm ? weights : NULL, *angles = rotate ? rope : NULL;
     ga_real *y = reals(n), *y_expected = reals(n), *dx = reals(B * T * stride), *dx_expected = reals(B * T * stride);
     ga_real *dw = normal_reals(D, 1, &random), *dw_expected = copy_of(dw, D);
@@ -304,7 +314,8 @@ static void check_gate(const subject *s, const char *settings, bool free_standin
     size_t width = g.H * g.D, stride = width + GAP, s_stride = free_standing ? 0 : width + 2;
     ga_real *y = normal_reals(N * stride, 1, &random), *logits = normal_reals(N * (width + 2), 2, &random);
     ga_real *d_o = normal_reals(N * width, 1, &random), *o = reals(N * width), *o_expected = reals(N * width);
-    ga_real *dy = reals(N * stride), *dy_expected = reals(N * stride), *ds = reals(N * (width + 2)), *ds_expected = reals(N * (width + 2));
+    ga_real *dy = reals(N * stride), *dy_expected = reals(N * stride), *ds = reals(N * (width + 2)),
+            *ds_expected = reals(N * (width + 2));
     char where[256];
     snprintf(where, sizeof where, "%s, %s", s->what, settings);
     d->gate_forward(d->state, o, y, stride, logits, s_stride, N, g);
@@ -341,10 +352,19 @@ static void test_elementwise(void **unused) {
     (void)unused;
     static const size_t widths[] = {2, 10, 16, 34, 64, 66, 128, GA_MAX_HEAD_DIM};
     static const char *const gates[] = {
-        "", "gate_type=headwise", "head_dim=18 n_heads=3 n_kv_heads=1", "gate_type=headwise head_dim=18 n_heads=3 n_kv_heads=1",
-        "gate_form=additive gate_activation=silu", "gate_sharing=shared", "gate_activation=ns-sigmoid", "gate_activation=identity",
-        "gate_type=headwise gate_sharing=shared", "gate_position=G2", "gate_position=G5 d_model=37",
-        "gate_form=self gate_activation=rmsnorm", "gate_form=self gate_activation=silu",
+        "",
+        "gate_type=headwise",
+        "head_dim=18 n_heads=3 n_kv_heads=1",
+        "gate_type=headwise head_dim=18 n_heads=3 n_kv_heads=1",
+        "gate_form=additive gate_activation=silu",
+        "gate_sharing=shared",
+        "gate_activation=ns-sigmoid",
+        "gate_activation=identity",
+        "gate_type=headwise gate_sharing=shared",
+        "gate_position=G2",
+        "gate_position=G5 d_model=37",
+        "gate_form=self gate_activation=rmsnorm",
+        "gate_form=self gate_activation=silu",
     };
     EACH_SUBJECT(s) {
         for (size_t a = 0; a < COUNT(odd); a++)
@@ -371,9 +391,12 @@ static void test_not_finite(void **unused) {
         d->linear_forward(d->state, y, x, w, M, O, I);
         for (size_t i = 0; i < M; i++)
             for (size_t o = 0; o < O; o++) {
-                if (i == 5) assert_true(isnan(y[i * O + o]));
-                else if (i == 7) assert_false(isfinite(y[i * O + o]));
-                else assert_true(isfinite(y[i * O + o]));
+                if (i == 5)
+                    assert_true(isnan(y[i * O + o]));
+                else if (i == 7)
+                    assert_false(isfinite(y[i * O + o]));
+                else
+                    assert_true(isfinite(y[i * O + o]));
             }
         free(x), free(w);
 
@@ -396,7 +419,8 @@ static void test_threads(void **unused) {
     (void)unused;
     EACH_SUBJECT(s) {
         ga_config c = ga_config_default();
-        configure(&c, "vocab_size=301 d_model=72 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=18 d_ff=130 max_seq_len=150 batch_size=2");
+        configure(&c, "vocab_size=301 d_model=72 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=18 d_ff=130 "
+                      "max_seq_len=150 batch_size=2");
         int32_t tokens[300], targets[300];
         uint64_t random = 1;
         fill_tokens(tokens, 300, 301, &random), fill_tokens(targets, 300, 301, &random);
@@ -442,9 +466,9 @@ static void test_choice(void **unused) {
 int main(void) {
     use_threads(1); /* tests/run.sh runs on busy machines; test_threads has its own */
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_linear),     cmocka_unit_test(test_changed_weights), cmocka_unit_test(test_sdpa),
-        cmocka_unit_test(test_head),       cmocka_unit_test(test_not_finite),      cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_choice),     cmocka_unit_test(test_elementwise),
+        cmocka_unit_test(test_linear), cmocka_unit_test(test_changed_weights), cmocka_unit_test(test_sdpa),
+        cmocka_unit_test(test_head),   cmocka_unit_test(test_not_finite),      cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_choice), cmocka_unit_test(test_elementwise),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

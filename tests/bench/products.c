@@ -25,21 +25,21 @@ static double seconds(void) {
 /* ---- the peak: 24 sums in registers, no memory ------------------------------------------------------------------------ */
 
 #ifdef GAI_X86
-#define REGISTER_LOOP(name, targets, vector, one, multiply_add)                                                        \
-    __attribute__((target(targets))) static float name(size_t n) {                                                     \
-        vector sum[12], x = one, y = one;                                                                              \
-        float out[sizeof(vector) / sizeof(float)];                                                                     \
-        for (int i = 0; i < 12; i++) sum[i] = one;                                                                     \
-        for (size_t k = 0; k < n; k++) {                                                                               \
-            __asm__ volatile("" : "+v"(x), "+v"(y)); /* not known, so that nothing is left out */                      \
-            sum[0] = multiply_add(sum[0]), sum[1] = multiply_add(sum[1]), sum[2] = multiply_add(sum[2]);               \
-            sum[3] = multiply_add(sum[3]), sum[4] = multiply_add(sum[4]), sum[5] = multiply_add(sum[5]);               \
-            sum[6] = multiply_add(sum[6]), sum[7] = multiply_add(sum[7]), sum[8] = multiply_add(sum[8]);               \
-            sum[9] = multiply_add(sum[9]), sum[10] = multiply_add(sum[10]), sum[11] = multiply_add(sum[11]);           \
-        }                                                                                                              \
-        for (int i = 1; i < 12; i++) sum[0] += sum[i];                                                                 \
-        memcpy(out, &sum[0], sizeof out);                                                                              \
-        return out[0];                                                                                                 \
+#define REGISTER_LOOP(name, targets, vector, one, multiply_add)                                              \
+    __attribute__((target(targets))) static float name(size_t n) {                                           \
+        vector sum[12], x = one, y = one;                                                                    \
+        float out[sizeof(vector) / sizeof(float)];                                                           \
+        for (int i = 0; i < 12; i++) sum[i] = one;                                                           \
+        for (size_t k = 0; k < n; k++) {                                                                     \
+            __asm__ volatile("" : "+v"(x), "+v"(y)); /* not known, so that nothing is left out */            \
+            sum[0] = multiply_add(sum[0]), sum[1] = multiply_add(sum[1]), sum[2] = multiply_add(sum[2]);     \
+            sum[3] = multiply_add(sum[3]), sum[4] = multiply_add(sum[4]), sum[5] = multiply_add(sum[5]);     \
+            sum[6] = multiply_add(sum[6]), sum[7] = multiply_add(sum[7]), sum[8] = multiply_add(sum[8]);     \
+            sum[9] = multiply_add(sum[9]), sum[10] = multiply_add(sum[10]), sum[11] = multiply_add(sum[11]); \
+        }                                                                                                    \
+        for (int i = 1; i < 12; i++) sum[0] += sum[i];                                                       \
+        memcpy(out, &sum[0], sizeof out);                                                                    \
+        return out[0];                                                                                       \
     }
 #define FMA256(s) _mm256_fmadd_ps(x, y, s)
 #define FMA512(s) _mm512_fmadd_ps(x, y, s)
@@ -93,7 +93,8 @@ static ga_real *filled(const ga_device *d, size_t n) {
 /* One layer's three products by turns with the register loop; dX is what linear_backward takes beyond dW. */
 static void measure(const ga_device *d, size_t M, size_t O, size_t I, size_t rounds) {
     double forward[MOST], both[MOST], weight[MOST], top[MOST], work = 2e-9 * (double)M * (double)O * (double)I;
-    ga_real *x = filled(d, M * I), *w = filled(d, O * I), *y = filled(d, M * O), *dx = filled(d, M * I), *dw = filled(d, O * I);
+    ga_real *x = filled(d, M * I), *w = filled(d, O * I), *y = filled(d, M * O), *dx = filled(d, M * I),
+            *dw = filled(d, O * I);
     size_t repeat = (size_t)(2 / work) + 1;
     d->linear_forward(d->state, y, x, w, M, O, I); /* packs what is kept */
     d->linear_backward(d->state, dx, dw, y, x, w, M, O, I);
@@ -107,9 +108,10 @@ static void measure(const ga_device *d, size_t M, size_t O, size_t I, size_t rou
         for (size_t i = 0; i < repeat; i++) d->linear_backward(d->state, dx, dw, y, x, w, M, O, I);
         both[r] = (seconds() - start) / (double)repeat;
     }
-    double f = median(forward, rounds), g = median(weight, rounds), b = median(both, rounds) - g, p = median(top, rounds);
-    printf("%5zu x %5zu x %4zu %8.0f %5.0f %% %8.0f %5.0f %% %8.0f %5.0f %% %9.0f\n", M, O, I, work / f, 100 * work / f / p,
-           work / b, 100 * work / b / p, work / g, 100 * work / g / p, p);
+    double f = median(forward, rounds), g = median(weight, rounds), b = median(both, rounds) - g,
+           p = median(top, rounds);
+    printf("%5zu x %5zu x %4zu %8.0f %5.0f %% %8.0f %5.0f %% %8.0f %5.0f %% %9.0f\n", M, O, I, work / f,
+           100 * work / f / p, work / b, 100 * work / b / p, work / g, 100 * work / g / p, p);
     fflush(stdout);
     ga_real *all[] = {x, w, y, dx, dw};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) d->release(d->state, all[i]);
