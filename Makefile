@@ -2,7 +2,8 @@
 # make demo       the main job, small          make check      formatting, warnings, static analysis
 # make bench      speed on rtx4060.cfg         make mutants    that the tests notice broken code
 # make reference  fixtures anew from PyTorch   make sanitize   the tests under the sanitizers
-# make pairs      the quick pair, three seeds  make help       this list
+# make pairs      the quick pair, three seeds  make table4     Table 4 in small
+# make help       this list
 
 CC ?= cc
 OPT ?= -O3 -march=native -ffp-contract=fast
@@ -22,7 +23,7 @@ endif
 NVCC := $(shell command -v nvcc 2>/dev/null)
 MPICC := $(shell command -v mpicc 2>/dev/null)
 
-.PHONY: all help packages packages-test test demo check format bench mutants reference sanitize pairs clean
+.PHONY: all help packages packages-test test demo check format bench mutants reference sanitize pairs table4 clean
 all: train analyze
 	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   nvcc: $(or $(NVCC),not found)   MPI: $(or $(MPICC),not found)   (this version computes on the CPU)"
 
@@ -46,11 +47,13 @@ DEMO_ARGS ?=
 demo: train analyze
 	@sh tests/demo.sh $(DEMO) $(DEMO_ARGS)
 pairs: train analyze
-	@sh tests/pairs.sh
+	@tests/pairs.sh
+table4: train analyze
+	@tests/table4.sh
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data x86 amx
-SH_TESTS = header train analyze readme
+SH_TESTS = header train analyze readme isa
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)
 

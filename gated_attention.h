@@ -409,31 +409,35 @@ typedef enum {
     GA_INFERENCE /* weights and the activations of one layer: evaluation, analysis, generation */
 } ga_mode;
 
-/* Activations of one layer: X(field, values in a row of N). The order is that of the forward pass. */
+/* Activations of one layer: X(field, values in a row of N, kept). The order is that of the forward pass. What is not kept
+ * shares its memory with the other layers: the backward pass does not need it, or makes it again at little cost. */
 /* clang-format off */
 #define GA_LAYER_ACTIVATIONS(X)                                                                                        \
-    X(x, z.C)                                               /* residual stream before the layer */                     \
-    X(h1, z.C) X(rstd1, 1)                                  /* 1 attention pre-norm: the X of Eq. 1 and Eq. 5 */       \
-    X(qgkv, z.Z)                                            /* 2 query, gate logits, key, value */                     \
-    X(gated, g.position >= GA_G2 && g.position <= GA_G4 ? g.H * g.D : 0) /* 3 gate at G2, G3, G4 */                    \
-    X(q, z.HQ * z.D) X(k, z.HK * z.D) X(v, z.HK * z.D)      /* 4 after QK-norm and RoPE; v contiguous */               \
-    X(y, z.HQ * z.D) X(lse, z.HQ)                           /* 5 SDPA output of Eq. 2, log-sum-exp (B, HQ, T) */       \
-    X(y_gated, g.position == GA_G1 ? z.HQ * z.D : 0)        /* 6 gate at G1 */                                         \
-    X(o, z.C)                                               /* 7 W_O, Eq. 4 */                                         \
-    X(o_gated, g.position == GA_G5 ? z.C : 0)               /* 8 gate at G5 */                                         \
-    X(o_clipped, c->attn_clip > 0 ? z.C : 0)                /* 9 clip (A.6) */                                         \
-    X(o_normed, c->sandwich_norm ? z.C : 0) X(rstd_o, c->sandwich_norm ? 1 : 0) /* 10 sandwich norm */                 \
-    X(x_mid, z.C)                                           /* 11 residual */                                          \
-    X(h2, z.C) X(rstd2, 1)                                  /* 12 FFN pre-norm */                                      \
-    X(u, 2 * z.F)                                           /* 13 [act | up] */                                        \
-    X(a, z.F)                                               /* 14 silu(act) * up */                                    \
-    X(f, z.C)                                               /* 15 down */                                              \
-    X(f_clipped, c->ffn_clip > 0 ? z.C : 0)                 /* 16 clip (A.6) */                                        \
-    X(f_normed, c->sandwich_norm ? z.C : 0) X(rstd_f, c->sandwich_norm ? 1 : 0) /* 17 sandwich norm */
+    X(x, z.C, true)                                /* residual stream before the layer */                              \
+    X(h1, z.C, false) X(rstd1, 1, true)            /* 1 attention pre-norm: the X of Eq. 1 and Eq. 5 */                \
+    X(qgkv, z.Z, true)                             /* 2 query, gate logits, key, value */                              \
+    X(gated, g.position >= GA_G2 && g.position <= GA_G4 ? g.H * g.D : 0, true) /* 3 gate at G2, G3, G4 */              \
+    X(q, z.HQ * z.D, true) X(k, z.HK * z.D, true)  /* 4 after QK-norm and RoPE */                                      \
+    X(v, z.HK * z.D, true)                         /* contiguous */                                                    \
+    X(y, z.HQ * z.D, true) X(lse, z.HQ, true)      /* 5 SDPA output of Eq. 2, log-sum-exp (B, HQ, T) */                \
+    X(y_gated, g.position == GA_G1 ? z.HQ * z.D : 0, false)                    /* 6 gate at G1 */                      \
+    X(o, z.C, g.position == GA_G5 || c->attn_clip > 0 || c->sandwich_norm)     /* 7 W_O, Eq. 4 */                      \
+    X(o_gated, g.position == GA_G5 ? z.C : 0, true)                            /* 8 gate at G5 */                      \
+    X(o_clipped, c->attn_clip > 0 ? z.C : 0, c->sandwich_norm)                 /* 9 clip (A.6) */                      \
+    X(o_normed, c->sandwich_norm ? z.C : 0, false)                             /* 10 sandwich norm */                  \
+    X(rstd_o, c->sandwich_norm ? 1 : 0, true)                                                                          \
+    X(x_mid, z.C, true)                            /* 11 residual */                                                   \
+    X(h2, z.C, false) X(rstd2, 1, true)            /* 12 FFN pre-norm */                                               \
+    X(u, 2 * z.F, true)                            /* 13 [act | up] */                                                 \
+    X(a, z.F, false)                               /* 14 silu(act) * up */                                             \
+    X(f, z.C, c->ffn_clip > 0 || c->sandwich_norm) /* 15 down */                                                       \
+    X(f_clipped, c->ffn_clip > 0 ? z.C : 0, c->sandwich_norm)                  /* 16 clip (A.6) */                     \
+    X(f_normed, c->sandwich_norm ? z.C : 0, false)                             /* 17 sandwich norm */                  \
+    X(rstd_f, c->sandwich_norm ? 1 : 0, true)
 /* clang-format on */
 
 typedef struct {
-#define GAI_X(field, values) ga_real *field;
+#define GAI_X(field, values, kept) ga_real *field;
     GA_LAYER_ACTIVATIONS(GAI_X)
 #undef GAI_X
 } ga_layer_activations;
@@ -2018,17 +2022,12 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     size_t N = m->max_rows;
     bool training = m->mode == GA_TRAINING, share = !training || c->recompute;
     for (size_t l = 0; l < z.L; l++) {
-        ga_layer_activations *a = m->layers ? m->layers + l : NULL;
-        if (share && l > 0) { /* one layer's memory for all, but for x: the backward pass starts from it */
-            if (a) *a = m->layers[0];
-            ga_real *x = training || !a ? (training ? gai_take_reals(arena, N * z.C) : NULL) : a->x;
-            if (a) a->x = x;
-            continue;
-        }
-#define GAI_X(field, values)                                     \
-    {                                                            \
-        ga_real *field##_ = gai_take_reals(arena, N * (values)); \
-        if (a) a->field = field##_;                              \
+        ga_layer_activations unplaced, *a = m->layers ? m->layers + l : &unplaced;
+        /* With `share` one layer's memory serves all; but the backward pass starts from each layer's own x. */
+#define GAI_X(field, values, kept)                                                                    \
+    {                                                                                                 \
+        bool own = l == 0 || (!share && (kept)) || (training && &a->field == &a->x);                  \
+        a->field = own ? gai_take_reals(arena, N * (values)) : m->layers ? m->layers[0].field : NULL; \
     }
         GA_LAYER_ACTIVATIONS(GAI_X)
 #undef GAI_X
@@ -2191,12 +2190,12 @@ typedef struct {
 
 GAI_FN gai_parameters gai_layer_parameters(const ga_model *m, ga_real *block, size_t layer) {
     gai_parameters p;
+    memset(&p, 0, sizeof p);
     ga_real **fields[] = {
 #define GAI_X(scope, field, name, rows, columns, condition, start) &p.field,
         GA_TENSORS(GAI_X)
 #undef GAI_X
     };
-    for (size_t i = 0; i < GA_TENSOR_COUNT; i++) *fields[i] = NULL;
     size_t outer = 0, first = 1, count = 0; /* the tensors of a layer stand together, after the embedding */
     while (first + count < m->n_tensors && m->tensors[first + count].layer == 0) count++;
     for (size_t i = first + layer * count; i < first + (layer + 1) * count; i++)
@@ -2288,9 +2287,10 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
     GAI_RUN(m, add, x_next, a->x_mid, f, N * z.C); /* 18 */
 }
 
-/* m->dx holds d loss / d x_next and becomes d loss / d x; parameter gradients are added to dw. */
+/* m->dx holds d loss / d x_next and becomes d loss / d x; parameter gradients are added to dw. fresh: the forward pass of
+ * this layer was the last one to run, so that what layers share is still there. */
 GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w,
-                               const gai_parameters *dw, size_t B, size_t T) {
+                               const gai_parameters *dw, bool fresh, size_t B, size_t T) {
     ga_sizes z = m->sizes;
     const ga_config *c = &m->config;
     ga_gate g = m->gate;
@@ -2308,6 +2308,10 @@ GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const
     if (c->ffn_clip > 0) { /* 16 */
         GAI_RUN(m, clip_backward, m->d_o, d, a->f, N * z.C, (ga_real)c->ffn_clip);
         d = m->d_o;
+    }
+    if (!fresh) { /* 14 and 12 again */
+        GAI_RUN(m, swiglu_forward, a->a, a->u, N, z.F);
+        GAI_RUN(m, rmsnorm_forward, a->h2, a->rstd2, a->x_mid, w->ffn_norm, N, z.C, eps);
     }
     GAI_RUN(m, linear_backward, m->da, dw->ffn_down, d, a->a, w->ffn_down, N, z.C, z.F);                     /* 15 */
     GAI_RUN(m, swiglu_backward, m->du, m->da, a->u, N, z.F);                                                 /* 14 */
@@ -2327,6 +2331,10 @@ GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const
     if (g.position == GA_G5) { /* 8 */
         GAI_RUN(m, gate_backward, m->dh, z.C, ds, z.Z, d, a->o, z.C, s, s_stride, N, g);
         d = m->dh;
+    }
+    if (!fresh) { /* 6 and 1 again */
+        if (g.position == GA_G1) GAI_RUN(m, gate_forward, a->y_gated, a->y, qD, s, s_stride, N, g);
+        GAI_RUN(m, rmsnorm_forward, a->h1, a->rstd1, a->x, w->attn_norm, N, z.C, eps);
     }
     const ga_real *y = g.position == GA_G1 ? a->y_gated : a->y;
     GAI_RUN(m, linear_backward, m->da, dw->attn_output, d, y, w->attn_output, N, z.C, qD); /* 7 */
@@ -2498,7 +2506,7 @@ GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const i
     for (size_t l = m->sizes.L; l-- > 0;) {
         if (m->config.recompute && l + 1 < m->sizes.L) gai_run_layer(m, l, B, T); /* the last is still there */
         w = gai_layer_parameters(m, m->weights, l), dw = gai_layer_parameters(m, m->gradients, l);
-        gai_layer_backward(m, &m->layers[l], &w, &dw, B, T);
+        gai_layer_backward(m, &m->layers[l], &w, &dw, m->config.recompute || l + 1 == m->sizes.L, B, T);
     }
     GAI_RUN(m, embedding_backward, dw.embed, m->tokens, m->dx, N, m->sizes.C);
     return GA_OK;

@@ -83,9 +83,8 @@ typedef enum { GAI_X86_C, GAI_X86_AVX2, GAI_X86_AVX512, GAI_X86_BF16, GAI_X86_AM
 /* A core multiplies far faster than it loads, so what is loaded must be used many times. Three measures:
  *
  * 1. Register block. ROWS x COLUMNS values of C stay in registers while the contraction runs over k. Each step loads
- * one
- *    line of B (COLUMNS values) and one of A (ROWS values), and multiplies every one with every other: 14 + 32 values
- *    loaded for 448 multiplications with AVX-512.
+ *    one line of B (COLUMNS values) and one of A (ROWS values), and multiplies every one with every other: 14 + 32
+ *    values loaded for 448 multiplications with AVX-512.
  *
  * 2. Packing. Both operands are copied into panels, so that the kernel reads memory strictly forwards, whatever the
  *    layout was: a line is what one step of k needs. Rows and columns that do not exist are zeros.
@@ -97,8 +96,7 @@ typedef enum { GAI_X86_C, GAI_X86_AVX2, GAI_X86_AVX512, GAI_X86_BF16, GAI_X86_AM
  *               +---------+                     +------------------+        C[i][j] += A[k][i] B[k][j]
  *
  * 3. Blocks for the caches. The steps of k are cut into parts so that an A panel stays in the first-level cache and the
- *    A panels of one task (about GAI_X86_BLOCK rows) in the second-level cache, while each B panel passes along them
- *    all.
+ *    A panels of one task (GAI_X86_BLOCK rows) in the second-level cache, while each B panel passes along them all.
  *
  *               B   | panel | panel | ...                    task: a block of rows, all panels of B
  *         A         +-------+-------+----
@@ -122,8 +120,7 @@ enum {
     GAI_X86_PAD = 16          /* the steps of a panel are a multiple of this */
 };
 
-/* An operand in memory: value k of row i is p[i * stride + k], or p[k * stride + i] when k_first. (B has columns as
- * rows.) */
+/* An operand in memory: value k of row i (of column i for B) is p[i * stride + k], or p[k * stride + i] if k_first. */
 typedef struct {
     const float *p; /* with `half` bfloat16 values, two in a float */
     size_t stride;
@@ -154,8 +151,7 @@ typedef struct {
     /* C (M, N) (+)= A B for packed panels, those of A with `unit` rows */
     void (*multiply)(float *c, size_t ldc, gai_x86_panels a, size_t unit, gai_x86_panels b, size_t M, size_t N,
                      size_t steps, bool add);
-    /* e_j = exp(min(l_j - reference, 75)) of n logits, stored as values of this precision unless e is NULL; their
-     * sum */
+    /* e_j = exp(min(l_j - reference, 75)) of n logits, stored in this precision unless e is NULL; returns their sum */
     float (*exponentials)(void *e, const float *l, size_t n, float reference);
 } gai_x86_products;
 
@@ -179,10 +175,10 @@ typedef struct {
     void (*gate_backward)(float *dy, float *ds, const float *d_o, const float *y, const float *s, size_t n);
     float (*scale)(float *o, const float *y, const float *other, size_t n, float factor); /* o = factor y; y . other */
     void (*swiglu)(float *a, const float *u, size_t F);
+    void (*swiglu_backward)(float *du, const float *da, const float *u, size_t F);
     /* For one row or a few, when memory is what takes the time: y_j = x . w_j for rows of w, and y = sum_j p_j v_j */
     void (*dots)(float *y, const float *x, const float *w, size_t stride, size_t rows, size_t n);
     void (*combine)(float *y, const float *p, const float *v, size_t stride, size_t rows, size_t n);
-    void (*swiglu_backward)(float *du, const float *da, const float *u, size_t F);
 } gai_x86_vectors;
 
 /* Working memory, kept between calls: fresh pages cost more than what is computed on them. */
@@ -356,8 +352,7 @@ GAI_INLINE size_t gai_x86_begin(const gai_x86_products *p, size_t M, size_t bloc
     return block == blocks ? M : M * block / blocks / p->align * p->align;
 }
 
-/* Rows of a strip of a block: strips of equal height, for a few rows at the end would be slow; tiles are always
- * full. */
+/* Rows of a strip of a block: strips of equal height, for a few rows at the end would be slow; but tiles are full. */
 GAI_INLINE size_t gai_x86_unit(const gai_x86_products *p, size_t rows) {
     return p->align > 1 ? p->rows : gai_ceil_div(rows, gai_ceil_div(rows, p->rows));
 }
@@ -1359,12 +1354,13 @@ GAX_FN void GAX(pack_b)(float *to, gai_x86_matrix b, size_t columns, size_t K) {
  *         A 4   0 += 46   1 += 47
  *         A 5   2 += 56   3 += 57
  */
-#define GAX_MEMORY __asm__ volatile("" ::: "memory") /* the tile instructions do not tell gcc what they read */
+/* The tile instructions do not tell gcc what they read: what stands at p must be in memory by now. */
+#define GAX_MEMORY(p) __asm__ volatile("" : : "r"(p) : "memory")
 
 GAX_INLINE void GAX(kernel)(float *c, size_t ldc, const float *a, const float *b, size_t b_line, size_t steps,
                             bool add) {
     size_t c_stride = ldc * sizeof *c, b_stride = b_line * sizeof *b;
-    GAX_MEMORY;
+    GAX_MEMORY(c);
     if (add) {
         _tile_loadd(0, c, c_stride);
         _tile_loadd(1, c + 16, c_stride);
@@ -1392,7 +1388,7 @@ GAX_INLINE void GAX(kernel)(float *c, size_t ldc, const float *a, const float *b
     _tile_stored(1, c + 16, c_stride);
     _tile_stored(2, c + 16 * ldc, c_stride);
     _tile_stored(3, c + 16 * ldc + 16, c_stride);
-    GAX_MEMORY;
+    GAX_MEMORY(c);
 }
 
 GAX_FN void GAX(multiply)(float *c, size_t ldc, gai_x86_panels a, size_t unit, gai_x86_panels b, size_t M, size_t N,
@@ -1406,7 +1402,7 @@ GAX_FN void GAX(multiply)(float *c, size_t ldc, gai_x86_panels a, size_t unit, g
     memset(&shapes, 0, sizeof shapes);
     shapes.palette = 1;
     for (int i = 0; i < 8; i++) shapes.bytes[i] = 64, shapes.lines[i] = 16;
-    GAX_MEMORY;
+    GAX_MEMORY(&shapes);
     _tile_loadconfig(&shapes);
     for (size_t j = 0; j < N; j += 32, b.p += b.panel)
         for (size_t i = 0; i < M; i += unit) {
@@ -1628,7 +1624,8 @@ GAX_INLINE float GAX(dot)(const float *a, const float *b, size_t n) {
         for (size_t q = 0; q < 4; q++)
             sum[q] = GAX_FMA(GAX_LOAD(a + i + q * GAX_LANES), GAX_LOAD(b + i + q * GAX_LANES), sum[q]);
     }
-    for (; i < n; i += GAX_LANES) sum[0] = GAX_FMA(GAX(load_first)(a + i, n - i), GAX(load_first)(b + i, n - i), sum[0]);
+    for (; i < n; i += GAX_LANES)
+        sum[0] = GAX_FMA(GAX(load_first)(a + i, n - i), GAX(load_first)(b + i, n - i), sum[0]);
     return GAX(total)((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
@@ -1736,10 +1733,19 @@ GAX_FN void GAX(combine)(float *y, const float *p, const float *v, size_t stride
 }
 
 GAI_FN gai_x86_vectors GAX(vectors)(void) {
-    gai_x86_vectors v = {GAX(softmax),        GAX(softmax_backward), GAX(rmsnorm), GAX(rmsnorm_backward),
-                         GAX(head),           GAX(head_backward),    GAX(gate),    GAX(gate_backward),
-                         GAX(scale),          GAX(swiglu),           GAX(dots),    GAX(combine),
-                         GAX(swiglu_backward)};
+    gai_x86_vectors v = {GAX(softmax),
+                         GAX(softmax_backward),
+                         GAX(rmsnorm),
+                         GAX(rmsnorm_backward),
+                         GAX(head),
+                         GAX(head_backward),
+                         GAX(gate),
+                         GAX(gate_backward),
+                         GAX(scale),
+                         GAX(swiglu),
+                         GAX(swiglu_backward),
+                         GAX(dots),
+                         GAX(combine)};
     return v;
 }
 #endif

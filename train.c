@@ -226,8 +226,7 @@ static bool parse_options(run *r, int argc, char **argv, command_line *a) {
         else if (!strchr(argv[i], '='))
             return fail(r, 2, "%s is not key=value, and the configuration is %s already", argv[i], a->config_path);
     }
-    if (a->help || a->config_path) return true;
-    return fail(r, 2, "usage: ./train CONFIG.cfg [key=value ...] [--help] [--dry-run] [--fresh] [--profile]");
+    return true;
 }
 
 static bool set_keys(run *r, int argc, char **argv, const command_line *a) {
@@ -259,6 +258,8 @@ static bool name_run(run *r, const char *config_path) {
 }
 
 static bool configure(run *r, int argc, char **argv, const command_line *a) {
+    if (!a->config_path)
+        return fail(r, 2, "usage: ./train CONFIG.cfg [key=value ...] [--help] [--dry-run] [--fresh] [--profile]");
     ga_config *c = &r->config;
     *c = ga_config_default();
     if (ga_config_load(c, a->config_path, &r->error)) return fail(r, 2, "%s", r->error.text);

@@ -620,8 +620,9 @@ bool data_entropy(data_stream *stream, data_part part, uint64_t first, uint64_t 
     *actual = *expected = NAN;
     if (!stream->type || count == 0) return true;
     size_t T = stream->options.seq_len;
-    int32_t *inputs = malloc(2 * T * sizeof *inputs), *targets = inputs + T;
+    int32_t *inputs = malloc(2 * T * sizeof *inputs);
     if (!inputs) return datai_fail(error, error_size, "%s: out of memory", stream->options.source);
+    int32_t *targets = inputs + T;
     double actual_sum = 0, expected_sum = 0;
     bool good = true;
     for (uint64_t i = 0; i < count && good; i++) {

@@ -805,7 +805,7 @@ static bool figure_side_by_side(report *r, bool window) {
 
 /* One model's maps in up to four layers. */
 static bool figure_model_maps(report *r, const report_model *m, const char *kind, const char *window, size_t shown) {
-    size_t layers[4], n = report_map_layers(m->statistics->L, layers);
+    size_t layers[4] = {0}, n = report_map_layers(m->statistics->L, layers);
     figure_panel panels[4];
     char stem[96], title[192];
     for (size_t i = 0; i < n; i++)

@@ -2,11 +2,12 @@
  * the gate made of them (tests/reference/make_fixtures.py). Logits, loss and each gradient tensor to 1e-5, norm of the
  * difference over norm; the metrics of section 4.2 from full attention matrices and hidden states.
  *
- *     test_fixtures [PATTERN [DIRECTORY]]     default: all in tests/fixtures
+ *     [GA_ISA=c|avx2|avx512|...] test_fixtures [PATTERN [DIRECTORY]]     default: plain C, all in tests/fixtures
  */
 #define _POSIX_C_SOURCE 200809L
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "../gated_attention.h"
+#include "../gated_attention_x86.h"
 #include "testing.h"
 #include <dirent.h>
 
@@ -262,11 +263,23 @@ static void compare_logits(ga_model *m, const fixture *f, size_t rows) {
 
 /* ---- the test, once for each file ---------------------------------------------------------------------------------- */
 
+/* Plain C, or with GA_ISA the operators of gated_attention_x86.h for that instruction set, in float32. */
+static ga_device fixture_device(void) {
+    ga_device device = ga_device_cpu();
+    ga_x86_settings settings = {NULL, false};
+    ga_error e;
+    if (getenv("GA_ISA")) expect_ok(ga_device_x86(&device, settings, &e), &e);
+    return device;
+}
+
 static void test_fixture(void **state) {
     fixture f = read_fixture((const char *)*state);
     size_t B = 0, T = 0;
     ga_config c = read_config(&f, &B, &T);
-    ga_model *m = create(&c, GA_TRAINING);
+    ga_device device = fixture_device();
+    ga_error e;
+    ga_model *m = ga_create(&c, &device, GA_TRAINING, &e);
+    if (!m) fail_msg("ga_create: %s", e.text);
     load_weights(m, &f);
     const int32_t *tokens = integers(&f, "tokens", B * T), *targets = integers(&f, "targets", B * T);
 
@@ -278,7 +291,6 @@ static void test_fixture(void **state) {
     ga_observer observer = {s, maps, COUNT(maps)};
 
     double loss = 0, worst = 0;
-    ga_error e;
     expect_ok(ga_forward_backward(m, tokens, targets, B, T, 1, &observer, &loss, &e), &e);
     double expected = floats(&f, "loss", 1)[0];
     expect_below(fabs(loss - expected) / expected, tolerance, "loss %.9g, PyTorch %.9g", loss, expected);
@@ -293,6 +305,7 @@ static void test_fixture(void **state) {
     for (size_t i = 0; i < COUNT(maps); i++) free(maps[i].p);
     ga_statistics_destroy(s);
     ga_destroy(m);
+    if (getenv("GA_ISA")) ga_device_x86_destroy(&device);
     free_fixture(&f);
 }
 
