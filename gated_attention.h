@@ -1390,6 +1390,23 @@ GAI_FN void gai_sdpa_tile_backward(ga_real *dq, ga_real *dk, ga_real *dv, const 
     gai_product_block(dq, stride, ds, GAI_TILE, 1, k, n.HK * n.D, 1, rows, n.D, keys, true);
 }
 
+/* dk, dv (B, T, HK, D): sums over the query heads of each group of dk_heads, dv_heads (B, HQ, T, D). */
+GAI_FN void gai_sum_head_gradients(ga_real *dk, ga_real *dv, const ga_real *dk_heads, const ga_real *dv_heads,
+                                   ga_shape n) {
+    size_t T = n.T, D = n.D, group = n.HQ / n.HK;
+    GAI_PARALLEL_FOR
+    for (size_t row = 0; row < n.B * T; row++)
+        for (size_t h = 0; h < n.HK; h++)
+            for (size_t d = 0; d < D; d++) {
+                ga_real sum_k = 0, sum_v = 0;
+                for (size_t g = 0; g < group; g++) {
+                    size_t at = ((row / T * n.HQ + h * group + g) * T + row % T) * D + d;
+                    sum_k += dk_heads[at], sum_v += dv_heads[at];
+                }
+                dk[(row * n.HK + h) * D + d] = sum_k, dv[(row * n.HK + h) * D + d] = sum_v;
+            }
+}
+
 /*     dv_j  = sum_i P_ij dy_i
  *     dS_ij = P_ij (dy_i . v_j - dy_i . y_i)        since sum_j P_ij (dy_i . v_j) = dy_i . y_i
  *     dq_i  = sum_j dS_ij k_j / sqrt(D),            dk_j = sum_i dS_ij q_i / sqrt(D)
@@ -1427,17 +1444,7 @@ GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *scr
             }
         }
     }
-    GAI_PARALLEL_FOR
-    for (size_t row = 0; row < n.B * T; row++)
-        for (size_t h = 0; h < n.HK; h++)
-            for (size_t d = 0; d < D; d++) {
-                ga_real sum_k = 0, sum_v = 0;
-                for (size_t g = 0; g < group; g++) {
-                    size_t at = ((row / T * n.HQ + h * group + g) * T + row % T) * D + d;
-                    sum_k += dk_heads[at], sum_v += dv_heads[at];
-                }
-                dk[(row * n.HK + h) * D + d] = sum_k, dv[(row * n.HK + h) * D + d] = sum_v;
-            }
+    gai_sum_head_gradients(dk, dv, dk_heads, dv_heads, n);
 }
 
 /* ==== 2.2: the gate ================================================================================================ */

@@ -904,17 +904,7 @@ GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, 
         gai_x86_sdpa_head_backward(s, dq + q0, dk_head, dv_head, dy + q0, lse + task * T, delta, q + q0, k + kv, v + kv,
                                    n, room + gai_x86_thread() * each);
     }
-    GAI_PARALLEL_FOR
-    for (size_t row = 0; row < n.B * T; row++)
-        for (size_t h = 0; h < n.HK; h++)
-            for (size_t d = 0; d < D; d++) {
-                float sum_k = 0, sum_v = 0;
-                for (size_t g = 0; g < group; g++) {
-                    size_t at = ((row / T * n.HQ + h * group + g) * T + row % T) * D + d;
-                    sum_k += dk_heads[at], sum_v += dv_heads[at];
-                }
-                dk[(row * n.HK + h) * D + d] = sum_k, dv[(row * n.HK + h) * D + d] = sum_v;
-            }
+    gai_sum_head_gradients(dk, dv, dk_heads, dv_heads, n);
 }
 
 /* ---- elementwise operators: plain C's, with a row's work in vectors ---------------------------------------------- */

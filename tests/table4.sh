@@ -17,7 +17,7 @@ wait
 {
     echo "# Table 4 in small"
     echo
-    echo "Each row of Table 4 as a model of 160 thousand parameters on Bigram-Backcopy (\`configs/variants/table4-*.cfg\`; 4 query"
+    echo "Each row of Table 4 as a model of about 180 thousand parameters on Bigram-Backcopy (\`configs/variants/table4-*.cfg\`; 4 query"
     echo "heads, 2 key-value heads, one seed), written by \`make table4\`, with the paper's figures below."
     echo
     echo '```'
