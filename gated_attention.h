@@ -45,6 +45,7 @@
  *     Eq. 6-8 where non-linearity enters W_V W_O     gate_position G2 (Eq. 7), G1 (Eq. 8)
  *     Eq. 9   NS-sigmoid                             gai_gate_activation
  *     2.1     QK-norm, RoPE                          ga_heads_forward        SwiGLU   ga_swiglu_forward
+ *     4.3     a sink without a key in the softmax    key attention_sink, ga_sdpa_forward
  *     Table 1 positions, granularity, sharing, form  keys gate_position, gate_type, gate_sharing, gate_form
  *     Table 2 sandwich norm; A.6 clipped outputs     keys sandwich_norm, attn_clip, ffn_clip
  *     Table 3 RMSNorm or SiLU on the SDPA output     gate_form = self
@@ -114,6 +115,7 @@ typedef enum { GA_SPECIFIC, GA_SHARED } ga_gate_sharing;
 typedef enum { GA_MULTIPLICATIVE, GA_ADDITIVE, GA_SELF } ga_gate_form;
 typedef enum { GA_SIGMOID, GA_SILU, GA_NS_SIGMOID, GA_IDENTITY, GA_RMSNORM } ga_gate_activation;
 typedef enum { GA_INPUT_QUERY, GA_INPUT_NONE, GA_INPUT_SCALAR } ga_gate_input;
+typedef enum { GA_SINK_NONE, GA_SINK_LEARNED, GA_SINK_ONE } ga_attention_sink;
 
 /* The one list of configuration keys: it makes the struct, the parser, the help, the printout and the checks.
  *     X(kind, group, name, default, lowest, highest, choices, meaning)
@@ -131,6 +133,8 @@ typedef enum { GA_INPUT_QUERY, GA_INPUT_NONE, GA_INPUT_SCALAR } ga_gate_input;
     X(REAL, MODEL, rope_base, 10000, 1, 1e12, "", "base of the rotary position embedding")                             \
     X(REAL, MODEL, norm_eps, 1e-6, 0, 1, "", "epsilon of every RMSNorm")                                               \
     X(FLAG, MODEL, qk_norm, 1, 0, 1, "", "RMSNorm of each query and key head, before RoPE")                            \
+    X(CHOICE, MODEL, attention_sink, GA_SINK_NONE, 0, 2, "none learned one",                                           \
+      "a share of each head's softmax without a key: learned logit (gpt-oss), or one in the denominator")              \
     X(FLAG, MODEL, tied_embeddings, 0, 0, 1, "", "the output head uses the embedding's weights")                       \
     X(FLAG, MODEL, sandwich_norm, 0, 0, 1, "", "RMSNorm of attention and FFN output before the residual (Table 2)")    \
     X(REAL, MODEL, attn_clip, 0, 0, 1e30, "", "clip the attention output to +-this; 0: off (A.6)")                     \
@@ -275,12 +279,13 @@ typedef struct {
        const ga_real *w, const ga_real *rope, size_t B, size_t T, size_t H, size_t D, ga_real eps),                    \
       (dx, dw, dy, x, x_stride, dx_stride, w, rope, B, T, H, D, eps))                                                  \
     X(sdpa_forward,                                                                                                    \
-      (ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v, ga_shape n),                    \
-      (y, lse, q, k, v, n))                                                                                            \
+      (ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v, const ga_real *sink,            \
+       ga_shape n),                                                                                                    \
+      (y, lse, q, k, v, sink, n))                                                                                      \
     X(sdpa_backward,                                                                                                   \
-      (ga_real *dq, ga_real *dk, ga_real *dv, ga_real *scratch, const ga_real *dy, const ga_real *y,                   \
-       const ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v, ga_shape n),                          \
-      (dq, dk, dv, scratch, dy, y, lse, q, k, v, n))                                                                   \
+      (ga_real *dq, ga_real *dk, ga_real *dv, ga_real *dsink, ga_real *scratch, const ga_real *dy, const ga_real *y,   \
+       const ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v, const ga_real *sink, ga_shape n),     \
+      (dq, dk, dv, dsink, scratch, dy, y, lse, q, k, v, sink, n))                                                      \
     X(gate_forward,                                                                                                    \
       (ga_real *o, const ga_real *y, size_t y_stride, const ga_real *s, size_t s_stride, size_t N, ga_gate g),         \
       (o, y, y_stride, s, s_stride, N, g))                                                                             \
@@ -362,6 +367,7 @@ GA_API ga_device ga_device_cpu(void);
     X(LAYER, key, "self_attn.k_proj.weight", z.HK * z.D, z.C, true, MATRIX)                                            \
     X(LAYER, value, "self_attn.v_proj.weight", z.HK * z.D, z.C, true, MATRIX)                                          \
     X(LAYER, gate_free, "self_attn.gate.weight", 1, z.G_free, z.G_free > 0, ZEROS)                                     \
+    X(LAYER, sinks, "self_attn.sinks", 1, z.HQ, c->attention_sink == GA_SINK_LEARNED, ZEROS)                           \
     X(LAYER, query_norm, "self_attn.q_norm.weight", 1, z.D, c->qk_norm, ONES)                                          \
     X(LAYER, key_norm, "self_attn.k_norm.weight", 1, z.D, c->qk_norm, ONES)                                            \
     X(LAYER, attn_output, "self_attn.o_proj.weight", z.C, z.HQ * z.D, true, MATRIX)                                    \
@@ -457,7 +463,8 @@ typedef struct {
     ga_real *activation_block;    /* all of the following */
     ga_layer_activations *layers; /* L of them; they share memory in GA_INFERENCE and with `recompute`, but for x */
     ga_real *x_final, *h_final, *rstd_final, *losses, *logits;
-    ga_real *rope; /* (max_seq_len, D): cos for D/2 frequencies, then sin */
+    ga_real *rope;     /* (max_seq_len, D): cos for D/2 frequencies, then sin */
+    ga_real *sink_one; /* (HQ) zeros: sink logits of attention_sink = one; else NULL */
     ga_real *dx, *dh, *d_qgkv, *dq, *dk, *dv, *dy, *d_o, *du, *da, *scratch;
     int32_t *tokens, *targets; /* (max_rows) on the device */
     size_t B, T;               /* of the last forward pass */
@@ -1311,12 +1318,13 @@ GAI_INLINE void gai_pack_tile(ga_real *to, const ga_real *rows, size_t stride, s
     }
 }
 
-/* One query tile against one key tile: y and lse, which hold the softmax over the keys so far, take in the new ones.
+/* One query tile against one key tile: y and lse, which hold the softmax so far, take in the new keys. first: y and lse
+ * hold nothing yet.
  *
  *     lse' = log(exp(lse) + sum_j exp(s_j)),   y' = y exp(lse - lse') + sum_j exp(s_j - lse') v_j
  */
 GAI_FN void gai_sdpa_tile(ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k_tile, const ga_real *v,
-                          size_t i0, size_t j0, size_t rows, size_t keys, ga_shape n) {
+                          size_t i0, size_t j0, size_t rows, size_t keys, bool first, ga_shape n) {
     ga_real s[GAI_TILE * GAI_TILE];
     gai_scores(s, q, k_tile, rows, n);
     for (size_t i = 0; i < rows; i++) {
@@ -1324,7 +1332,6 @@ GAI_FN void gai_sdpa_tile(ga_real *y, ga_real *lse, const ga_real *q, const ga_r
         ga_real *p = s + i * GAI_TILE, *yi = y + i * n.HQ * n.D;
         for (size_t j = visible; j < GAI_TILE; j++) p[j] = 0;
         if (visible == 0) continue;
-        bool first = j0 == 0;
         ga_real top = p[0];
         for (size_t j = 1; j < visible; j++) top = p[j] > top ? p[j] : top;
         if (!first && lse[i] > top) top = lse[i];
@@ -1346,24 +1353,33 @@ GAI_FN void gai_sdpa_tile(ga_real *y, ga_real *lse, const ga_real *q, const ga_r
  *
  *     S_ij = q_i . k_j / sqrt(D)  for j <= S-T+i,   P = softmax(S),   y_i = sum_j P_ij v_j
  *
+ * With a sink logit s_h for each head the softmax has one more term, which carries no value:
+ *
+ *     P_ij = exp(S_ij) / (exp(s_h) + sum_j exp(S_ij));      s_h = 0: one is added to the denominator
+ *
  *     y    (B, T, HQ, D)  out
- *     lse  (B, HQ, T)     out: log sum_j exp(S_ij); with q, k, v and y all that the backward pass needs
+ *     lse  (B, HQ, T)     out: log of the denominator; with q, k, v and y all that the backward pass needs
  *     q    (B, T, HQ, D)  the last T of S positions
  *     k, v (B, S, HK, D)  query head h reads key-value head h / (HQ / HK)
+ *     sink (HQ)           or NULL
  */
 GA_API void ga_sdpa_forward(ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v,
-                            ga_shape n) {
+                            const ga_real *sink, ga_shape n) {
     GAI_PARALLEL_TASKS
     for (size_t task = 0; task < n.B * n.HQ; task++) {
         ga_real k_tile[GAI_TILE * GA_MAX_HEAD_DIM];
         size_t b = task / n.HQ, h = task % n.HQ, kv = (b * n.S * n.HK + h / (n.HQ / n.HK)) * n.D;
         size_t q0 = (b * n.T * n.HQ + h) * n.D;
+        for (size_t i = 0; sink && i < n.T; i++) { /* the softmax over the sink alone */
+            lse[task * n.T + i] = sink[h];
+            memset(y + q0 + i * n.HQ * n.D, 0, n.D * sizeof *y);
+        }
         for (size_t j = 0; j < n.S; j += GAI_TILE) {
             size_t keys = gai_min(GAI_TILE, n.S - j);
             gai_pack_tile(k_tile, k + kv + j * n.HK * n.D, n.HK * n.D, keys, n.D);
             for (size_t i = gai_first_query(j, n); i < n.T; i += GAI_TILE)
                 gai_sdpa_tile(y + q0 + i * n.HQ * n.D, lse + task * n.T + i, q + q0 + i * n.HQ * n.D, k_tile,
-                              v + kv + j * n.HK * n.D, i, j, gai_min(GAI_TILE, n.T - i), keys, n);
+                              v + kv + j * n.HK * n.D, i, j, gai_min(GAI_TILE, n.T - i), keys, j == 0 && !sink, n);
         }
     }
 }
@@ -1407,17 +1423,33 @@ GAI_FN void gai_sum_head_gradients(ga_real *dk, ga_real *dv, const ga_real *dk_h
             }
 }
 
+/* dsink_h += sum_i -exp(s_h - lse_i) delta_i over the rows of head h; lse, delta (B, HQ, T), delta_i = dy_i . y_i. */
+GAI_FN void gai_sum_sink_gradients(ga_real *dsink, const ga_real *delta, const ga_real *lse, const ga_real *sink,
+                                   ga_shape n) {
+    for (size_t h = 0; h < n.HQ; h++) {
+        double sum = 0;
+        for (size_t b = 0; b < n.B; b++)
+            for (size_t i = 0; i < n.T; i++) {
+                size_t at = (b * n.HQ + h) * n.T + i;
+                sum -= (double)(gai_exp(sink[h] - lse[at]) * delta[at]);
+            }
+        dsink[h] += (ga_real)sum;
+    }
+}
+
 /*     dv_j  = sum_i P_ij dy_i
  *     dS_ij = P_ij (dy_i . v_j - dy_i . y_i)        since sum_j P_ij (dy_i . v_j) = dy_i . y_i
  *     dq_i  = sum_j dS_ij k_j / sqrt(D),            dk_j = sum_i dS_ij q_i / sqrt(D)
+ *     ds_h += sum_i exp(s_h - lse_i) (0 - dy_i . y_i)
  *
  *     dq (B, T, HQ, D), dk, dv (B, T, HK, D)  out
+ *     dsink (HQ)  added to; may be NULL
  *     scratch  B * HQ * T * (2 D + 1) values: dk and dv of each query head, summed over a group at the end, and dy . y
  * S must be T.
  */
-GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *scratch, const ga_real *dy,
+GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *dsink, ga_real *scratch, const ga_real *dy,
                              const ga_real *y, const ga_real *lse, const ga_real *q, const ga_real *k, const ga_real *v,
-                             ga_shape n) {
+                             const ga_real *sink, ga_shape n) {
     size_t T = n.T, D = n.D, heads = n.B * n.HQ, group = n.HQ / n.HK;
     ga_real *dk_heads = scratch, *dv_heads = dk_heads + heads * T * D, *deltas = dv_heads + heads * T * D;
     GAI_PARALLEL_TASKS
@@ -1445,6 +1477,7 @@ GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *scr
         }
     }
     gai_sum_head_gradients(dk, dv, dk_heads, dv_heads, n);
+    if (sink && dsink) gai_sum_sink_gradients(dsink, deltas, lse, sink, n);
 }
 
 /* ==== 2.2: the gate ================================================================================================ */
@@ -2045,6 +2078,7 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->losses = gai_take_reals(arena, N);
     m->logits = gai_take_reals(arena, gai_min(N, GA_HEAD_ROWS) * z.V);
     m->rope = gai_take_reals(arena, c->max_seq_len * z.D);
+    m->sink_one = gai_take_reals(arena, c->attention_sink == GA_SINK_ONE ? z.HQ : 0);
     m->tokens = (int32_t *)gai_take(arena, N, sizeof(int32_t));
     m->targets = (int32_t *)gai_take(arena, N, sizeof(int32_t));
     m->scratch = gai_take_reals(arena, training ? N * z.HQ * (2 * z.D + 1) : N * z.HQ);
@@ -2229,6 +2263,11 @@ GAI_FN const ga_real *gai_gate_source(const ga_model *m, const ga_layer_activati
     return m->sizes.G ? a->qgkv + m->sizes.HQ * m->sizes.D : w->gate_free;
 }
 
+/* The sink logits of a layer, (HQ), or NULL. */
+GAI_FN const ga_real *gai_sink_source(const ga_model *m, const gai_parameters *w) {
+    return w->sinks ? w->sinks : m->sink_one;
+}
+
 /* One block: passes 1 to 18. The backward pass below walks the same numbers in reverse. */
 GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, gai_cache cache,
                               ga_real *x_next, size_t B, size_t T) {
@@ -2257,7 +2296,7 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
     GAI_RUN(m, heads_forward, cache.k, key, key_stride, w->key_norm, rope, B, T, z.HK, z.D, eps);
     GAI_RUN(m, heads_forward, cache.v, value, value_stride, NULL, NULL, B, T, z.HK, z.D, eps);
     ga_shape shape = {B, T, cache.past + T, z.HQ, z.HK, z.D};
-    GAI_RUN(m, sdpa_forward, a->y, a->lse, a->q, cache.all_k, cache.all_v, shape); /* 5: Eq. 2 */
+    GAI_RUN(m, sdpa_forward, a->y, a->lse, a->q, cache.all_k, cache.all_v, gai_sink_source(m, w), shape); /* 5: Eq. 2 */
     const ga_real *y = a->y;
     if (g.position == GA_G1) { /* 6: Eq. 5, Eq. 8 */
         GAI_RUN(m, gate_forward, a->y_gated, a->y, qD, s, s_stride, N, g);
@@ -2351,7 +2390,8 @@ GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const
         dy = m->dy;
     }
     ga_shape shape = {B, T, T, z.HQ, z.HK, z.D};
-    GAI_RUN(m, sdpa_backward, m->dq, m->dk, m->dv, m->scratch, dy, a->y, a->lse, a->q, a->k, a->v, shape); /* 5 */
+    GAI_RUN(m, sdpa_backward, m->dq, m->dk, m->dv, dw->sinks, m->scratch, dy, a->y, a->lse, a->q, a->k, a->v,
+            gai_sink_source(m, w), shape); /* 5 */
 
     /* 4 and 3: into the sections of d_qgkv; a gated projection goes through m->da first. */
     const ga_real *query = a->qgkv, *key = query + qD + z.G, *value = key + kD;
@@ -3213,7 +3253,7 @@ GAI_FN bool gai_stored_tensor(const ga_model *m, const gai_contents *c, size_t i
     s->packed = c->packed && t->id == GA_TENSOR_query;
     snprintf(s->name, sizeof s->name, "%s%s", c->prefixes[block], t->name);
     size_t rows = t->rows + (s->packed ? m->sizes.G : 0);
-    s->rank = t->start == GA_START_ONES ? 1 : 2;
+    s->rank = t->start == GA_START_ONES || t->id == GA_TENSOR_sinks ? 1 : 2;
     s->shape[0] = s->rank == 1 ? t->columns : rows;
     s->shape[1] = t->columns;
     s->values = rows * t->columns;

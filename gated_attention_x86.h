@@ -730,9 +730,9 @@ GAI_INLINE size_t gai_x86_a_words(const gai_x86_products *p, size_t M, size_t K)
     return gai_ceil_div(M, p->rows) * p->a_width * gai_x86_lines(p, K);
 }
 
-/* One head's queries i0..i1: y and lse. */
+/* One head's queries i0..i1: y and lse. sink: its logit, or NULL. */
 GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, const float *q, const float *k,
-                               const float *v, size_t i0, size_t i1, ga_shape n, float *room) {
+                               const float *v, const float *sink, size_t i0, size_t i1, ga_shape n, float *room) {
     enum { QUERIES = GAI_X86_QUERIES, KEYS = GAI_X86_KEYS };
     const gai_x86_products *p = &s->linear;
     size_t D = n.D, stride = n.HQ * D, kv_stride = n.HK * D;
@@ -743,7 +743,7 @@ GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, con
     float *p_room = v_room + gai_x86_b_words(p, D, KEYS), *scores = p_room + gai_x86_a_words(p, QUERIES, KEYS);
     float *top = scores + KEYS * QUERIES, *sum = top + GAI_X86_CHUNK;
     float *keep = sum + GAI_X86_CHUNK, scale = 1 / sqrtf((float)D);
-    for (size_t i = 0; i < GAI_X86_CHUNK; i++) top[i] = -(float)INFINITY, sum[i] = 0;
+    for (size_t i = 0; i < GAI_X86_CHUNK; i++) top[i] = sink ? *sink : -(float)INFINITY, sum[i] = sink ? 1 : 0;
     for (size_t i = i0; i < i1; i += QUERIES) {
         gai_x86_matrix columns = {q + i * stride, stride, false, false};
         gai_x86_pack_columns(p, q_room + (i - i0) / QUERIES * q_tile, columns, gai_min(QUERIES, i1 - i), D);
@@ -783,19 +783,20 @@ GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, con
 
 /* One query, as in generation: each key and value is read once. scores: room for the keys that it sees. */
 GAI_FN void gai_x86_sdpa_query(const gai_x86_state *s, float *y, float *lse, const float *q, const float *k,
-                               const float *v, size_t keys, ga_shape n, float *scores) {
-    float scaled[GA_MAX_HEAD_DIM], scale = 1 / sqrtf((float)n.D), top = -(float)INFINITY;
+                               const float *v, const float *sink, size_t keys, ga_shape n, float *scores) {
+    float scaled[GA_MAX_HEAD_DIM], scale = 1 / sqrtf((float)n.D), top = sink ? *sink : -(float)INFINITY;
     s->vectors.scale(scaled, q, NULL, n.D, scale);
     s->vectors.dots(scores, scaled, k, n.HK * n.D, keys, n.D);
     for (size_t j = 0; j < keys; j++) top = scores[j] > top ? scores[j] : top;
     float sum = s->single.exponentials(scores, scores, keys, top);
+    if (sink) sum += gai_exp(*sink - top);
     s->vectors.combine(y, scores, v, n.HK * n.D, keys, n.D);
     s->vectors.scale(y, y, NULL, n.D, 1 / sum);
     *lse = top + logf(sum);
 }
 
 GAI_FN void gai_x86_sdpa_forward(void *state, float *y, float *lse, const float *q, const float *k, const float *v,
-                                 ga_shape n) {
+                                 const float *sink, ga_shape n) {
     gai_x86_state *s = (gai_x86_state *)state;
     const gai_x86_products *p = &s->linear;
     bool few = n.T < GAI_X86_FEW;
@@ -806,7 +807,7 @@ GAI_FN void gai_x86_sdpa_forward(void *state, float *y, float *lse, const float 
     if (few) each = gai_x86_round_up(n.S, GAI_X86_PAD);
     float *room = gai_x86_reserve(&s->room, gai_x86_threads() * each);
     if (!room) {
-        ga_sdpa_forward(y, lse, q, k, v, n);
+        ga_sdpa_forward(y, lse, q, k, v, sink, n);
         return;
     }
     GAI_PARALLEL_TASKS
@@ -815,11 +816,13 @@ GAI_FN void gai_x86_sdpa_forward(void *state, float *y, float *lse, const float 
         size_t b = bh / n.HQ, h = bh % n.HQ, kv = (b * n.S * n.HK + h / (n.HQ / n.HK)) * D;
         size_t at = (b * n.T * n.HQ + h) * D;
         float *own = room + gai_x86_thread() * each;
+        const float *logit = sink ? sink + h : NULL;
         if (!few)
-            gai_x86_sdpa_chunk(s, y + at, lse + bh * n.T, q + at, k + kv, v + kv, i, gai_min(n.T, i + GAI_X86_CHUNK), n,
-                               own);
+            gai_x86_sdpa_chunk(s, y + at, lse + bh * n.T, q + at, k + kv, v + kv, logit, i,
+                               gai_min(n.T, i + GAI_X86_CHUNK), n, own);
         for (size_t t = 0, row = at; few && t < n.T; t++, row += n.HQ * D)
-            gai_x86_sdpa_query(s, y + row, lse + bh * n.T + t, q + row, k + kv, v + kv, n.S - n.T + t + 1, n, own);
+            gai_x86_sdpa_query(s, y + row, lse + bh * n.T + t, q + row, k + kv, v + kv, logit, n.S - n.T + t + 1, n,
+                               own);
     }
 }
 
@@ -876,9 +879,9 @@ GAI_FN void gai_x86_sdpa_head_backward(const gai_x86_state *s, float *dq, float 
     }
 }
 
-GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, float *scratch, const float *dy,
-                                  const float *y, const float *lse, const float *q, const float *k, const float *v,
-                                  ga_shape n) {
+GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, float *dsink, float *scratch,
+                                  const float *dy, const float *y, const float *lse, const float *q, const float *k,
+                                  const float *v, const float *sink, ga_shape n) {
     gai_x86_state *s = (gai_x86_state *)state;
     const gai_x86_products *p = &s->linear;
     size_t T = n.T, D = n.D, heads = n.B * n.HQ, group = n.HQ / n.HK;
@@ -887,7 +890,7 @@ GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, 
     float *dk_heads = scratch, *dv_heads = dk_heads + heads * T * D, *deltas = dv_heads + heads * T * D;
     float *room = gai_x86_reserve(&s->room, gai_x86_threads() * each);
     if (!room) {
-        ga_sdpa_backward(dq, dk, dv, scratch, dy, y, lse, q, k, v, n);
+        ga_sdpa_backward(dq, dk, dv, dsink, scratch, dy, y, lse, q, k, v, sink, n);
         return;
     }
     GAI_PARALLEL_TASKS
@@ -905,6 +908,7 @@ GAI_FN void gai_x86_sdpa_backward(void *state, float *dq, float *dk, float *dv, 
                                    n, room + gai_x86_thread() * each);
     }
     gai_sum_head_gradients(dk, dv, dk_heads, dv_heads, n);
+    if (sink && dsink) gai_sum_sink_gradients(dsink, deltas, lse, sink, n);
 }
 
 /* ---- elementwise operators: plain C's, with a row's work in vectors ---------------------------------------------- */

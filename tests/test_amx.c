@@ -119,11 +119,11 @@ static void check_sdpa(const ga_device *d, size_t T, size_t D) {
             *scratch = reals(2 * T * (2 * D + 1));
     ga_real *dq = reals(q_size), *dk = reals(k_size), *dv = reals(k_size), *expected = reals(q_size);
     ga_real *dq_expected = reals(q_size), *dk_expected = reals(k_size), *dv_expected = reals(k_size);
-    d->sdpa_forward(d->state, y, lse, q, k, v, n);
-    ga_sdpa_forward(expected, lse, q, k, v, n);
+    d->sdpa_forward(d->state, y, lse, q, k, v, NULL, n);
+    ga_sdpa_forward(expected, lse, q, k, v, NULL, n);
     expect_same(y, expected, q_size, 6e-3, "sdpa_forward", size);
-    d->sdpa_backward(d->state, dq, dk, dv, scratch, dy, expected, lse, q, k, v, n);
-    ga_sdpa_backward(dq_expected, dk_expected, dv_expected, scratch, dy, expected, lse, q, k, v, n);
+    d->sdpa_backward(d->state, dq, dk, dv, NULL, scratch, dy, expected, lse, q, k, v, NULL, n);
+    ga_sdpa_backward(dq_expected, dk_expected, dv_expected, NULL, scratch, dy, expected, lse, q, k, v, NULL, n);
     expect_same(dq, dq_expected, q_size, 6e-3, "dq", size);
     expect_same(dk, dk_expected, k_size, 6e-3, "dk", size);
     expect_same(dv, dv_expected, k_size, 6e-3, "dv", size);

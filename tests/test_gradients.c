@@ -83,7 +83,7 @@ typedef struct {
     const int32_t *tokens, *targets;
     double eps, limit;
     ga_shape shape;
-    double *q, *k, *v;
+    double *q, *k, *v, *sink;
     ga_gate gate;
     size_t y_stride, s_stride, outputs;
 } operands;
@@ -183,35 +183,40 @@ static void test_heads(void **state) {
 
 static double sdpa(void *context) {
     operands *a = (operands *)context;
-    ga_sdpa_forward(a->out, a->extra, a->q, a->k, a->v, a->shape);
+    ga_sdpa_forward(a->out, a->extra, a->q, a->k, a->v, a->sink, a->shape);
     return weighted(a);
 }
 
-static void check_sdpa(size_t B, size_t T, size_t HQ, size_t HK, size_t D) {
+static void check_sdpa(size_t B, size_t T, size_t HQ, size_t HK, size_t D, bool with_sink) {
     size_t queries = B * T * HQ * D, keys = B * T * HK * D;
     operands a = {.shape = {B, T, T, HQ, HK, D}, .outputs = queries};
     a.q = numbers(queries), a.k = numbers(keys), a.v = numbers(keys);
     a.out = reals(queries), a.extra = reals(B * HQ * T), a.weight = numbers(queries);
+    a.sink = with_sink ? numbers(HQ) : NULL;
+    double *dsink = reals(HQ);
     double *dq = numbers(queries), *dk = numbers(keys), *dv = numbers(keys),
            *scratch = numbers(B * HQ * T * (2 * D + 1));
     sdpa(&a);
-    ga_sdpa_backward(dq, dk, dv, scratch, a.weight, a.out, a.extra, a.q, a.k, a.v, a.shape);
+    ga_sdpa_backward(dq, dk, dv, dsink, scratch, a.weight, a.out, a.extra, a.q, a.k, a.v, a.sink, a.shape);
     check_all(sdpa, &a, a.v, dv, keys, "sdpa dv");
-    if (T > 1) {
+    if (with_sink) check_all(sdpa, &a, a.sink, dsink, HQ, "sdpa dsink");
+    if (T > 1 || with_sink) {
         check_all(sdpa, &a, a.q, dq, queries, "sdpa dq");
         check_all(sdpa, &a, a.k, dk, keys, "sdpa dk");
     }
-    free(a.q), free(a.k), free(a.v), free(a.out), free(a.extra), free(a.weight);
+    free(a.q), free(a.k), free(a.v), free(a.sink), free(dsink), free(a.out), free(a.extra), free(a.weight);
     free(dq), free(dk), free(dv), free(scratch);
 }
 
 static void test_sdpa(void **state) {
     (void)state;
-    check_sdpa(1, 1, 2, 1, 4);
-    check_sdpa(2, 5, 4, 2, 4);
-    check_sdpa(1, 6, 3, 1, 2);
-    check_sdpa(1, 7, 3, 3, 6);
-    check_sdpa(1, 67, 2, 1, 2); /* two tiles */
+    for (int sink = 0; sink <= 1; sink++) {
+        check_sdpa(1, 1, 2, 1, 4, sink);
+        check_sdpa(2, 5, 4, 2, 4, sink);
+        check_sdpa(1, 6, 3, 1, 2, sink);
+        check_sdpa(1, 7, 3, 3, 6, sink);
+        check_sdpa(1, 67, 2, 1, 2, sink); /* two tiles */
+    }
 }
 
 static double gate(void *context) {
@@ -378,7 +383,7 @@ static problem make_problem(const ga_config *c, size_t B, size_t T, uint64_t see
 
 /* With one position the softmax is 1 whatever the scores are. */
 static bool has_no_effect(const problem *p, const ga_tensor *t) {
-    if (p->T > 1) return false;
+    if (p->T > 1 || p->m->config.attention_sink != GA_SINK_NONE) return false;
     bool gate = t->id == GA_TENSOR_gate_weight || t->id == GA_TENSOR_gate_free;
     bool scores = p->m->gate.position == GA_G3 || p->m->gate.position == GA_G4;
     return t->id == GA_TENSOR_query || t->id == GA_TENSOR_key || t->id == GA_TENSOR_query_norm ||
@@ -481,6 +486,16 @@ static void test_head_ratios(void **state) {
     check_model("n_heads=1 n_kv_heads=1 head_dim=8 d_model=3 gate_position=G2", 1, 5, EVERY_ENTRY);
 }
 
+static void test_attention_sink(void **state) {
+    (void)state;
+    check_model("attention_sink=learned", 2, 5, EVERY_ENTRY);
+    check_model("attention_sink=one gate_position=G1", 2, 5, EVERY_ENTRY);
+    check_model("attention_sink=learned gate_position=G2 gate_type=headwise n_kv_heads=1 recompute=1", 2, 5,
+                EVERY_ENTRY);
+    check_model("attention_sink=learned gate_position=G1 gate_type=headwise", 2, 1, EVERY_ENTRY);
+    check_model("attention_sink=learned max_seq_len=67", 1, 67, SAMPLED);
+}
+
 static void test_depths(void **state) {
     (void)state;
     check_model("n_layers=1 gate_position=G1", 1, 5, EVERY_ENTRY);
@@ -562,6 +577,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_positions),
         cmocka_unit_test(test_sandwich_and_tied),
         cmocka_unit_test(test_head_ratios),
+        cmocka_unit_test(test_attention_sink),
         cmocka_unit_test(test_depths),
         cmocka_unit_test(test_clipped_outputs),
         cmocka_unit_test(test_lengths),

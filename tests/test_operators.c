@@ -249,13 +249,13 @@ static void test_heads(void **state) {
 
 typedef struct {
     ga_shape n;
-    ga_real *q, *k, *v, *dy;
-    double *y, *lse, *p, *dq, *dk, *dv; /* p (B, HQ, T, S) */
+    ga_real *q, *k, *v, *dy, *sink;             /* sink (HQ), or NULL */
+    double *y, *lse, *p, *dq, *dk, *dv, *dsink; /* p (B, HQ, T, S) */
 } attention;
 
 static void free_attention(attention *a) {
-    free(a->q), free(a->k), free(a->v), free(a->dy);
-    free(a->y), free(a->lse), free(a->p), free(a->dq), free(a->dk), free(a->dv);
+    free(a->q), free(a->k), free(a->v), free(a->dy), free(a->sink);
+    free(a->y), free(a->lse), free(a->p), free(a->dq), free(a->dk), free(a->dv), free(a->dsink);
 }
 
 /* The whole matrix of one head, forward and backward. */
@@ -265,13 +265,15 @@ static void attend(attention *a, size_t b, size_t h) {
     double scale = 1 / sqrt((double)n.D);
     for (size_t i = 0; i < n.T; i++) {
         size_t row = ((b * n.T + i) * n.HQ + h) * n.D, visible = n.S - n.T + i + 1;
-        double *p = a->p + ((b * n.HQ + h) * n.T + i) * n.S, top = -INFINITY, sum = 0, delta = 0;
+        double *p = a->p + ((b * n.HQ + h) * n.T + i) * n.S, sum = 0, delta = 0;
+        double sink = a->sink ? (double)a->sink[h] : -INFINITY, top = sink;
         for (size_t j = 0; j < visible; j++) {
             size_t column = ((b * n.S + j) * n.HK + kv) * n.D;
             for (size_t d = 0; d < n.D; d++) p[j] += (double)a->q[row + d] * (double)a->k[column + d] * scale;
             top = fmax(top, p[j]);
         }
         for (size_t j = 0; j < visible; j++) sum += exp(p[j] - top);
+        sum += exp(sink - top);
         a->lse[(b * n.HQ + h) * n.T + i] = top + log(sum);
         for (size_t j = 0; j < visible; j++) {
             p[j] = exp(p[j] - top) / sum;
@@ -279,6 +281,7 @@ static void attend(attention *a, size_t b, size_t h) {
                 a->y[row + d] += p[j] * (double)a->v[((b * n.S + j) * n.HK + kv) * n.D + d];
         }
         for (size_t d = 0; d < n.D; d++) delta += (double)a->dy[row + d] * a->y[row + d];
+        a->dsink[h] -= exp(sink - top) / sum * delta;
         for (size_t j = 0; j < visible; j++) {
             size_t column = ((b * n.S + j) * n.HK + kv) * n.D;
             double dp = 0;
@@ -294,13 +297,15 @@ static void attend(attention *a, size_t b, size_t h) {
     }
 }
 
-static attention make_attention(size_t B, size_t T, size_t S, size_t HQ, size_t HK, size_t D, double spread) {
+static attention make_attention(size_t B, size_t T, size_t S, size_t HQ, size_t HK, size_t D, double spread,
+                                bool with_sink) {
     attention a = {.n = {B, T, S, HQ, HK, D}};
     uint64_t random = T * 1000 + S + HQ * 10 + D;
     size_t queries = B * T * HQ * D, keys = B * S * HK * D;
     a.q = normal_reals(queries, spread, &random), a.dy = normal_reals(queries, 1, &random);
     a.k = normal_reals(keys, 1, &random), a.v = normal_reals(keys, 1, &random);
-    a.y = doubles(queries), a.dq = doubles(queries), a.dk = doubles(keys), a.dv = doubles(keys);
+    if (with_sink) a.sink = normal_reals(HQ, 2, &random);
+    a.y = doubles(queries), a.dq = doubles(queries), a.dk = doubles(keys), a.dv = doubles(keys), a.dsink = doubles(HQ);
     a.lse = doubles(B * HQ * T), a.p = doubles(B * HQ * T * S);
     for (size_t b = 0; b < B; b++)
         for (size_t h = 0; h < HQ; h++) attend(&a, b, h);
@@ -321,12 +326,13 @@ static void check_columns(const attention *a, const ga_real *lse) {
     free(p);
 }
 
-static void check_sdpa(size_t B, size_t T, size_t S, size_t HQ, size_t HK, size_t D, double spread) {
-    attention a = make_attention(B, T, S, HQ, HK, D, spread);
+static void check_sdpa_case(size_t B, size_t T, size_t S, size_t HQ, size_t HK, size_t D, double spread,
+                            bool with_sink) {
+    attention a = make_attention(B, T, S, HQ, HK, D, spread, with_sink);
     size_t queries = B * T * HQ * D, keys = B * S * HK * D;
     uint64_t random = 1; /* what stands in the outputs before must not matter */
     ga_real *y = normal_reals(queries, 1, &random), *lse = normal_reals(B * HQ * T, 1, &random);
-    ga_sdpa_forward(y, lse, a.q, a.k, a.v, a.n);
+    ga_sdpa_forward(y, lse, a.q, a.k, a.v, a.sink, a.n);
     expect_below(difference(y, a.y, queries), 5e-6, "sdpa y, B %zu T %zu S %zu HQ %zu HK %zu D %zu", B, T, S, HQ, HK,
                  D);
     for (size_t i = 0; i < B * HQ * T; i++) expect_near((double)lse[i], a.lse[i], 5e-6, "sdpa lse");
@@ -334,19 +340,28 @@ static void check_sdpa(size_t B, size_t T, size_t S, size_t HQ, size_t HK, size_
     if (S == T) {
         ga_real *dq = normal_reals(queries, 1, &random), *dk = normal_reals(keys, 1, &random);
         ga_real *dv = normal_reals(keys, 1, &random), *scratch = normal_reals(B * HQ * T * (2 * D + 1), 1, &random);
-        ga_sdpa_backward(dq, dk, dv, scratch, a.dy, y, lse, a.q, a.k, a.v, a.n);
+        ga_real *dsink = reals(HQ);
+        for (size_t h = 0; h < HQ; h++) dsink[h] = 3; /* it is added to */
+        ga_sdpa_backward(dq, dk, dv, dsink, scratch, a.dy, y, lse, a.q, a.k, a.v, a.sink, a.n);
+        for (size_t h = 0; h < HQ; h++)
+            expect_near((double)dsink[h], 3 + (with_sink ? a.dsink[h] : 0), 2e-5, "sdpa dsink");
         expect_below(difference(dv, a.dv, keys), 5e-6, "sdpa dv, T %zu D %zu", T, D);
-        if (T > 1) {
+        if (T > 1 || with_sink) {
             expect_below(difference(dq, a.dq, queries), 2e-5, "sdpa dq, T %zu D %zu", T, D);
             expect_below(difference(dk, a.dk, keys), 2e-5, "sdpa dk, T %zu D %zu", T, D);
         } else { /* one key: the softmax is constant */
             expect_below(norm_of(dq, queries), 1e-4, "sdpa dq of one position");
             expect_below(norm_of(dk, keys), 1e-4, "sdpa dk of one position");
         }
-        free(dq), free(dk), free(dv), free(scratch);
+        free(dq), free(dk), free(dv), free(dsink), free(scratch);
     }
     free(y), free(lse);
     free_attention(&a);
+}
+
+static void check_sdpa(size_t B, size_t T, size_t S, size_t HQ, size_t HK, size_t D, double spread) {
+    check_sdpa_case(B, T, S, HQ, HK, D, spread, false);
+    check_sdpa_case(B, T, S, HQ, HK, D, spread, true);
 }
 
 static void test_sdpa(void **state) {
@@ -375,10 +390,10 @@ static void test_sdpa_cached(void **state) {
 
 static void test_sdpa_nan(void **state) {
     (void)state;
-    attention a = make_attention(1, 70, 70, 2, 1, 6, 1);
+    attention a = make_attention(1, 70, 70, 2, 1, 6, 1, false);
     ga_real *y = reals(70 * 12), *lse = reals(140);
     a.q[(66 * 2 + 1) * 6 + 3] = NAN; /* query 66 of head 1 */
-    ga_sdpa_forward(y, lse, a.q, a.k, a.v, a.n);
+    ga_sdpa_forward(y, lse, a.q, a.k, a.v, NULL, a.n);
     for (size_t i = 0; i < 70; i++)
         for (size_t h = 0; h < 2; h++) {
             bool bad = i == 66 && h == 1;
@@ -387,7 +402,7 @@ static void test_sdpa_nan(void **state) {
         }
     a.q[(66 * 2 + 1) * 6 + 3] = 0;
     a.k[65 * 6] = NAN; /* the second tile: queries 65 on */
-    ga_sdpa_forward(y, lse, a.q, a.k, a.v, a.n);
+    ga_sdpa_forward(y, lse, a.q, a.k, a.v, NULL, a.n);
     for (size_t i = 0; i < 70; i++) assert_true(isnan(lse[i]) == (i >= 65));
     assert_true(all_nan(y + 65 * 12, 5 * 12));
     free(y), free(lse);
@@ -708,8 +723,9 @@ static void run_operators(ga_real *out) {
     ga_real *y = TAKE(N * HQ * D), *lse = TAKE(N * HQ), *dq = TAKE(N * HQ * D), *dk = TAKE(N * HK * D),
             *dv = TAKE(N * HK * D);
     ga_real *scratch = reals(N * HQ * (2 * D + 1));
-    ga_sdpa_forward(y, lse, in, w, dy, n);
-    ga_sdpa_backward(dq, dk, dv, scratch, in + 7, y, lse, in, w, dy, n);
+    ga_real *dsink = TAKE(HQ);
+    ga_sdpa_forward(y, lse, in, w, dy, in + 5, n);
+    ga_sdpa_backward(dq, dk, dv, dsink, scratch, in + 7, y, lse, in, w, dy, in + 5, n);
     ga_sdpa_column(TAKE(N * HQ), in, w, lse, 3, n);
     ga_config c = ga_config_default();
     c.n_heads = HQ, c.n_kv_heads = HK, c.head_dim = D, c.gate_sharing = GA_SHARED;

@@ -148,27 +148,31 @@ static void test_changed_weights(void **unused) {
 
 /* ---- attention ----------------------------------------------------------------------------------------------------------- */
 
-static void check_sdpa(const subject *s, ga_shape n) {
+static void check_sdpa(const subject *s, ga_shape n, bool with_sink) {
     const ga_device *d = &s->device;
     uint64_t random = n.T * 1000 + n.S * 10 + n.D;
     size_t q_size = n.B * n.T * n.HQ * n.D, k_size = n.B * n.S * n.HK * n.D, lse_size = n.B * n.HQ * n.T;
     ga_real *q = operand(q_size, 2, s->bf16, &random), *k = operand(k_size, 2, s->bf16, &random);
-    ga_real *v = operand(k_size, 1, s->bf16, &random);
+    ga_real *v = operand(k_size, 1, s->bf16, &random), *sink = with_sink ? normal_reals(n.HQ, 2, &random) : NULL;
     double tolerance = s->bf16 ? 6e-3 : 1e-5; /* the probabilities are rounded too */
     ga_real *y = reals(q_size), *lse = reals(lse_size), *y_expected = reals(q_size), *lse_expected = reals(lse_size);
     char where[128];
-    snprintf(where, sizeof where, "%s, B %zu T %zu S %zu HQ %zu HK %zu D %zu", s->what, n.B, n.T, n.S, n.HQ, n.HK, n.D);
-    d->sdpa_forward(d->state, y, lse, q, k, v, n);
-    ga_sdpa_forward(y_expected, lse_expected, q, k, v, n);
+    snprintf(where, sizeof where, "%s, B %zu T %zu S %zu HQ %zu HK %zu D %zu%s", s->what, n.B, n.T, n.S, n.HQ, n.HK,
+             n.D, with_sink ? " and a sink" : "");
+    d->sdpa_forward(d->state, y, lse, q, k, v, sink, n);
+    ga_sdpa_forward(y_expected, lse_expected, q, k, v, sink, n);
     expect_same(y, y_expected, q_size, tolerance, "sdpa_forward, y", where);
     expect_same(lse, lse_expected, lse_size, 1e-6, "sdpa_forward, lse", where);
     if (n.S == n.T) {
         ga_real *dy = operand(q_size, 1, s->bf16, &random), *scratch = reals(lse_size * (2 * n.D + 1));
         ga_real *dq = reals(q_size), *dk = reals(k_size), *dv = reals(k_size);
         ga_real *dq_expected = reals(q_size), *dk_expected = reals(k_size), *dv_expected = reals(k_size);
-        d->sdpa_backward(d->state, dq, dk, dv, scratch, dy, y_expected, lse_expected, q, k, v, n);
-        ga_sdpa_backward(dq_expected, dk_expected, dv_expected, scratch, dy, y_expected, lse_expected, q, k, v, n);
-        if (n.T == 1) { /* with one key dq and dk are 0 but for rounding */
+        ga_real *dsink = reals(n.HQ), *dsink_expected = reals(n.HQ);
+        d->sdpa_backward(d->state, dq, dk, dv, dsink, scratch, dy, y_expected, lse_expected, q, k, v, sink, n);
+        ga_sdpa_backward(dq_expected, dk_expected, dv_expected, dsink_expected, scratch, dy, y_expected, lse_expected,
+                         q, k, v, sink, n);
+        expect_same(dsink, dsink_expected, n.HQ, 1e-5, "sdpa_backward, dsink", where);
+        if (n.T == 1 && !sink) { /* with one key dq and dk are 0 but for rounding */
             expect_below(norm_of(dq, q_size), 1e-4, "sdpa_backward, dq, %s", where);
             expect_below(norm_of(dk, k_size), 1e-4, "sdpa_backward, dk, %s", where);
         } else {
@@ -176,10 +180,10 @@ static void check_sdpa(const subject *s, ga_shape n) {
             expect_same(dk, dk_expected, k_size, tolerance, "sdpa_backward, dk", where);
         }
         expect_same(dv, dv_expected, k_size, tolerance, "sdpa_backward, dv", where);
-        ga_real *more[] = {dy, scratch, dq, dk, dv, dq_expected, dk_expected, dv_expected};
+        ga_real *more[] = {dy, scratch, dq, dk, dv, dsink, dq_expected, dk_expected, dv_expected, dsink_expected};
         for (size_t i = 0; i < COUNT(more); i++) free(more[i]);
     }
-    ga_real *all[] = {q, k, v, y, lse, y_expected, lse_expected};
+    ga_real *all[] = {q, k, v, sink, y, lse, y_expected, lse_expected};
     for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
 }
 
@@ -190,16 +194,19 @@ static void test_sdpa(void **unused) {
         for (size_t t = 0; t < COUNT(lengths); t++)
             for (size_t w = 0; w < COUNT(widths); w++) {
                 ga_shape n = {2, lengths[t], lengths[t], 4, 2, widths[w]};
-                check_sdpa(&s, n);
+                check_sdpa(&s, n, false);
+                check_sdpa(&s, n, true);
             }
         for (size_t past = 1; past < 300; past = past * 2 + 5) /* queries that come after a cache */
             for (size_t t = 0; t < COUNT(lengths); t++) {
                 ga_shape n = {1, lengths[t], lengths[t] + past, 2, 1, 32};
-                check_sdpa(&s, n);
+                check_sdpa(&s, n, false);
+                check_sdpa(&s, n, true);
             }
         ga_shape large = {1, 1100, 1100, 2, 1, 64}, wide = {1, 70, 70, 3, 3, GA_MAX_HEAD_DIM};
-        check_sdpa(&s, large);
-        check_sdpa(&s, wide);
+        check_sdpa(&s, large, false);
+        check_sdpa(&s, large, true);
+        check_sdpa(&s, wide, true);
     }
 }
 
@@ -402,10 +409,10 @@ static void test_not_finite(void **unused) {
         ga_shape n = {1, T, T, 1, 1, D};
         ga_real *q = normal_reals(3 * T * D, 1, &random), *k = q + T * D, *v = k + T * D, *out = reals(T * D), lse[T];
         q[40 * D] = NAN;
-        d->sdpa_forward(d->state, out, lse, q, k, v, n);
+        d->sdpa_forward(d->state, out, lse, q, k, v, NULL, n);
         for (size_t i = 0; i < T; i++) assert_true(isnan(lse[i]) == (i == 40) && isnan(out[i * D]) == (i == 40));
         q[40 * D] = 0, k[30 * D] = NAN;
-        d->sdpa_forward(d->state, out, lse, q, k, v, n);
+        d->sdpa_forward(d->state, out, lse, q, k, v, NULL, n);
         for (size_t i = 0; i < T; i++) assert_true(isnan(lse[i]) == (i >= 30) && isnan(out[i * D]) == (i >= 30));
         free(q), free(out);
     }
