@@ -250,6 +250,7 @@ fails "fewer tokens than a window" 1 "fewer than one window" --models b:runs/byt
 fails "fewer windows than asked for" 1 "fewer than --num_samples 64" --models b:runs/bytes --data short.txt --num_samples 64
 fails "a token beyond the vocabulary" 1 "is not below vocab_size 65" --models $b --data text.txt
 fails "--maps without a prompt" 2 "--maps goes with --prompt" --models $b --maps
+fails "an option of a comparison with a prompt" 2 "--num_samples does not go with --prompt" --models $b --prompt 1 --num_samples 2
 fails "a prompt too long" 1 "more than its 24 positions" --models $b --prompt "1 2 3" --generate 30
 fails "a prompt of no tokens" 1 '"hello" is no token' --models $b --prompt "hello"
 fails "an empty prompt" 1 "--prompt is empty" --models $b --prompt " "

@@ -1,0 +1,429 @@
+/* data/analysis.h - what every mode of analyze stands on: its options, the models that it is given, the tokens that they
+ * read. A new option is one line of ANALYSIS_OPTIONS; a new mode one line of ANALYSIS_MODES and a header of its own.
+ *
+ *     analysis a = {0};
+ *     if (!parse_options(&a, argc, argv) || !add_models(&a)) puts(a.failure);    // and a.exit_code
+ *
+ * Needs gated_attention.h, gated_attention_x86.h, data.h, figures.h, report.h and stb_ds before it.
+ */
+#ifndef DATA_ANALYSIS_H
+#define DATA_ANALYSIS_H
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <time.h>
+
+/* What analyze does: X(mode, option that asks for it, function). Without any such option, COMPARE. */
+#define ANALYSIS_MODES(X)       \
+    X(COMPARE, models, compare) \
+    X(PROMPT, prompt, prompt_models)
+
+/* The one list of options: X(kind, modes, name, default, lowest, highest, argument, meaning). modes: those that the option
+ * goes with. kinds: TEXT, SIZE, REAL, SEED, FLAG, and LIST, which takes all arguments up to the next option. */
+/* clang-format off */
+#define ANALYSIS_OPTIONS(X)                                                                                            \
+    X(LIST, ANY, models, NULL, 0, 0, "NAME:DIR", "checkpoints or runs of ./train; several are compared")               \
+    X(TEXT, ANY, data, NULL, 0, 0, "SOURCE", "tokens; without it those the first model was held out from")             \
+    X(TEXT, COMPARE, part, NULL, 0, 0, "PART", "all, train or val of SOURCE; default: all of a file, val of a generator") \
+    X(SIZE, COMPARE, num_samples, 0, 1, 1e9, "N", "windows; default 64, or all where there are fewer")                 \
+    X(SIZE, ANY, seq_len, 0, 1, 16777216, "T", "tokens in a window; default: the models' smallest max_seq_len")        \
+    X(TEXT, ANY, output, NULL, 0, 0, "DIR", "where the report goes; default: reports/<names>")                         \
+    X(SIZE, COMPARE, batch_size, 0, 1, 65536, "B", "windows computed at once; default: about 4096 tokens")             \
+    X(SIZE, ANY, threads, 0, 1, 4096, "N", "OpenMP threads; default: all cores")                                       \
+    X(TEXT, PROMPT, prompt, NULL, 0, 0, "TEXT", "goes on from TEXT instead of comparing")                              \
+    X(SIZE, PROMPT, generate, 64, 0, 1e6, "N", "tokens to generate")                                                   \
+    X(REAL, PROMPT, temperature, 0.8, 0, 100, "X", "of the draws; 0: always the most likely token")                    \
+    X(SIZE, PROMPT, top_k, 0, 0, 1e9, "K", "draw among the K most likely; 0: all")                                     \
+    X(REAL, PROMPT, top_p, 1, 0, 1, "P", "draw among the most likely with P in sum")                                   \
+    X(SEED, ANY, seed, 1, 0, 0, "S", "of the draws, and of what a generator of data draws; default: 1, or the run's")  \
+    X(FLAG, PROMPT, maps, 0, 0, 0, "", "draw the attention maps of the prompt")                                        \
+    X(FLAG, ANY, help, 0, 0, 0, "", "this text")
+/* clang-format on */
+
+enum {
+#define X(mode, option, function) ANALYSIS_INDEX_##mode,
+    ANALYSIS_MODES(X)
+#undef X
+        ANALYSIS_MODE_COUNT
+};
+enum {
+#define X(mode, option, function) mode = 1 << ANALYSIS_INDEX_##mode,
+    ANALYSIS_MODES(X)
+#undef X
+        ANY = (1 << ANALYSIS_MODE_COUNT) - 1
+};
+
+typedef struct {
+#define OPTION_TEXT                                             const char *
+#define OPTION_LIST                                             const char **
+#define OPTION_SIZE                                             size_t
+#define OPTION_REAL                                             double
+#define OPTION_SEED                                             uint64_t
+#define OPTION_FLAG                                             bool
+#define X(kind, modes, name, def, low, high, argument, meaning) OPTION_##kind name;
+    ANALYSIS_OPTIONS(X)
+#undef X
+#define X(kind, modes, name, def, low, high, argument, meaning) bool has_##name;
+    ANALYSIS_OPTIONS(X)
+#undef X
+} options;
+
+typedef struct {
+    options options;
+    int mode; /* COMPARE, ... */
+    report report;
+    char **texts;  /* stb_ds array: what is freed at the end */
+    bool has_run;  /* the first model's run has a config.cfg */
+    ga_config run; /* its keys, else the defaults */
+    ga_device device;
+    data_stream *stream;
+    data_part part;
+    int exit_code;
+    char failure[2048];
+} analysis;
+
+/* ---- small things ------------------------------------------------------------------------------------------------ */
+
+/* Notes why the program ends; main prints it. */
+static bool fail(analysis *a, int exit_code, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(a->failure, sizeof a->failure, format, arguments);
+    va_end(arguments);
+    a->exit_code = exit_code;
+    return false;
+}
+
+static const char *keep_text(analysis *a, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vsnprintf(NULL, 0, format, arguments);
+    va_end(arguments);
+    char *text = malloc((size_t)length + 1);
+    if (!text) abort();
+    va_start(arguments, format);
+    vsnprintf(text, (size_t)length + 1, format, arguments);
+    va_end(arguments);
+    arrput(a->texts, text);
+    return text;
+}
+
+static bool exists(const char *path) {
+    struct stat status;
+    return stat(path, &status) == 0;
+}
+
+static bool ends_with(const char *text, const char *ending) {
+    size_t n = strlen(text), k = strlen(ending);
+    return n >= k && strcmp(text + n - k, ending) == 0;
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---- the command line -------------------------------------------------------------------------------------------- */
+
+static void print_help(void) {
+    printf(
+        "usage: ./analyze --models NAME:DIR [NAME:DIR ...] --data SOURCE [options]\n"
+        "       ./analyze --models NAME:DIR --prompt TEXT [options]\n\n"
+        "Measures attention sinks (F-Attn), massive activations (M-Act), gate scores and loss of models on the same\n"
+        "tokens, and writes summary.json, report.html and figures. DIR is a checkpoint or a run of ./train.\n\n");
+#define X(kind, modes, name, def, low, high, argument, meaning)                                               \
+    printf("  --%s%s%-*s %s\n", #name, *argument ? " " : "", (int)(20 - strlen(#name) - (*argument ? 1 : 0)), \
+           argument, meaning);
+    ANALYSIS_OPTIONS(X)
+#undef X
+    printf("\n"
+           "A model of bytes (trained on .txt or .jsonl, or with a vocabulary of 256 to 320) takes TEXT as it is; "
+           "others take\ntoken numbers or the labels of their generator: --prompt \"<s> t17 t4 T0\".\n\n"
+           "SOURCE is one of\n");
+    data_print_sources(stdout);
+}
+
+static bool read_size(const char *text, double low, double high, size_t *value) {
+    char *end;
+    errno = 0;
+    unsigned long long n = strtoull(text, &end, 10);
+    *value = (size_t)n;
+    return *text >= '0' && *text <= '9' && *end == 0 && errno == 0 && (double)n >= low && (double)n <= high;
+}
+
+static bool read_seed(const char *text, uint64_t *value) {
+    char *end;
+    errno = 0;
+    *value = strtoull(text, &end, 10);
+    return *text >= '0' && *text <= '9' && *end == 0 && errno == 0;
+}
+
+static bool read_real(const char *text, double low, double high, double *value) {
+    char *end;
+    *value = strtod(text, &end);
+    return *text && *end == 0 && *value >= low && *value <= high;
+}
+
+/* Sets the option `name` (without --); value NULL: none is given. */
+static bool set_option(analysis *a, const char *name, const char *value) {
+    options *o = &a->options;
+#define SET_TEXT(field, low, high) (o->field = value, true)
+#define SET_LIST(field, low, high) (arrput(o->field, value), true)
+#define SET_SIZE(field, low, high) read_size(value, low, high, &o->field)
+#define SET_REAL(field, low, high) read_real(value, low, high, &o->field)
+#define SET_SEED(field, low, high) read_seed(value, &o->field)
+#define SET_FLAG(field, low, high) (o->field = true)
+#define X(kind, modes, field, def, low, high, argument, meaning)                                  \
+    if (strcmp(name, #field) == 0) {                                                              \
+        if (*argument && !value) return fail(a, 2, "--%s needs %s", #field, argument);            \
+        if (!SET_##kind(field, low, high))                                                        \
+            return fail(a, 2, "--%s %s: not a value that it takes (%s)", #field, value, meaning); \
+        o->has_##field = true;                                                                    \
+        return true;                                                                              \
+    }
+    ANALYSIS_OPTIONS(X)
+#undef X
+    return fail(a, 2, "unknown option --%s (see --help)", name);
+}
+
+/* How many of the arguments behind the option are its own. */
+static int count_values(const char *name, int count, char **arguments) {
+    enum { TEXT = 1, SIZE = 1, REAL = 1, SEED = 1, FLAG = 0, LIST = INT_MAX };
+    int most = 0, n = 0;
+#define X(kind, modes, field, def, low, high, argument, meaning) \
+    if (strcmp(name, #field) == 0) most = kind;
+    ANALYSIS_OPTIONS(X)
+#undef X
+    while (n < most && n < count && (most == 1 || strncmp(arguments[n], "--", 2))) n++;
+    return n;
+}
+
+/* The option that asks for one of these modes. */
+static const char *asking_option(int modes) {
+#define X(mode, option, function) \
+    if (modes & (mode)) return #option;
+    ANALYSIS_MODES(X)
+#undef X
+    return "";
+}
+
+/* What was asked for, and whether all options go with it. */
+static bool choose_mode(analysis *a) {
+    const options *o = &a->options;
+#define X(name, option, function) \
+    if (o->has_##option) a->mode = (name);
+    ANALYSIS_MODES(X)
+#undef X
+#define X(kind, modes, field, def, low, high, argument, meaning)                                    \
+    if (o->has_##field && !((modes)&a->mode))                                                       \
+        return a->mode == COMPARE ? fail(a, 2, "--%s goes with --%s", #field, asking_option(modes)) \
+                                  : fail(a, 2, "--%s does not go with --%s", #field, asking_option(a->mode));
+    ANALYSIS_OPTIONS(X)
+#undef X
+    return true;
+}
+
+static bool parse_options(analysis *a, int argc, char **argv) {
+    a->options = (options){
+#define X(kind, modes, name, def, low, high, argument, meaning) .name = def,
+        ANALYSIS_OPTIONS(X)
+#undef X
+    };
+    for (int i = 1; i < argc;) {
+        const char *argument = strcmp(argv[i], "-h") ? argv[i] : "--help";
+        i++;
+        if (strncmp(argument, "--", 2)) return fail(a, 2, "%s: not an option (see --help)", argument);
+        const char *equals = strchr(argument, '=');
+        const char *name = keep_text(a, "%.*s", equals ? (int)(equals - argument - 2) : 256, argument + 2);
+        int values = equals ? 0 : count_values(name, argc - i, argv + i);
+        if (values == 0 && !set_option(a, name, equals ? equals + 1 : NULL)) return false;
+        for (; values > 0; values--)
+            if (!set_option(a, name, argv[i++])) return false;
+    }
+    const options *o = &a->options;
+    if (o->help) return true;
+    if (arrlenu(o->models) == 0) return fail(a, 2, "--models NAME:DIR is missing (see --help)");
+    if (o->part && strcmp(o->part, "all") && strcmp(o->part, "train") && strcmp(o->part, "val"))
+        return fail(a, 2, "--part %s: it is all, train or val", o->part);
+    return choose_mode(a);
+}
+
+/* ---- models ------------------------------------------------------------------------------------------------------ */
+
+/* The checkpoint in a directory: itself, or of a run `best`, else `last`. */
+static bool find_checkpoint(analysis *a, report_model *m, const char *directory) {
+    static const char *const places[] = {"", "/best", "/last"};
+    for (size_t i = 0; i < 3; i++) {
+        const char *path = keep_text(a, "%s%s", directory, places[i]);
+        if (!ga_checkpoint_exists(path, false)) continue;
+        m->directory = path;
+        return true;
+    }
+    if (!exists(directory)) return fail(a, 1, "%s: there is no %s", m->name, directory);
+    return fail(a, 1, "%s: %s is not a checkpoint (no config.json with model.safetensors, in best or last neither)",
+                m->name, directory);
+}
+
+/* "G1 elementwise sigmoid", and what differs from the default of Eq. 5. */
+static void describe_gate(const ga_config *c, char text[128]) {
+    char position[16], type[16], activation[16]; /* the longest words of these keys have 11 bytes */
+    ga_config_get(c, "gate_position", position, sizeof position);
+    ga_config_get(c, "gate_type", type, sizeof type);
+    ga_config_get(c, "gate_activation", activation, sizeof activation);
+    if (c->gate_position == GA_NO_GATE)
+        snprintf(text, 128, "none");
+    else if (c->gate_form == GA_SELF)
+        snprintf(text, 128, "%s %s of the output itself", position, activation);
+    else if (c->gate_input == GA_INPUT_SCALAR)
+        snprintf(text, 128, "%s learned scalar %s", position, activation);
+    else
+        snprintf(text, 128, "%s %s %s%s%s%s%s", position, type, activation,
+                 c->gate_sharing == GA_SHARED ? ", head-shared" : "", c->gate_form == GA_ADDITIVE ? ", additive" : "",
+                 c->gate_input == GA_INPUT_NONE ? ", input-independent" : "", c->gate_frozen ? ", frozen" : "");
+}
+
+/* NAME:DIR. The name goes into JSON, HTML and, made safe, into file names. */
+static bool add_model(analysis *a, const char *argument) {
+    const char *colon = strchr(argument, ':');
+    if (!colon || colon == argument || !colon[1]) return fail(a, 2, "--models %s: expected NAME:DIR", argument);
+    report_model m = {.name = keep_text(a, "%.*s", (int)(colon - argument), argument)};
+    size_t length = strlen(m.name);
+    if (length >= 48) return fail(a, 2, "--models %s: the name has %zu bytes, more than 47", argument, length);
+    for (const char *c = m.name; *c; c += report_utf8(c))
+        if (report_utf8(c) == 0 || (unsigned char)*c < ' ' || *c == 127)
+            return fail(a, 2, "--models %s: the name is not plain text in UTF-8", argument);
+    for (size_t i = 0; i <= length; i++)
+        m.file[i] = !m.name[i] || strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-+.", m.name[i])
+                        ? m.name[i]
+                        : '_';
+    for (size_t i = 0; i < arrlenu(a->report.models); i++) {
+        const report_model *other = &a->report.models[i];
+        if (strcmp(m.name, other->name) == 0) return fail(a, 2, "two models are named %s", m.name);
+        if (strcmp(m.file, other->file) == 0)
+            return fail(a, 2, "the names %s and %s would give files the same name", other->name, m.name);
+    }
+    if (!find_checkpoint(a, &m, colon + 1)) return false;
+    ga_error e;
+    m.config = ga_config_default();
+    if (ga_load_config(&m.config, m.directory, false, &e)) return fail(a, 1, "%s: %s", m.name, e.text);
+    describe_gate(&m.config, m.gate);
+    arrput(a->report.models, m);
+    return true;
+}
+
+static bool add_models(analysis *a) {
+    for (size_t i = 0; i < arrlenu(a->options.models); i++)
+        if (!add_model(a, a->options.models[i])) return false;
+    const report_model *first = &a->report.models[0];
+    size_t *T = &a->report.seq_len;
+    *T = a->options.has_seq_len ? a->options.seq_len : first->config.max_seq_len;
+    for (size_t i = 0; i < arrlenu(a->report.models); i++) {
+        const report_model *m = &a->report.models[i];
+        if (!a->options.has_seq_len && m->config.max_seq_len < *T) *T = m->config.max_seq_len;
+        if (!a->options.prompt && m->config.vocab_size != first->config.vocab_size)
+            return fail(a, 1, "%s has a vocabulary of %zu, but %s one of %zu: they cannot read the same tokens",
+                        m->name, m->config.vocab_size, first->name, first->config.vocab_size);
+    }
+    return true;
+}
+
+/* config.cfg of the run that a model's checkpoint belongs to. */
+static bool load_run(analysis *a, const report_model *m) {
+    a->run = ga_config_default();
+    a->has_run = false;
+    static const char *const places[] = {"/..", ""};
+    for (size_t i = 0; i < 2 && !a->has_run; i++) {
+        const char *path = keep_text(a, "%s%s/config.cfg", m->directory, places[i]);
+        if (!exists(path)) continue;
+        ga_error e;
+        if (ga_config_load(&a->run, path, &e)) return fail(a, 1, "%s", e.text);
+        a->has_run = true;
+    }
+    return true;
+}
+
+/* Weights and activations for batch_size sequences of seq_len tokens. */
+static ga_model *load_model(analysis *a, const report_model *m, size_t batch_size, size_t seq_len) {
+    ga_config c = m->config;
+    c.batch_size = batch_size;
+    c.max_seq_len = seq_len;
+    ga_error e;
+    ga_model *model = ga_create(&c, &a->device, GA_INFERENCE, &e);
+    if (!model) return fail(a, 1, "%s: %s", m->name, e.text), NULL;
+    if (ga_load(model, m->directory, NULL, &e) == GA_OK) return model;
+    fail(a, 1, "%s: %s", m->name, e.text);
+    ga_destroy(model);
+    return NULL;
+}
+
+/* ---- tokens ------------------------------------------------------------------------------------------------------ */
+
+static bool is_generator(const char *source) {
+    return strncmp(source, "gen:", 4) == 0;
+}
+
+/* With --data window i has the inputs [i T, i T + T) of the file as it stands; without, windows are those that training
+ * held out. */
+static bool open_data(analysis *a) {
+    const options *o = &a->options;
+    report *r = &a->report;
+    if (!o->data && !a->has_run)
+        return fail(a, 2, "--data SOURCE is missing, and %s has no config.cfg that names one", r->models[0].directory);
+    r->source = o->data ? o->data : keep_text(a, "%s", a->run.data);
+    bool held_out = is_generator(r->source) || (!o->data && a->run.val_fraction > 0);
+    const char *part = o->part ? o->part : held_out ? "val" : "all";
+    a->part = strcmp(part, "val") == 0 ? DATA_VAL : DATA_TRAIN;
+    data_options d = {.source = r->source,
+                      .vocab_size = r->models[0].config.vocab_size,
+                      .seq_len = r->seq_len,
+                      .val_fraction = strcmp(part, "all") == 0 ? 0 : a->run.val_fraction,
+                      .seed = o->has_seed ? o->seed : a->run.seed,
+                      .bos_token = o->data ? -1 : a->run.bos_token};
+    char text[1024];
+    a->stream = data_open(&d, text, sizeof text);
+    if (!a->stream) return fail(a, 1, "%s", text);
+    r->part = is_generator(r->source) ? (a->part == DATA_VAL ? "fresh sequences" : "its training sequences")
+              : a->part == DATA_VAL   ? "the held-out windows"
+              : d.val_fraction > 0    ? "its training windows"
+              : a->has_run && strcmp(r->source, a->run.data) == 0 ? "from its beginning, so windows of the training too"
+                                                                  : "from its beginning";
+    uint64_t windows = data_windows(a->stream, a->part);
+    r->samples = o->has_num_samples ? o->num_samples : windows < 64 ? (size_t)windows : 64;
+    if (windows == 0)
+        return fail(a, 1, "%s: nothing is held out (val_fraction 0); --part all takes the whole of it", r->source);
+    if (r->samples > windows)
+        return fail(a, 1, "%s: has %" PRIu64 " windows of %zu tokens, fewer than --num_samples %zu", r->source, windows,
+                    r->seq_len, r->samples);
+    double expected;
+    if (!data_entropy(a->stream, a->part, 0, r->samples, &r->lowest_loss, &expected, text, sizeof text))
+        return fail(a, 1, "%s", text);
+    return true;
+}
+
+/* A model without a run, or whose data is gone, is known by its vocabulary. */
+static bool reads_bytes(const analysis *a, const report_model *m) {
+    if (a->has_run) return ends_with(a->run.data, ".txt") || ends_with(a->run.data, ".jsonl");
+    return m->config.vocab_size >= 256 && m->config.vocab_size <= 320;
+}
+
+static const char *label_token(const analysis *a, const report_model *m, int32_t token, char label[DATA_LABEL_SIZE]) {
+    if (a->stream) return data_token_text(a->stream, token, label, DATA_LABEL_SIZE);
+    bool printable = reads_bytes(a, m) && token >= ' ' && token < 127;
+    snprintf(label, DATA_LABEL_SIZE, printable ? "%c" : "%" PRId32, (int)token);
+    return label;
+}
+
+/* Labels of the first positions of a window, for the maps. */
+static bool label_tokens(analysis *a, const report_model *m, const int32_t *tokens) {
+    report *r = &a->report;
+    free(r->labels);
+    r->labels = malloc(r->map_len * sizeof *r->labels);
+    if (!r->labels) return fail(a, 1, "out of memory");
+    for (size_t t = 0; t < r->map_len; t++) label_token(a, m, tokens[t], r->labels[t]);
+    return true;
+}
+
+#endif

@@ -1,0 +1,107 @@
+/* data/compare.h - analyze without --prompt: several models on the same tokens, as a table, summary.json, figures and
+ * report.html.
+ *
+ * Needs measure.h before it.
+ */
+#ifndef DATA_COMPARE_H
+#define DATA_COMPARE_H
+
+/* ---- what is printed --------------------------------------------------------------------------------------------- */
+
+static void print_number(int width, const char *format, double x, bool absent) {
+    char text[64];
+    snprintf(text, sizeof text, format, x);
+    printf("  %*s", width, absent ? "-" : text);
+}
+
+/* Left-aligned by characters, not bytes. */
+static void print_padded(const char *text, size_t width) {
+    size_t characters = 0;
+    for (const char *c = text; *c; c++) characters += ((unsigned char)*c & 0xC0) != 0x80;
+    printf("%s%*s", text, characters < width ? (int)(width - characters) : 0, "");
+}
+
+static void print_table(const report *r) {
+    size_t name_width = 12, gate_width = strlen("G1 input-independent sigmoid");
+    for (size_t i = 0; i < arrlenu(r->models); i++) {
+        if (strlen(r->models[i].name) > name_width) name_width = strlen(r->models[i].name);
+        if (strlen(r->models[i].gate) > gate_width) gate_width = strlen(r->models[i].gate);
+    }
+    printf("\n%zu windows of %zu tokens of %s (%s)\n", r->samples, r->seq_len, r->source, r->part);
+    printf("even attention: F-Attn %.2f %%", 100 * ga_f_attn_uniform(r->seq_len));
+    if (isfinite(r->lowest_loss)) printf("; lowest loss that can be reached: %.4f", r->lowest_loss);
+    printf("\n\n%-*s  %12s  %-*s  %8s  %8s  %7s  %13s  %7s  %9s  %9s\n", (int)name_width, "model", "parameters",
+           (int)gate_width, "gate", "loss", "ppl", "F-Attn", "largest layer", "M-Act", "gate mean", "below 0.1");
+    for (size_t i = 0; i < arrlenu(r->models); i++) {
+        const report_model *m = &r->models[i];
+        const ga_statistics *s = m->statistics;
+        size_t sink = report_sink_layer(m);
+        char largest[64];
+        snprintf(largest, sizeof largest, "%.1f %% (%zu)", 100 * ga_f_attn(s, sink), sink);
+        print_padded(m->name, name_width);
+        printf("  %12zu  ", m->parameters);
+        print_padded(m->gate, gate_width);
+        printf("  %8.4f  %8.4g  %5.1f %%  %13s  %7.4g", m->loss, exp(m->loss), 100 * ga_f_attn(s, GA_ALL), largest,
+               ga_m_act(s, GA_ALL));
+        print_number(9, "%.3f", ga_gate_mean(s, GA_ALL), !s->has_gate);
+        print_number(9, "%.1f %%", 100 * ga_gate_below(s, GA_ALL, 0.1), !s->has_gate);
+        printf("\n");
+    }
+    printf("\nthe paper, Table 4 (15B mixture of experts, 400B tokens)\n");
+    for (size_t i = 0; i < REPORT_TABLE_4_ROWS; i++) {
+        const report_table_4_row *row = &report_table_4[i];
+        char gate[96];
+        snprintf(gate, sizeof gate, i ? "%s %s" : "none", row->method, row->activation);
+        printf("%-*s  %12s  %-*s  %8s  %8.3f  %5.1f %%  %13s  %7.0f", (int)name_width, i ? "" : "baseline", "",
+               (int)gate_width, gate, "-", row->ppl, 100 * row->f_attn, "-", row->m_act);
+        print_number(9, "%.3f", row->gate_mean, isnan(row->gate_mean));
+        printf("  %9s\n", "-");
+    }
+    size_t base = report_baseline(r);
+    for (size_t i = 0; i < arrlenu(r->models) && r->samples > 1; i++) {
+        if (i == base) continue;
+        double difference, error;
+        report_loss_difference(r, base, i, &difference, &error);
+        printf("\n%s against %s: loss %+.4f +- %.4f (standard error over the windows)", r->models[i].name,
+               r->models[base].name, difference, error);
+    }
+    printf("\n");
+}
+
+/* ---- comparing --------------------------------------------------------------------------------------------------- */
+
+static bool choose_output(analysis *a) {
+    const char *names = "reports/";
+    for (size_t i = 0; i < arrlenu(a->report.models); i++)
+        names = keep_text(a, "%s%s%s", names, i ? "-" : "", a->report.models[i].file);
+    a->report.directory = a->options.output ? a->options.output : names;
+    return report_make_directory(&a->report, a->report.directory) || fail(a, 1, "%s", a->report.error);
+}
+
+static void print_figures(const report *r) {
+    if (!r->has_gnuplot)
+        printf("gnuplot was not found: the figures are not drawn (data and scripts are in %s/figures)\n", r->directory);
+    for (size_t i = 0; r->has_gnuplot && i < arrlenu(r->figures); i++)
+        if (!r->figures[i].drawn)
+            printf("gnuplot failed on %s/figures/%s.gp: see %s.log beside it\n", r->directory, r->figures[i].stem,
+                   r->figures[i].stem);
+}
+
+static bool compare(analysis *a) {
+    report *r = &a->report;
+    if (!load_run(a, &r->models[0]) || !open_data(a) || !choose_output(a)) return false;
+    r->map_len = r->seq_len < FIGURE_MAP ? r->seq_len : FIGURE_MAP;
+    for (size_t i = 0; i < arrlenu(r->models); i++) {
+        printf("%s: %s\n", r->models[i].name, r->models[i].directory);
+        fflush(stdout);
+        if (!measure_model(a, &r->models[i])) return false;
+        report_read_curves(&r->models[i]);
+    }
+    print_table(r);
+    if (!report_write_summary(r) || !figures_write(r) || !report_write_html(r)) return fail(a, 1, "%s", r->error);
+    print_figures(r);
+    printf("report: %s/report.html, numbers: %s/summary.json\n", r->directory, r->directory);
+    return true;
+}
+
+#endif

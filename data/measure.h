@@ -1,0 +1,113 @@
+/* data/measure.h - runs a model over windows of tokens and keeps what analyze reports: losses, statistics, maps.
+ *
+ *     if (!measure_model(&a, &a.report.models[0])) puts(a.failure);
+ *
+ * Needs analysis.h before it.
+ */
+#ifndef DATA_MEASURE_H
+#define DATA_MEASURE_H
+
+/* ---- measuring --------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    ga_model *model;
+    size_t batch_size;
+    int32_t *tokens, *targets; /* (batch_size, T) */
+    ga_real *losses;           /* (batch_size, T) */
+    ga_map *maps;              /* (L), each (M, M) */
+} measuring;
+
+static void free_measuring(measuring *w) {
+    for (size_t l = 0; w->maps && l < w->model->sizes.L; l++) free(w->maps[l].p);
+    free(w->maps);
+    free(w->tokens);
+    free(w->losses);
+}
+
+static bool allocate_measuring(analysis *a, measuring *w, report_model *m) {
+    report *r = &a->report;
+    size_t L = w->model->sizes.L, M = r->map_len, rows = w->batch_size * r->seq_len;
+    w->tokens = malloc(2 * rows * sizeof *w->tokens);
+    w->targets = w->tokens + rows;
+    w->losses = malloc(rows * sizeof *w->losses);
+    w->maps = calloc(L, sizeof *w->maps);
+    m->statistics = ga_statistics_create(w->model);
+    m->window_losses = malloc(r->samples * sizeof *m->window_losses);
+    m->maps = malloc(L * M * M * sizeof *m->maps);
+    m->window_maps = malloc(L * M * M * sizeof *m->window_maps);
+    bool good = w->tokens && w->losses && w->maps && m->statistics && m->window_losses && m->maps && m->window_maps;
+    for (size_t l = 0; good && l < L; l++) {
+        w->maps[l] = (ga_map){.layer = l, .head = GA_ALL, .T = M, .p = calloc(M * M, sizeof(double))};
+        good = w->maps[l].p != NULL;
+    }
+    return good || fail(a, 1, "%s: out of memory", m->name);
+}
+
+static bool read_windows(analysis *a, measuring *w, size_t first, size_t count) {
+    char text[1024];
+    for (size_t i = 0; i < count; i++)
+        if (!data_window(a->stream, a->part, first + i, w->tokens + i * a->report.seq_len,
+                         w->targets + i * a->report.seq_len, text, sizeof text))
+            return fail(a, 1, "%s", text);
+    return true;
+}
+
+/* Loss and statistics of `count` windows. */
+static bool measure_windows(analysis *a, measuring *w, report_model *m, size_t first, size_t count) {
+    size_t T = a->report.seq_len;
+    ga_observer observer = {.statistics = m->statistics};
+    ga_error e;
+    if (ga_forward(w->model, w->tokens, w->targets, count, T, &observer, NULL, &e))
+        return fail(a, 1, "%s: %s", m->name, e.text);
+    w->model->device.copy_out(w->model->device.state, w->losses, w->model->losses, count * T * sizeof *w->losses);
+    for (size_t i = 0; i < count; i++) {
+        double sum = 0;
+        for (size_t t = 0; t < T; t++) sum += (double)w->losses[i * T + t];
+        m->window_losses[first + i] = sum / (double)T;
+        m->loss += m->window_losses[first + i] / (double)a->report.samples;
+    }
+    return true;
+}
+
+/* Adds the maps of `count` windows. Attention is causal, so the first M positions of a window have the maps that they
+ * have within the whole of it. */
+static bool map_windows(analysis *a, measuring *w, const report_model *m, size_t count) {
+    size_t M = a->report.map_len, T = a->report.seq_len;
+    for (size_t i = 1; i < count; i++) memmove(w->tokens + i * M, w->tokens + i * T, M * sizeof *w->tokens);
+    ga_observer observer = {.maps = w->maps, .n_maps = w->model->sizes.L};
+    ga_error e;
+    if (ga_forward(w->model, w->tokens, NULL, count, M, &observer, NULL, &e))
+        return fail(a, 1, "%s: %s", m->name, e.text);
+    return true;
+}
+
+static void copy_maps(const measuring *w, double *maps, size_t M) {
+    for (size_t l = 0; l < w->model->sizes.L; l++)
+        for (size_t i = 0; i < M * M; i++) maps[l * M * M + i] = w->maps[l].p[i] / w->maps[l].windows;
+}
+
+static bool measure_model(analysis *a, report_model *m) {
+    report *r = &a->report;
+    size_t most = a->options.has_batch_size ? a->options.batch_size : r->seq_len < 4096 ? 4096 / r->seq_len : 1;
+    measuring w = {.batch_size = most < r->samples ? most : r->samples};
+    w.model = load_model(a, m, w.batch_size, r->seq_len);
+    if (!w.model) return false;
+    m->parameters = w.model->n_weights;
+    bool good = allocate_measuring(a, &w, m), terminal = isatty(STDERR_FILENO);
+    /* The first window goes alone, for its own maps. */
+    for (size_t i = 0, count = 1; good && i < r->samples; i += count, count = w.batch_size) {
+        if (count > r->samples - i) count = r->samples - i;
+        good = read_windows(a, &w, i, count) && measure_windows(a, &w, m, i, count);
+        if (good && i == 0 && !r->labels) good = label_tokens(a, m, w.tokens);
+        good = good && map_windows(a, &w, m, count);
+        if (good && i == 0) copy_maps(&w, m->window_maps, r->map_len);
+        if (terminal) fprintf(stderr, "\r%s: %zu of %zu windows ", m->name, i + count, r->samples);
+    }
+    if (terminal) fprintf(stderr, "\r\033[K");
+    if (good) copy_maps(&w, m->maps, r->map_len);
+    free_measuring(&w);
+    ga_destroy(w.model);
+    return good;
+}
+
+#endif

@@ -1,0 +1,139 @@
+/* data/prompt.h - analyze --prompt: models go on from a text, and the attention maps of it.
+ *
+ * Needs measure.h before it.
+ */
+#ifndef DATA_PROMPT_H
+#define DATA_PROMPT_H
+
+/* ---- prompts ----------------------------------------------------------------------------------------------------- */
+
+/* A word of the prompt: a token's number, or its label. */
+static int32_t find_token(const analysis *a, const char *word, size_t vocab_size) {
+    size_t number;
+    if (read_size(word, 0, (double)vocab_size - 1, &number)) return (int32_t)number;
+    char label[DATA_LABEL_SIZE];
+    for (size_t t = 0; a->stream && t < vocab_size; t++)
+        if (strcmp(data_token_text(a->stream, (int32_t)t, label, sizeof label), word) == 0) return (int32_t)t;
+    return -1;
+}
+
+/* The prompt as tokens, an stb_ds array; a run's first token opens it. */
+static bool read_prompt(analysis *a, const report_model *m, int32_t **tokens) {
+    const char *prompt = a->options.prompt;
+    if (a->has_run && a->run.bos_token >= 0) arrput(*tokens, (int32_t)a->run.bos_token);
+    if (reads_bytes(a, m)) {
+        for (; *prompt; prompt++) arrput(*tokens, (unsigned char)*prompt);
+    } else {
+        for (prompt += strspn(prompt, " ,\t\n"); *prompt; prompt += strspn(prompt, " ,\t\n")) {
+            size_t length = strcspn(prompt, " ,\t\n");
+            const char *word = keep_text(a, "%.*s", (int)(length < 64 ? length : 64), prompt);
+            int32_t token = find_token(a, word, m->config.vocab_size);
+            if (token < 0)
+                return fail(a, 1, "--prompt: \"%s\" is no token of %s, which reads numbers below %zu%s", word, m->name,
+                            m->config.vocab_size, a->stream ? " and labels like <s> or t17" : "");
+            arrput(*tokens, token);
+            prompt += length;
+        }
+    }
+    return arrlenu(*tokens) > 0 || fail(a, 1, "--prompt is empty");
+}
+
+/* Bytes as they are, but for those that would steer a terminal; other tokens by their labels. */
+static void print_token(const analysis *a, const report_model *m, int32_t token) {
+    char label[DATA_LABEL_SIZE];
+    if (reads_bytes(a, m) && token < 256 && ((token >= ' ' && token != 127) || token == '\n' || token == '\t'))
+        putchar(token);
+    else
+        printf(reads_bytes(a, m) ? "%s" : "%s ", label_token(a, m, token, label));
+    fflush(stdout);
+}
+
+static bool generate(analysis *a, const report_model *m, ga_model *model, const int32_t *prompt, size_t length) {
+    const options *o = &a->options;
+    ga_sampling sampling = {o->temperature, o->top_k, o->top_p};
+    uint64_t random = o->seed;
+    ga_error e;
+    ga_generator *g = ga_generator_create(model, length + o->generate, &e);
+    if (!g) return fail(a, 1, "%s: %s", m->name, e.text);
+    ga_real *logits = malloc(m->config.vocab_size * sizeof *logits);
+    bool good = logits || fail(a, 1, "%s: out of memory", m->name);
+    double start = now(), fed = start;
+    for (size_t i = 0; good && i < o->generate; i++) {
+        int32_t token = 0;
+        if (i > 0) token = ga_sample(logits, m->config.vocab_size, sampling, &random);
+        if (i > 0) print_token(a, m, token);
+        good = !ga_generator_feed(g, i ? &token : prompt, i ? 1 : length, logits, &e) ||
+               fail(a, 1, "%s: %s", m->name, e.text);
+        if (i == 0) fed = now();
+    }
+    if (good) print_token(a, m, ga_sample(logits, m->config.vocab_size, sampling, &random));
+    printf("\n");
+    if (good && o->generate > 1)
+        fprintf(stderr, "%zu tokens, %.1f a second; prompt of %zu in %.3f s\n", o->generate,
+                (double)(o->generate - 1) / (now() - fed), length, fed - start);
+    free(logits);
+    ga_generator_destroy(g);
+    return good;
+}
+
+static bool map_prompt(analysis *a, report_model *m, ga_model *model, const int32_t *prompt, size_t length) {
+    enum { LONGEST = 128 };
+    report *r = &a->report;
+    r->map_len = r->seq_len = length < LONGEST ? length : LONGEST;
+    r->samples = 1;
+    measuring w = {.model = model, .batch_size = 1};
+    bool good = allocate_measuring(a, &w, m) && label_tokens(a, m, prompt);
+    if (good) {
+        memcpy(w.tokens, prompt, r->map_len * sizeof *prompt);
+        good = map_windows(a, &w, m, 1);
+    }
+    if (good) copy_maps(&w, m->window_maps, r->map_len);
+    free_measuring(&w);
+    if (!good || !choose_output(a)) return false;
+    if (!figures_write_prompt(r, m)) return fail(a, 1, "%s", r->error);
+    print_figures(r);
+    if (r->has_gnuplot) printf("maps of %s: %s/figures/prompt_maps_%s.svg\n", m->name, r->directory, m->file);
+    if (length > LONGEST) printf("(of the first %d tokens of %zu)\n", LONGEST, length);
+    return true;
+}
+
+static bool prompt_model(analysis *a, report_model *m) {
+    options *o = &a->options;
+    if (!load_run(a, m)) return false;
+    data_options d = {.source = o->data ? o->data : a->run.data,
+                      .vocab_size = m->config.vocab_size,
+                      .seq_len = 1,
+                      .seed = a->run.seed,
+                      .bos_token = a->has_run ? a->run.bos_token : -1};
+    char text[1024];
+    data_close(a->stream);
+    a->stream = o->data || a->has_run ? data_open(&d, text, sizeof text) : NULL; /* for labels; numbers will do */
+    if (o->data && !a->stream) return fail(a, 1, "%s", text);
+    if (o->maps && !o->has_generate) o->generate = 0;
+    int32_t *tokens = NULL;
+    ga_model *model = NULL;
+    bool good = read_prompt(a, m, &tokens);
+    size_t length = arrlenu(tokens), needed = length + o->generate;
+    size_t longest = o->has_seq_len ? o->seq_len : m->config.max_seq_len;
+    if (good && needed > longest)
+        good = fail(a, 1, "%s: %zu tokens of the prompt and %zu to generate are more than its %zu positions%s", m->name,
+                    length, o->generate, longest, o->has_seq_len ? "" : " (--seq_len raises them)");
+    if (good) good = (model = load_model(a, m, 1, needed)) != NULL;
+    if (good && arrlenu(a->options.models) > 1) printf("%s: %s\n", m->name, m->directory);
+    if (good && o->generate > 0) {
+        for (size_t i = 0; i < length; i++) print_token(a, m, tokens[i]);
+        good = generate(a, m, model, tokens, length);
+    }
+    if (good && o->maps) good = map_prompt(a, m, model, tokens, length);
+    ga_destroy(model);
+    arrfree(tokens);
+    return good;
+}
+
+static bool prompt_models(analysis *a) {
+    for (size_t i = 0; i < arrlenu(a->report.models); i++)
+        if (!prompt_model(a, &a->report.models[i])) return false;
+    return true;
+}
+
+#endif
