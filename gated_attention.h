@@ -411,9 +411,13 @@ GA_API ga_sizes ga_sizes_of(const ga_config *c);
 /* ---- model -------------------------------------------------------------------------------------------------------- */
 
 typedef enum {
-    GA_TRAINING, /* weights, gradients, both moments, the activations of all layers */
-    GA_INFERENCE /* weights and the activations of one layer: evaluation, analysis, generation */
+    GA_TRAINING,  /* weights, gradients, both moments, the activations of all layers */
+    GA_INFERENCE, /* weights and the activations of one layer: evaluation, analysis, generation */
+    GA_MAPPED /* as GA_INFERENCE, for models larger than memory: ga_load maps the checkpoint's files, whose weights stay
+                   * there in their own type; each layer is expanded to ga_real when its turn comes */
 } ga_mode;
+
+typedef struct ga_mapped_files ga_mapped_files;
 
 /* Activations of one layer: X(field, values in a row of N, kept). The order is that of the forward pass. What is not kept
  * shares its memory with the other layers: the backward pass does not need it, or makes it again at little cost. */
@@ -458,6 +462,9 @@ typedef struct {
     ga_tensor *tensors;
     ga_real *weights, *gradients, *moment1, *moment2; /* one block each; the last three only in GA_TRAINING */
     uint64_t updates;                                 /* optimiser steps taken */
+    ga_mapped_files
+        *mapped;     /* GA_MAPPED: what ga_load has mapped; `weights` then holds one layer, or the output head */
+    size_t expanded; /* which: a layer, GA_ALL for final norm and output head */
 
     size_t max_rows;              /* batch_size * max_seq_len */
     ga_real *activation_block;    /* all of the following */
@@ -485,7 +492,8 @@ typedef struct {
 GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, ga_error *e);
 
 /* A model with weights drawn from config.seed: each tensor has its own stream, by its name, so that models which differ
- * in the gate only start from the same weights everywhere else. device NULL: ga_device_cpu(). NULL on failure. */
+ * in the gate only start from the same weights everywhere else. device NULL: ga_device_cpu(). NULL on failure.
+ * GA_MAPPED: it has no weights, and computes nothing, before ga_load. */
 GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e);
 GA_API void ga_destroy(ga_model *m);
 /* The tensor GA_TENSOR_<id> of a layer (GA_ALL for those outside), or NULL when this model has none. */
@@ -595,7 +603,8 @@ GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_s
 /* Sets the model's keys (groups MODEL and GATE, but for max_seq_len when `keep_length`) from a config.json. */
 GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_length, ga_error *e);
 /* Reads weights into m, and with `state` moments and training state too (GA_ERR_FILE if the directory has none).
- * Every length is checked before a byte is used; F32, BF16 and F16 are read. On failure m is to be destroyed. */
+ * Every length is checked before a byte is used; F32, BF16 and F16 are read. On failure m is to be destroyed.
+ * GA_MAPPED: maps the files, which must stay as they are until m is destroyed. */
 GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *state, ga_error *e);
 /* Whether a directory holds a checkpoint (with training state, if asked for). */
 GA_API bool ga_checkpoint_exists(const char *directory, bool with_state);
@@ -621,6 +630,7 @@ GA_API bool ga_checkpoint_exists(const char *directory, bool with_state);
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -2038,6 +2048,28 @@ GA_API const ga_tensor *ga_find_tensor(const ga_model *m, int id, size_t layer) 
     return NULL;
 }
 
+/* Values of the block of weights: all of them, or with GA_MAPPED those of a layer or of [final norm | output head],
+ * whichever are more. */
+GAI_FN size_t gai_weight_values(const ga_config *c, ga_mode mode) {
+    size_t all, matrix = c->vocab_size * c->d_model, head = c->d_model + matrix;
+    gai_list_tensors(c, NULL, &all);
+    if (mode != GA_MAPPED) return all;
+    return gai_max(head, (all - head - (c->tied_embeddings ? 0 : matrix)) / c->n_layers);
+}
+
+/* GA_MAPPED: the layers share one block, and so do the tensors around them, of which the embedding is never there as a
+ * whole unless it is the output head as well. */
+GAI_FN void gai_share_weights(ga_model *m) {
+    size_t at = 0;
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        ga_tensor *t = &m->tensors[i];
+        bool starts = i == 0 || t->layer != t[-1].layer;
+        if (starts) at = t->layer == GA_ALL && i > 0 && m->config.tied_embeddings ? m->sizes.V * m->sizes.C : 0;
+        t->offset = at;
+        at += t->rows * t->columns;
+    }
+}
+
 /* Hands out parts of the activation block; with base NULL it only measures. Parts start on cache lines. */
 typedef struct {
     char *base;
@@ -2117,7 +2149,7 @@ GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, g
     gai_list_tensors(c, NULL, &s->parameters);
     s->embedding_parameters = z.V * z.C * (c->tied_embeddings ? 1 : 2);
     s->gate_parameters = z.L * (z.G * z.C + z.G_free);
-    s->weight_bytes = s->parameters * sizeof(ga_real);
+    s->weight_bytes = gai_weight_values(c, mode) * sizeof(ga_real);
     s->gradient_bytes = mode == GA_TRAINING ? s->weight_bytes : 0;
     s->optimizer_bytes = 2 * s->gradient_bytes;
     s->activation_bytes = gai_activation_bytes(c, mode);
@@ -2175,9 +2207,10 @@ GAI_FN bool gai_allocate_model(ga_model *m) {
     m->layers = (ga_layer_activations *)gai_zeroed(m->sizes.L * sizeof *m->layers);
     if (!m->tensors || !m->layers) return false;
     gai_list_tensors(&m->config, m->tensors, NULL);
+    size_t values = gai_weight_values(&m->config, m->mode);
     ga_real **blocks[] = {&m->weights, &m->gradients, &m->moment1, &m->moment2};
     for (size_t i = 0; i < (m->mode == GA_TRAINING ? 4u : 1u); i++) {
-        *blocks[i] = (ga_real *)m->device.allocate(m->device.state, m->n_weights * sizeof(ga_real));
+        *blocks[i] = (ga_real *)m->device.allocate(m->device.state, values * sizeof(ga_real));
         if (!*blocks[i]) return false;
     }
     size_t bytes = gai_activation_bytes(&m->config, m->mode);
@@ -2186,6 +2219,10 @@ GAI_FN bool gai_allocate_model(ga_model *m) {
     gai_arena arena = {(char *)m->activation_block, 0};
     gai_lay_out(m, &arena);
     gai_initialise_rope(m);
+    if (m->mode == GA_MAPPED) {
+        gai_share_weights(m);
+        return true;
+    }
     for (size_t i = 0; i < m->n_tensors; i++) gai_initialise_tensor(m, &m->tensors[i]);
     if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
     return true;
@@ -2212,11 +2249,14 @@ GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode 
     return m;
 }
 
+GAI_FN void gai_unmap(ga_mapped_files *mapped);
+
 GA_API void ga_destroy(ga_model *m) {
     if (!m) return;
     ga_real *blocks[] = {m->weights, m->gradients, m->moment1, m->moment2, m->activation_block};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         if (blocks[i]) m->device.release(m->device.state, blocks[i]);
+    gai_unmap(m->mapped);
     GA_FREE(m->tensors);
     GA_FREE(m->layers);
     GA_FREE(m);
@@ -2246,6 +2286,24 @@ GAI_FN gai_parameters gai_layer_parameters(const ga_model *m, ga_real *block, si
         *fields[m->tensors[i].id] = block + m->tensors[i].offset;
     if (!p.head) p.head = p.embed; /* tied */
     return p;
+}
+
+/* Checkpoints, below: expands the mapped weights of a layer, or of final norm and output head, into m->weights. */
+GAI_FN void gai_expand(ga_model *m, size_t layer);
+/* The rows of the mapped embedding that m->tokens (N) name, into x (N, C). */
+GAI_FN void gai_expand_embeddings(ga_model *m, ga_real *x, size_t N);
+
+/* The weights of a layer, or with GA_ALL those after the last layer. Mapped ones are there until others are asked for. */
+GAI_FN gai_parameters gai_weights(ga_model *m, size_t layer) {
+    if (m->mode == GA_MAPPED && m->expanded != layer) gai_expand(m, layer);
+    return gai_layer_parameters(m, m->weights, layer == GA_ALL ? 0 : layer);
+}
+
+GAI_FN void gai_embed(ga_model *m, size_t N) {
+    if (m->mode == GA_MAPPED)
+        gai_expand_embeddings(m, m->layers[0].x, N);
+    else
+        GAI_RUN(m, embedding_forward, m->layers[0].x, m->tokens, gai_weights(m, 0).embed, N, m->sizes.C);
 }
 
 /* Where keys and values of a layer go, and which positions they are: in training the layer's own activations; in
@@ -2456,6 +2514,8 @@ GAI_FN void gai_observe_map(ga_model *m, ga_map *map, const ga_layer_activations
 GAI_FN ga_result gai_take_batch(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                                 ga_error *e) {
     size_t V = m->sizes.V, N = B * T;
+    if (m->mode == GA_MAPPED && !m->mapped)
+        return gai_fail(e, GA_ERR_INPUT, "the model has no weights: in GA_MAPPED they come from ga_load");
     if (B == 0 || T == 0 || T > m->config.max_seq_len || B > m->max_rows / T)
         return gai_fail(e, GA_ERR_INPUT,
                         "a batch of %zu x %zu positions: the model was made for %zu, at most %zu a sequence", B, T,
@@ -2475,25 +2535,24 @@ GAI_FN ga_result gai_take_batch(ga_model *m, const int32_t *tokens, const int32_
 }
 
 GAI_FN ga_real *gai_next_x(const ga_model *m, size_t l) {
-    bool last = l + 1 == m->sizes.L, shared = m->mode == GA_INFERENCE;
+    bool last = l + 1 == m->sizes.L, shared = m->mode != GA_TRAINING;
     return last ? m->x_final : shared ? m->layers[l].x : m->layers[l + 1].x;
 }
 
 GAI_FN void gai_run_layer(ga_model *m, size_t l, size_t B, size_t T) {
     const ga_layer_activations *a = &m->layers[l];
-    gai_parameters w = gai_layer_parameters(m, m->weights, l);
+    gai_parameters w = gai_weights(m, l);
     gai_cache own = {a->k, a->v, a->k, a->v, 0};
     gai_layer_forward(m, a, &w, own, gai_next_x(m, l), B, T);
 }
 
 GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer) {
     size_t N = m->B * m->T;
-    gai_parameters w = gai_layer_parameters(m, m->weights, 0);
-    GAI_RUN(m, embedding_forward, m->layers[0].x, m->tokens, w.embed, N, m->sizes.C);
+    gai_embed(m, N);
     for (size_t l = 0; l < m->sizes.L; l++) {
         gai_run_layer(m, l, m->B, m->T);
         if (!observer) continue;
-        w = gai_layer_parameters(m, m->weights, l);
+        gai_parameters w = gai_weights(m, l);
         if (observer->statistics)
             gai_observe_statistics(m, observer->statistics, &m->layers[l], &w, gai_next_x(m, l), l, m->B, m->T);
         for (size_t i = 0; i < observer->n_maps; i++)
@@ -2501,7 +2560,7 @@ GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer) {
                 gai_observe_map(m, &observer->maps[i], &m->layers[l], m->B, m->T);
     }
     if (observer && observer->statistics) observer->statistics->rows += (double)N;
-    GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, w.final_norm, N, m->sizes.C,
+    GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, gai_weights(m, GA_ALL).final_norm, N, m->sizes.C,
             (ga_real)m->config.norm_eps);
 }
 
@@ -2529,7 +2588,7 @@ GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *t
     if (result != GA_OK) return result;
     gai_forward_layers(m, observer);
     if (!targets) return GA_OK;
-    gai_parameters w = gai_layer_parameters(m, m->weights, 0);
+    gai_parameters w = gai_weights(m, GA_ALL);
     GAI_RUN(m, head_loss, m->losses, NULL, NULL, m->logits, m->h_final, w.head, m->targets, B * T, m->sizes.C,
             m->sizes.V, 0);
     if (loss) *loss = gai_mean_loss(m, B * T, gai_count_targets(targets, B * T));
@@ -2563,7 +2622,7 @@ GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logi
     size_t N = m->B * m->T, V = m->sizes.V;
     if (first > N || rows > N - first)
         return gai_fail(e, GA_ERR_INPUT, "rows %zu to %zu of %zu", first, first + rows, N);
-    gai_parameters w = gai_layer_parameters(m, m->weights, 0);
+    gai_parameters w = gai_weights(m, GA_ALL);
     for (size_t n = 0; n < rows; n += GA_HEAD_ROWS) {
         size_t count = gai_min(GA_HEAD_ROWS, rows - n);
         GAI_RUN(m, linear_forward, m->logits, m->h_final + (first + n) * m->sizes.C, w.head, count, V, m->sizes.C);
@@ -2758,17 +2817,16 @@ GAI_FN ga_result gai_feed(ga_generator *g, const int32_t *tokens, size_t T, ga_e
     ga_model *m = g->m;
     ga_result result = gai_take_batch(m, tokens, NULL, 1, T, e);
     if (result != GA_OK) return result;
-    gai_parameters w = gai_layer_parameters(m, m->weights, 0);
     size_t row = m->sizes.HK * m->sizes.D;
-    GAI_RUN(m, embedding_forward, m->layers[0].x, m->tokens, w.embed, T, m->sizes.C);
+    gai_embed(m, T);
     for (size_t l = 0; l < m->sizes.L; l++) {
         ga_real *k = g->k + l * g->capacity * row, *v = g->v + l * g->capacity * row;
         gai_cache cache = {k + g->length * row, v + g->length * row, k, v, g->length};
-        w = gai_layer_parameters(m, m->weights, l);
+        gai_parameters w = gai_weights(m, l);
         gai_layer_forward(m, &m->layers[l], &w, cache, gai_next_x(m, l), 1, T);
     }
     g->length += T;
-    GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, w.final_norm, T, m->sizes.C,
+    GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, gai_weights(m, GA_ALL).final_norm, T, m->sizes.C,
             (ga_real)m->config.norm_eps);
     return GA_OK;
 }
@@ -3289,7 +3347,7 @@ GAI_FN size_t gai_dtype_size(gai_dtype type) {
 }
 
 /* Little-endian bytes, whatever this machine has. */
-GAI_FN uint64_t gai_get_bytes(const unsigned char *p, size_t n) {
+GAI_INLINE uint64_t gai_get_bytes(const unsigned char *p, size_t n) {
     uint64_t bits = 0;
     for (size_t i = 0; i < n; i++) bits |= (uint64_t)p[i] << (8 * i);
     return bits;
@@ -3299,28 +3357,38 @@ GAI_FN void gai_put_bytes(unsigned char *p, uint64_t bits, size_t n) {
     for (size_t i = 0; i < n; i++) p[i] = (unsigned char)(bits >> (8 * i));
 }
 
-GAI_FN float gai_float_of(uint32_t bits) {
+GAI_INLINE float gai_float_of(uint32_t bits) {
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-/* 1 sign, 5 exponent, 10 fraction bits. Exponent 0: fraction * 2^-24; 31: infinity or NaN. */
-GAI_FN float gai_half_of(uint32_t h) {
-    uint32_t sign = (h & 0x8000) << 16, exponent = h >> 10 & 0x1F, fraction = h & 0x3FF;
-    if (exponent == 0) return (sign != 0 ? -1.0f : 1.0f) * (float)fraction / 16777216.0f;
-    if (exponent == 31) return gai_float_of(sign | 0x7F800000 | fraction << 13);
-    return gai_float_of(sign | (exponent + 112) << 23 | fraction << 13);
-}
-
-GAI_FN ga_real gai_decode(const unsigned char *p, gai_dtype type) {
-    if (type == GAI_F32) return (ga_real)gai_float_of((uint32_t)gai_get_bytes(p, 4));
-    if (type == GAI_BF16) return (ga_real)gai_float_of((uint32_t)gai_get_bytes(p, 2) << 16);
-    if (type == GAI_F16) return (ga_real)gai_half_of((uint32_t)gai_get_bytes(p, 2));
-    uint64_t bits = gai_get_bytes(p, 8);
+GAI_INLINE double gai_double_of(uint64_t bits) {
     double x;
     memcpy(&x, &bits, sizeof x);
-    return (ga_real)x;
+    return x;
+}
+
+/* 1 sign, 5 exponent, 10 fraction bits, moved to where a float has them; 2^112 is the difference of the exponents' biases,
+ * and makes a subnormal half a normal float. Exponent 31: infinity or NaN. */
+GAI_INLINE float gai_half_of(uint32_t h) {
+    float size = gai_float_of((h & 0x7FFF) << 13) * 0x1p112f;
+    uint32_t bits;
+    memcpy(&bits, &size, sizeof bits);
+    bits |= (h & 0x8000) << 16 | ((h & 0x7C00) == 0x7C00 ? 0x7F800000 : 0);
+    return gai_float_of(bits);
+}
+
+/* n values of a file. One loop for each type, without a branch inside: the compiler makes vectors of it. */
+GAI_FN void gai_decode(ga_real *to, const unsigned char *p, size_t n, gai_dtype type) {
+    if (type == GAI_F32)
+        for (size_t i = 0; i < n; i++) to[i] = (ga_real)gai_float_of((uint32_t)gai_get_bytes(p + 4 * i, 4));
+    else if (type == GAI_BF16)
+        for (size_t i = 0; i < n; i++) to[i] = (ga_real)gai_float_of((uint32_t)gai_get_bytes(p + 2 * i, 2) << 16);
+    else if (type == GAI_F16)
+        for (size_t i = 0; i < n; i++) to[i] = (ga_real)gai_half_of((uint32_t)gai_get_bytes(p + 2 * i, 2));
+    else
+        for (size_t i = 0; i < n; i++) to[i] = (ga_real)gai_double_of(gai_get_bytes(p + 8 * i, 8));
 }
 
 /* What this build writes: its own values, nothing lost. */
@@ -3400,7 +3468,7 @@ GAI_FN ga_result gai_stream_read(gai_stream *s, ga_real *to, size_t n, gai_dtype
         size_t some = gai_min(n, GAI_CHUNK);
         ga_result result = gai_stream_bytes(s, s->bytes, some * size);
         if (result != GA_OK) return result;
-        for (size_t i = 0; i < some; i++) s->values[i] = gai_decode(s->bytes + i * size, type);
+        gai_decode(s->values, s->bytes, some, type);
         s->m->device.copy_in(s->m->device.state, to, s->values, some * sizeof(ga_real));
         to += some;
         n -= some;
@@ -3425,6 +3493,9 @@ typedef struct {
     char *header;
     gai_entry *entries;
     size_t n;
+    uint64_t size;
+    unsigned char *bytes; /* GA_MAPPED: the whole of it, */
+    bool read;            /* read where it could not be mapped */
 } gai_tensor_file;
 
 /* model.safetensors, or its shards; optimizer.safetensors. */
@@ -3574,6 +3645,7 @@ GAI_FN ga_result gai_add_file(gai_tensor_files *all, const char *path) {
     gai_tensor_file *f = &all->files[all->n++];
     memset(f, 0, sizeof *f);
     memcpy(f->path, path, strlen(path) + 1);
+    f->size = size;
     result = gai_read_header(f, file, size, all->e);
     fclose(file);
     return result;
@@ -3581,8 +3653,13 @@ GAI_FN ga_result gai_add_file(gai_tensor_files *all, const char *path) {
 
 GAI_FN void gai_close_files(gai_tensor_files *all) {
     for (size_t i = 0; i < all->n; i++) {
-        GA_FREE(all->files[i].header);
-        GA_FREE(all->files[i].entries);
+        gai_tensor_file *f = &all->files[i];
+        GA_FREE(f->header);
+        GA_FREE(f->entries);
+        if (f->read)
+            GA_FREE(f->bytes);
+        else if (f->bytes)
+            munmap(f->bytes, (size_t)f->size);
     }
     GA_FREE(all->files);
     GA_FREE(all->index);
@@ -3754,6 +3831,117 @@ GAI_FN ga_result gai_load_values(gai_tensor_files *all, gai_stream *stream, cons
     return GA_OK;
 }
 
+/* ---- safetensors: weights that stay in their files ----
+ *
+ * GA_MAPPED: the bytes of every file are at hand, mapped or else read, and are turned into ga_real a layer at a time,
+ * through a small buffer and the device's copy_in, so that any device can have them. Pages of a mapping are the
+ * kernel's to drop and to fetch again: what must be in memory is one layer. A file that another program shortens while
+ * it is mapped ends this one, as with every mapping. */
+struct ga_mapped_files {
+    gai_tensor_files all;
+    ga_real *values; /* GAI_CHUNK */
+};
+
+GAI_FN ga_result gai_map_file(gai_tensor_file *f, ga_error *e) {
+    FILE *file;
+    uint64_t size;
+    ga_result result = gai_open(f->path, &file, &size, e);
+    if (result != GA_OK) return result;
+    if (size != f->size) result = gai_fail(e, GA_ERR_FILE, "%s: changed while it was opened", f->path);
+    if (result == GA_OK) {
+        void *bytes = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+        f->read = bytes == MAP_FAILED;
+        if (f->read) {
+            char *copy = NULL;
+            result = gai_read_text(file, f->path, (size_t)size, &copy, e);
+            bytes = copy;
+        }
+        f->bytes = (unsigned char *)bytes;
+    }
+    fclose(file);
+    return result;
+}
+
+/* Takes over files that were opened and checked; *all is empty afterwards. */
+GAI_FN ga_result gai_map_values(ga_model *m, gai_tensor_files *all) {
+    for (size_t i = 0; i < all->n; i++) {
+        ga_result result = gai_map_file(&all->files[i], all->e);
+        if (result != GA_OK) return result;
+    }
+    ga_mapped_files *mapped = (ga_mapped_files *)GA_MALLOC(sizeof *mapped);
+    ga_real *values = (ga_real *)GA_MALLOC((size_t)GAI_CHUNK * sizeof(ga_real));
+    if (!mapped || !values) {
+        GA_FREE(mapped);
+        GA_FREE(values);
+        return gai_fail(all->e, GA_ERR_MEMORY, "no memory for the buffers of a checkpoint");
+    }
+    gai_unmap(m->mapped);
+    mapped->all = *all;
+    mapped->all.e = NULL;
+    mapped->values = values;
+    m->mapped = mapped;
+    m->expanded = m->sizes.L; /* none */
+    memset(all, 0, sizeof *all);
+    return GA_OK;
+}
+
+GAI_FN void gai_unmap(ga_mapped_files *mapped) {
+    if (!mapped) return;
+    gai_close_files(&mapped->all);
+    GA_FREE(mapped->values);
+    GA_FREE(mapped);
+}
+
+GAI_FN void gai_expand_values(ga_model *m, ga_real *to, const unsigned char *bytes, size_t n, gai_dtype type) {
+    for (size_t done = 0; done < n; done += GAI_CHUNK) {
+        size_t some = gai_min(n - done, GAI_CHUNK);
+        gai_decode(m->mapped->values, bytes + done * gai_dtype_size(type), some, type);
+        m->device.copy_in(m->device.state, to + done, m->mapped->values, some * sizeof(ga_real));
+    }
+}
+
+GAI_FN void gai_expand(ga_model *m, size_t layer) {
+    gai_contents c = gai_weights_of(m);
+    gai_tensor_file *f = NULL;
+    gai_entry *entry = NULL;
+    gai_stored s;
+    ga_real *values;
+    size_t n;
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const ga_tensor *t = &m->tensors[i];
+        bool gathered = t->id == GA_TENSOR_embed && !m->config.tied_embeddings;
+        if (t->layer != layer || gathered || !gai_stored_tensor(m, &c, i, &s)) continue;
+        gai_find_stored(&m->mapped->all, &s, &f, &entry);
+        const unsigned char *bytes = f->bytes + entry->begin;
+        for (size_t k = 0; gai_stored_run(m, &s, k, &values, &n); k++) {
+            gai_expand_values(m, values, bytes, n, entry->type);
+            bytes += n * gai_dtype_size(entry->type);
+        }
+    }
+    m->expanded = layer;
+    if (m->device.weights_changed)
+        m->device.weights_changed(m->device.state, m->weights, gai_weight_values(&m->config, GA_MAPPED));
+}
+
+GAI_FN void gai_expand_embeddings(ga_model *m, ga_real *x, size_t N) {
+    gai_contents c = gai_weights_of(m);
+    gai_tensor_file *f = NULL;
+    gai_entry *entry = NULL;
+    gai_stored s;
+    int32_t tokens[256];
+    size_t C = m->sizes.C, most = gai_min(256, GAI_CHUNK / C); /* rows at a time */
+    gai_stored_tensor(m, &c, 0, &s);
+    gai_find_stored(&m->mapped->all, &s, &f, &entry);
+    for (size_t n = 0; n < N; n += most) {
+        size_t rows = gai_min(most, N - n);
+        m->device.copy_out(m->device.state, tokens, m->tokens + n, rows * sizeof *tokens);
+        for (size_t i = 0; i < rows; i++)
+            gai_decode(m->mapped->values + i * C,
+                       f->bytes + entry->begin + (size_t)tokens[i] * C * gai_dtype_size(entry->type), C, entry->type);
+        m->device.copy_in(m->device.state, x + n * C, m->mapped->values, rows * C * sizeof(ga_real));
+    }
+}
+
 /* Everything is checked before the first value is read. */
 GAI_FN ga_result gai_load_tensors(ga_model *m, const char *directory, const char *name, const gai_contents *c,
                                   ga_error *e) {
@@ -3763,7 +3951,8 @@ GAI_FN ga_result gai_load_tensors(ga_model *m, const char *directory, const char
     if (result == GA_OK) {
         result = gai_stream_create(&stream, m, e);
         if (result == GA_OK) result = gai_check_files(&all, &stream, c);
-        if (result == GA_OK) result = gai_load_values(&all, &stream, c);
+        if (result == GA_OK)
+            result = m->mode == GA_MAPPED ? gai_map_values(m, &all) : gai_load_values(&all, &stream, c);
         gai_stream_destroy(&stream);
     }
     gai_close_files(&all);
@@ -4226,6 +4415,8 @@ GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_s
     struct stat s;
     if (state && m->mode != GA_TRAINING)
         return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no training state");
+    if (m->mode == GA_MAPPED)
+        return gai_fail(e, GA_ERR_INPUT, "the model's weights are mapped: they are in a checkpoint already");
     ga_result result = gai_directory(path, directory, "", e);
     if (result == GA_OK) result = gai_directory(partial, directory, ".partial", e);
     if (result == GA_OK) result = gai_directory(replaced, directory, ".replaced", e);
@@ -4286,7 +4477,7 @@ GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *
     if (result == GA_OK) result = gai_check_model(m, path, e);
     if (result == GA_OK) result = gai_load_tensors(m, path, "/model", &weights, e);
     if (result == GA_OK && state) result = gai_load_state(m, path, state, e);
-    if (result == GA_OK && m->device.weights_changed)
+    if (result == GA_OK && m->mode != GA_MAPPED && m->device.weights_changed)
         m->device.weights_changed(m->device.state, m->weights, m->n_weights);
     return result;
 }

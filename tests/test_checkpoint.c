@@ -20,6 +20,13 @@ static void counted_free(void *p) {
     free(p);
 }
 
+/* Where files cannot be mapped they are read. */
+#include <stdbool.h>
+#include <sys/mman.h>
+static bool refuse_mmap;
+#define mmap(at, size, protection, flags, file, offset) \
+    (refuse_mmap ? MAP_FAILED : mmap(at, size, protection, flags, file, offset))
+
 #define GA_MALLOC(size) counted_malloc(size)
 #define GA_FREE(p)      counted_free(p)
 #define GATED_ATTENTION_IMPLEMENTATION
@@ -429,6 +436,106 @@ static void test_large_tensor(void **state) {
     ga_destroy(b);
 }
 
+/* ---- mapped weights -------------------------------------------------------------------------------------------------- */
+
+/* Everything that a model computes without gradients: losses, logits, statistics, a map, generated logits. */
+typedef struct {
+    double loss, f_attn, gate_mean;
+    ga_real *logits, *generated;
+    double map[64];
+} outputs;
+
+static outputs run_model(ga_model *m, const int32_t *tokens) {
+    ga_error e;
+    size_t V = m->sizes.V;
+    outputs o = {.logits = reals(16 * V), .generated = reals(V)};
+    int32_t targets[16];
+    for (size_t i = 0; i < COUNT(targets); i++) targets[i] = tokens[COUNT(targets) - 1 - i];
+    ga_statistics *statistics = ga_statistics_create(m);
+    ga_map map = {.layer = m->sizes.L - 1, .head = GA_ALL, .T = 8, .p = o.map};
+    ga_observer observer = {.statistics = statistics, .maps = &map, .n_maps = 1};
+    expect_ok(ga_forward(m, tokens, targets, 2, 8, &observer, &o.loss, &e), &e);
+    expect_ok(ga_logits(m, 0, 16, o.logits, &e), &e);
+    o.f_attn = ga_f_attn(statistics, GA_ALL), o.gate_mean = ga_gate_mean(statistics, GA_ALL);
+    ga_generator *g = ga_generator_create(m, 8, &e);
+    assert_non_null(g);
+    expect_ok(ga_generator_feed(g, tokens, 3, NULL, &e), &e);
+    expect_ok(ga_generator_feed(g, tokens + 3, 1, o.generated, &e), &e);
+    ga_generator_destroy(g);
+    ga_statistics_destroy(statistics);
+    return o;
+}
+
+/* The same bits, whether the weights were loaded, are mapped, or are read into memory in their own type. */
+static void check_mapped(const char *directory, const char *what) {
+    ga_model *loaded = load(directory, GA_INFERENCE, NULL);
+    size_t V = loaded->sizes.V;
+    int32_t tokens[16];
+    uint64_t random = 7;
+    fill_tokens(tokens, COUNT(tokens), V, &random);
+    outputs a = run_model(loaded, tokens);
+    for (int i = 0; i < 2; i++) {
+        refuse_mmap = i == 1;
+        ga_model *mapped = load(directory, GA_MAPPED, NULL);
+        refuse_mmap = false;
+        for (int again = 0; again < 2; again++) {
+            outputs b = run_model(mapped, tokens);
+            if (memcmp(a.logits, b.logits, 16 * V * sizeof(ga_real)) != 0) fail_msg("%s: logits differ", what);
+            if (memcmp(a.generated, b.generated, V * sizeof(ga_real)) != 0) fail_msg("%s: generation differs", what);
+            assert_true(a.loss == b.loss && a.f_attn == b.f_attn);
+            assert_true(a.gate_mean == b.gate_mean || isnan(a.gate_mean));
+            assert_memory_equal(a.map, b.map, sizeof a.map);
+            free(b.logits);
+            free(b.generated);
+        }
+        ga_destroy(mapped);
+    }
+    free(a.logits);
+    free(a.generated);
+    ga_destroy(loaded);
+}
+
+static void test_mapped(void **state) {
+    (void)state;
+    size_t blocks = heap.blocks;
+    for (size_t i = 0; i < COUNT(gates); i++) {
+        ga_model *m = make_model(gates[i], GA_INFERENCE, i);
+        save(m, in_root("mapped"), NULL);
+        ga_destroy(m);
+        check_mapped(in_root("mapped"), gates[i]);
+    }
+    check_mapped("tests/fixtures/hf_baseline", "F16");
+    check_mapped("tests/fixtures/hf_headwise", "BF16, tied");
+    check_mapped("tests/fixtures/hf_elementwise", "F32, two shards");
+    assert_int_equal(heap.blocks, blocks);
+}
+
+/* What a mapped model holds, and what it cannot do. */
+static void test_mapped_limits(void **state) {
+    (void)state;
+    ga_error e = {GA_OK, ""};
+    ga_summary all, one;
+    ga_training_state s = some_state;
+    int32_t tokens[8] = {0};
+    ga_model *m = make_model("n_layers=7 vocab_size=20", GA_TRAINING, 1);
+    save(m, in_root("limits"), &s);
+    expect_ok(ga_summarize(&m->config, GA_INFERENCE, &all, &e), &e);
+    expect_ok(ga_summarize(&m->config, GA_MAPPED, &one, &e), &e);
+    size_t outside = 2 * 20 * 12 + 12; /* embedding, output head, final norm */
+    assert_int_equal(one.parameters, all.parameters);
+    assert_int_equal(one.weight_bytes, (all.parameters - outside) / 7 * sizeof(ga_real));
+    ga_config c = m->config;
+    ga_destroy(m);
+    m = create(&c, GA_MAPPED);
+    expect_failure(ga_forward(m, tokens, NULL, 1, 8, NULL, NULL, &e), &e, GA_ERR_INPUT, "no weights", "before ga_load");
+    expect_failure(ga_load(m, in_root("limits"), &s, &e), &e, GA_ERR_INPUT, "inference", "state");
+    expect_ok(ga_load(m, in_root("limits"), NULL, &e), &e);
+    expect_ok(ga_load(m, in_root("limits"), NULL, &e), &e); /* once more, in place of the first */
+    expect_ok(ga_forward(m, tokens, NULL, 1, 8, NULL, NULL, &e), &e);
+    expect_failure(ga_save(m, in_root("again"), NULL, &e), &e, GA_ERR_INPUT, "mapped", "save");
+    ga_destroy(m);
+}
+
 static size_t told;
 static const ga_real *told_weights;
 
@@ -563,7 +670,9 @@ static void test_half_precision(void **state) {
     (void)state;
     for (uint32_t h = 0; h < 65536; h++) {
         unsigned char bytes[2] = {(unsigned char)h, (unsigned char)(h >> 8)};
-        double sign = h >> 15 ? -1 : 1, fraction = h & 0x3FF, x = (double)gai_decode(bytes, GAI_F16);
+        ga_real value;
+        gai_decode(&value, bytes, 1, GAI_F16);
+        double sign = h >> 15 ? -1 : 1, fraction = h & 0x3FF, x = (double)value;
         int exponent = (int)(h >> 10 & 0x1F);
         double expected = exponent == 0 ? sign * ldexp(fraction, -24) : sign * ldexp(1024 + fraction, exponent - 25);
         if (exponent == 31) expected = fraction != 0 ? NAN : sign * INFINITY;
@@ -1271,18 +1380,22 @@ static void test_no_memory(void **state) {
     ga_training_state back;
     const char *directory = in_root("memory");
     save(m, directory, &some_state);
+    ga_model *mapped = create(&shards->config, GA_MAPPED);
     size_t blocks = heap.blocks, worked = 0;
-    for (size_t call = 1; worked < 3; call++) {
-        ga_result results[3];
+    refuse_mmap = true;
+    for (size_t call = 1; worked < 4; call++) {
+        ga_result results[4];
         worked = 0;
-        for (int i = 0; i < 3; i++) {
+        for (int i = 0; i < 4; i++) {
             heap.calls = 0;
             heap.refused = call;
             results[i] = i == 0   ? ga_save(m, directory, &some_state, &e)
                          : i == 1 ? ga_load(m, directory, &back, &e)
-                                  : ga_load(shards, "tests/fixtures/hf_elementwise", NULL, &e);
+                                  : ga_load(i == 2 ? shards : mapped, "tests/fixtures/hf_elementwise", NULL, &e);
             bool reached = heap.calls >= call;
             heap.refused = 0;
+            gai_unmap(mapped->mapped);
+            mapped->mapped = NULL;
             assert_int_equal(heap.blocks, blocks);
             if (reached)
                 expect_failure(results[i], &e, GA_ERR_MEMORY, "no memory", "refused");
@@ -1293,8 +1406,10 @@ static void test_no_memory(void **state) {
         assert_true(ga_checkpoint_exists(directory, true));
         assert_true(call < 100);
     }
+    refuse_mmap = false;
     ga_destroy(m);
     ga_destroy(shards);
+    ga_destroy(mapped);
 }
 
 int main(int argc, char **argv) {
@@ -1304,6 +1419,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_other_gates_stay_apart),
         cmocka_unit_test(test_special_values),
         cmocka_unit_test(test_large_tensor),
+        cmocka_unit_test(test_mapped),
+        cmocka_unit_test(test_mapped_limits),
         cmocka_unit_test(test_device_is_told),
         cmocka_unit_test(test_modes),
         cmocka_unit_test(test_keep_length),
