@@ -11,7 +11,7 @@ WARN = -Wall -Wextra -Wpedantic -Wshadow -Werror
 CFLAGS ?= $(OPT)
 ALL_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(STB)
 LDLIBS = -lm
-HEADERS = gated_attention.h gated_attention_x86.h $(wildcard data/*.h)
+HEADERS = gated_attention.h gated_attention_x86.h gated_attention_cuda.cuh $(wildcard data/*.h)
 BUILD = build
 
 # What is here: OpenMP by trying it, stb_ds by its header. OPENMP= on the command line builds without threads.
@@ -53,7 +53,7 @@ table4: train analyze
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data x86 amx
-SH_TESTS = header train analyze readme isa
+SH_TESTS = header train analyze readme isa cuda
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)
 
@@ -63,6 +63,25 @@ $(BUILD)/test_%: tests/test_%.c $(TEST_HEADERS) | packages-test
 
 test: packages-test train analyze $(C_TESTS:%=$(BUILD)/test_%)
 	@sh tests/run.sh $(C_TESTS:%=$(BUILD)/test_%) $(SH_TESTS:%=tests/test_%.sh) tests/sanitize.sh tests/mutants.sh
+
+# The kernels for NVIDIA GPUs as plain C++ on the CPU: needs the CUDA headers, but neither nvcc nor a GPU.
+CUDA_HOME ?= $(firstword $(wildcard /usr/local/cuda /opt/cuda))
+CUDA_INCLUDE := $(if $(CUDA_HOME),$(if $(wildcard $(CUDA_HOME)/include/cublas_v2.h),$(CUDA_HOME)/include),$(patsubst %/cublas_v2.h,%,$(wildcard /usr/include/cublas_v2.h)))
+CUDA_CPU = -std=c++17 -g $(WARN) -Wno-pedantic -Wno-unknown-pragmas -DGAI_CUDA_CPU -I. -Itests/cuda -isystem $(CUDA_INCLUDE)
+CUDA_CPU_PARTS = cuda_cpu cuda_cpu_runtime cuda_cpu_libs
+print-%:
+	@echo '$($*)'
+$(BUILD)/cuda/%.o: tests/cuda/%.cpp $(wildcard tests/cuda/*.h)
+	@mkdir -p $(BUILD)/cuda
+	$(CXX) $(CUDA_CPU) -O2 -c $< -o $@
+$(BUILD)/cuda/kernels_cpu.o: gated_attention_cuda.cuh gated_attention.h $(wildcard tests/cuda/*.h)
+	@mkdir -p $(BUILD)/cuda
+	$(CXX) $(CUDA_CPU) -O1 -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c $< -o $@
+$(BUILD)/cuda/test_cuda.o: tests/cuda/test_cuda.c tests/cuda/cuda_cpu_control.h $(TEST_HEADERS) | packages-test
+	@mkdir -p $(BUILD)/cuda
+	$(CC) $(TEST_CFLAGS) -Itests/cuda -c $< -o $@
+$(BUILD)/cuda/test_cpu: $(BUILD)/cuda/test_cuda.o $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
+	$(CXX) $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
 
 sanitize: packages-test
 	@sh tests/sanitize.sh

@@ -95,7 +95,8 @@ typedef enum {
     GA_ERR_FILE,     /* a file cannot be opened, read, written or renamed */
     GA_ERR_FORMAT,   /* a file is not what it says it is: truncated, false lengths, bad JSON */
     GA_ERR_MISMATCH, /* a checkpoint of another shape */
-    GA_ERR_DIVERGED  /* the loss or the gradient is NaN or infinite */
+    GA_ERR_DIVERGED, /* the loss or the gradient is NaN or infinite */
+    GA_ERR_DEVICE    /* a call of the device's library failed */
 } ga_result;
 
 /* What went wrong, as one line without a full stop at its end. */
@@ -342,6 +343,7 @@ typedef struct {
     void (*copy_out)(void *state, void *to_host, const void *from, size_t bytes);
     void (*zero)(void *state, void *p, size_t bytes);
     void (*weights_changed)(void *state, const ga_real *weights, size_t n); /* packed copies are stale; may be NULL */
+    ga_result (*status)(void *state, ga_error *e); /* the first failure since the last call; NULL: nothing can fail */
 #define GAI_JOIN(...)                      __VA_ARGS__
 #define GAI_STRIP(...)                     GAI_JOIN __VA_ARGS__
 #define GAI_X(name, parameters, arguments) void (*name)(void *state, GAI_STRIP(parameters));
@@ -1973,7 +1975,8 @@ GA_API ga_device ga_device_cpu(void) {
     ga_device d;
     d.name = "cpu, plain C", d.state = NULL;
     d.allocate = gai_cpu_allocate, d.release = gai_cpu_release;
-    d.copy_in = gai_cpu_copy, d.copy_out = gai_cpu_copy, d.zero = gai_cpu_zero, d.weights_changed = NULL;
+    d.copy_in = gai_cpu_copy, d.copy_out = gai_cpu_copy, d.zero = gai_cpu_zero;
+    d.weights_changed = NULL, d.status = NULL;
 #define GAI_X(name, parameters, arguments) d.name = gai_cpu_##name;
     GA_OPERATORS(GAI_X)
 #undef GAI_X
@@ -2002,6 +2005,11 @@ GAI_FN double gai_seconds(void) {
         (m)->device.op((m)->device.state, __VA_ARGS__);                                                    \
         if ((m)->profile) (m)->seconds[GA_OP_##op] += gai_seconds() - gai_start, (m)->calls[GA_OP_##op]++; \
     } while (0)
+
+/* Operators return nothing: what failed in them is asked for once at the end of a pass. */
+GAI_FN ga_result gai_status(const ga_model *m, ga_error *e) {
+    return m->device.status ? m->device.status(m->device.state, e) : GA_OK;
+}
 
 /* ==== memory ======================================================================================================= */
 
@@ -2239,7 +2247,13 @@ GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode 
     m->config = *c, m->sizes = ga_sizes_of(c), m->gate = ga_gate_of(c), m->mode = mode;
     m->device = device ? *device : ga_device_cpu();
     m->max_rows = c->batch_size * c->max_seq_len;
-    if (!gai_allocate_model(m)) {
+    bool allocated = gai_allocate_model(m);
+    ga_result result = gai_status(m, e);
+    if (result != GA_OK && result != GA_ERR_MEMORY) {
+        ga_destroy(m);
+        return NULL;
+    }
+    if (!allocated || result != GA_OK) {
         gai_fail(e, GA_ERR_MEMORY,
                  "not enough memory: the model takes %.1f MB; a smaller batch_size or recompute=1 takes less",
                  (double)summary.total_bytes / 1e6);
@@ -2587,12 +2601,12 @@ GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *t
     ga_result result = gai_take_batch(m, tokens, targets, B, T, e);
     if (result != GA_OK) return result;
     gai_forward_layers(m, observer);
-    if (!targets) return GA_OK;
+    if (!targets) return gai_status(m, e);
     gai_parameters w = gai_weights(m, GA_ALL);
     GAI_RUN(m, head_loss, m->losses, NULL, NULL, m->logits, m->h_final, w.head, m->targets, B * T, m->sizes.C,
             m->sizes.V, 0);
     if (loss) *loss = gai_mean_loss(m, B * T, gai_count_targets(targets, B * T));
-    return GA_OK;
+    return gai_status(m, e);
 }
 
 GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
@@ -2606,7 +2620,6 @@ GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const i
     gai_parameters w = gai_layer_parameters(m, m->weights, 0), dw = gai_layer_parameters(m, m->gradients, 0);
     GAI_RUN(m, head_loss, m->losses, m->dh, dw.head, m->logits, m->h_final, w.head, m->targets, N, m->sizes.C,
             m->sizes.V, (ga_real)(count ? scale / (double)count : 0));
-    if (loss) *loss = gai_mean_loss(m, N, count);
     GAI_RUN(m, rmsnorm_backward, m->dx, dw.final_norm, m->dh, m->x_final, w.final_norm, m->rstd_final, N, m->sizes.C,
             false);
     for (size_t l = m->sizes.L; l-- > 0;) {
@@ -2615,7 +2628,8 @@ GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const i
         gai_layer_backward(m, &m->layers[l], &w, &dw, m->config.recompute || l + 1 == m->sizes.L, B, T);
     }
     GAI_RUN(m, embedding_backward, dw.embed, m->tokens, m->dx, N, m->sizes.C);
-    return GA_OK;
+    if (loss) *loss = gai_mean_loss(m, N, count); /* last: the host waits here for a device of its own pace */
+    return gai_status(m, e);
 }
 
 GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logits, ga_error *e) {
@@ -2628,7 +2642,7 @@ GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logi
         GAI_RUN(m, linear_forward, m->logits, m->h_final + (first + n) * m->sizes.C, w.head, count, V, m->sizes.C);
         m->device.copy_out(m->device.state, logits + n * V, m->logits, count * V * sizeof *logits);
     }
-    return GA_OK;
+    return gai_status(m, e);
 }
 
 /* ==== optimiser and schedule ======================================================================================= */
@@ -2653,6 +2667,8 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
                 m->tensors[i].rows * m->tensors[i].columns);
         sum += part;
     }
+    ga_result result = gai_status(m, e);
+    if (result != GA_OK) return result;
     double length = sqrt(sum);
     if (norm) *norm = length;
     if (!isfinite(length)) return gai_fail(e, GA_ERR_DIVERGED, "the gradient is not finite: its norm is %g", length);
@@ -2667,7 +2683,7 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
     }
     m->device.zero(m->device.state, m->gradients, m->n_weights * sizeof(ga_real));
     if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
-    return GA_OK;
+    return gai_status(m, e);
 }
 
 /* ==== analysis: 4.2, 4.3, A.3 to A.5 =============================================================================== */
@@ -2828,7 +2844,7 @@ GAI_FN ga_result gai_feed(ga_generator *g, const int32_t *tokens, size_t T, ga_e
     g->length += T;
     GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, gai_weights(m, GA_ALL).final_norm, T, m->sizes.C,
             (ga_real)m->config.norm_eps);
-    return GA_OK;
+    return gai_status(m, e);
 }
 
 GA_API ga_result ga_generator_feed(ga_generator *g, const int32_t *tokens, size_t n, ga_real *logits, ga_error *e) {
@@ -4479,7 +4495,7 @@ GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *
     if (result == GA_OK && state) result = gai_load_state(m, path, state, e);
     if (result == GA_OK && m->mode != GA_MAPPED && m->device.weights_changed)
         m->device.weights_changed(m->device.state, m->weights, m->n_weights);
-    return result;
+    return result == GA_OK ? gai_status(m, e) : result;
 }
 
 GAI_FN bool gai_has_file(const char *directory, const char *name) {

@@ -1,0 +1,283 @@
+/* cuda_cpu.cpp - the scheduler of cuda_cpu.h: runs the threads of a block as fibers of one CPU thread, and finds barriers
+ * and warp operations that would hang or be undefined on a GPU. Not to be compiled with -fsanitize. */
+#include "cuda_cpu.h"
+#include "cuda_cpu_control.h"
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <vector>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#ifdef CUCPU_CHECK /* cuda_cpu_check.cpp */
+int cucpu_quiet;
+void *cucpu_check_shared(size_t bytes);
+void cucpu_check_kernel(), cucpu_check_block(), cucpu_check_barrier(), cucpu_check_warp(int linear), cucpu_check_end();
+#define CHECKED(x) x
+#else
+#define CHECKED(x)
+#endif
+
+/* Saves the registers that the ABI preserves, and goes on where `to` was saved. */
+#if defined(__x86_64__)
+#define ASSEMBLY_SWITCH
+extern "C" void cucpu_switch(void **save, void *to);
+asm(".text\n.globl cucpu_switch\n.type cucpu_switch,@function\ncucpu_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\nmov %rsp,(%rdi)\nmov %rsi,%rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+#endif
+
+cucpu_thread *cucpu_current;
+uint3 cucpu_block_index;
+dim3 cucpu_block_size, cucpu_grid_size;
+
+namespace {
+enum { READY, AT_BARRIER, AT_WARP, DONE };
+enum { IN_ORDER, REVERSED }; /* other seeds: random */
+enum { MASKS = 8, STACK = 128 << 10 };
+
+struct fiber : cucpu_thread {
+    int state, line;
+    char *stack;
+    void *saved;
+    ucontext_t context;
+};
+/* One set of lanes that meet; two rounds of values, since a lane may still read while the next round starts. */
+struct meeting {
+    uint32_t mask, arrived;
+    int line;
+    unsigned round;
+    uint64_t slots[2][32];
+};
+struct warp {
+    int count;
+    meeting meetings[MASKS];
+};
+
+std::vector<fiber *> fibers;
+std::vector<int> ready;
+warp warps[32];
+std::map<const void *, void *> shared_blocks;
+void *dynamic;
+#ifdef ASSEMBLY_SWITCH
+void *host_saved;
+#else
+ucontext_t host_context;
+#endif
+int threads, at_barrier, done;
+size_t dynamic_bytes;
+void (*kernel_body)(void *);
+void *kernel_argument;
+uint64_t random_state;
+int order = -1;
+long kernels;
+
+uint64_t random_bits() {
+    random_state ^= random_state << 13, random_state ^= random_state >> 7, random_state ^= random_state << 17;
+    return random_state;
+}
+
+__attribute__((noreturn)) void fatal(const char *format, int a, int b) {
+    fprintf(stderr, "cucpu: block (%u,%u,%u) thread %d: ", cucpu_block_index.x, cucpu_block_index.y,
+            cucpu_block_index.z, cucpu_current ? cucpu_current->linear : -1);
+    fprintf(stderr, format, a, b);
+    fputc('\n', stderr);
+    exit(86);
+}
+
+void to_host(fiber *f) {
+#ifdef ASSEMBLY_SWITCH
+    cucpu_switch(&f->saved, host_saved);
+#else
+    swapcontext(&f->context, &host_context);
+#endif
+}
+
+void to_fiber(fiber *f) {
+    cucpu_current = f;
+#ifdef ASSEMBLY_SWITCH
+    cucpu_switch(&host_saved, f->saved);
+#else
+    swapcontext(&host_context, &f->context);
+#endif
+}
+
+void run_fiber() {
+    fiber *f = (fiber *)cucpu_current;
+    kernel_body(kernel_argument);
+    f->state = DONE, done++;
+    to_host(f);
+    abort();
+}
+
+void prepare(fiber *f, int i) {
+    f->linear = i, f->lane = i & 31, f->warp = i >> 5;
+    f->index.x = i % cucpu_block_size.x, f->index.y = i / cucpu_block_size.x % cucpu_block_size.y;
+    f->index.z = i / (cucpu_block_size.x * cucpu_block_size.y);
+#ifdef ASSEMBLY_SWITCH
+    void **top = (void **)(f->stack + STACK);
+    *--top = nullptr, *--top = (void *)run_fiber;
+    top -= 6;
+    memset(top, 0, 6 * sizeof *top);
+    f->saved = top;
+#else
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = f->stack, f->context.uc_stack.ss_size = STACK, f->context.uc_link = nullptr;
+    makecontext(&f->context, run_fiber, 0);
+#endif
+    f->state = READY;
+    ready.push_back(i);
+}
+
+void *new_shared(size_t bytes) { /* NaN in every word, so that what is read too early shows */
+#ifdef CUCPU_CHECK
+    void *p = cucpu_check_shared(bytes);
+#else
+    void *p = aligned_alloc(128, (bytes + 127) / 128 * 128);
+#endif
+    memset(p, 0xff, bytes);
+    return p;
+}
+
+void start_block() {
+    CHECKED(cucpu_check_block());
+#ifndef CUCPU_CHECK
+    for (auto &s : shared_blocks) free(s.second);
+    free(dynamic);
+#endif
+    shared_blocks.clear();
+    dynamic = dynamic_bytes ? new_shared(dynamic_bytes) : nullptr;
+    at_barrier = done = 0;
+    ready.clear();
+    for (warp &w : warps) w.count = 0;
+    for (int i = 0; i < threads; i++) prepare(fibers[i], i);
+}
+
+int next_ready() {
+    size_t i = order == IN_ORDER ? 0 : order == REVERSED ? ready.size() - 1 : random_bits() % ready.size();
+    int linear = ready[i];
+    if (order == IN_ORDER)
+        ready.erase(ready.begin());
+    else
+        ready[i] = ready.back(), ready.pop_back();
+    return linear;
+}
+
+void run_block() {
+    CHECKED(cucpu_quiet++);
+    start_block();
+    CHECKED(cucpu_quiet--);
+    while (!ready.empty()) to_fiber(fibers[next_ready()]);
+    for (int i = 0; i < threads && done < threads; i++) {
+        cucpu_current = fibers[i];
+        if (fibers[i]->state == AT_BARRIER)
+            fatal("__syncthreads at line %d reached by some threads only (%d have returned)", fibers[i]->line, done);
+        if (fibers[i]->state == AT_WARP)
+            fatal("warp operation at line %d: lanes of its mask never arrived (%d have returned)", fibers[i]->line,
+                  done);
+    }
+    cucpu_current = nullptr;
+}
+} // namespace
+
+void cucpu_yield() {
+    fiber *f = (fiber *)cucpu_current;
+    ready.push_back(f->linear);
+    to_host(f);
+}
+
+void *cucpu_dynamic_shared() {
+    return dynamic;
+}
+
+void *cucpu_shared(const void *key, size_t bytes, size_t align) {
+    CHECKED(cucpu_quiet++);
+    void *&p = shared_blocks[key];
+    if (align > 16) fatal("shared memory aligned to %d bytes", (int)align, 0);
+    if (!p) p = new_shared(bytes);
+    CHECKED(cucpu_quiet--);
+    return p;
+}
+
+void cucpu_barrier(int line) {
+    fiber *f = (fiber *)cucpu_current;
+    f->state = AT_BARRIER, f->line = line;
+    if (++at_barrier == threads) {
+        for (int i = 0; i < threads; i++) {
+            if (fibers[i]->line != line) fatal("__syncthreads divergence: lines %d and %d", line, fibers[i]->line);
+            fibers[i]->state = READY;
+            ready.push_back(i);
+        }
+        at_barrier = 0;
+        CHECKED(cucpu_check_barrier());
+    }
+    to_host(f);
+}
+
+static meeting *find_meeting(warp *w, uint32_t mask, int line) {
+    for (int i = 0; i < w->count; i++)
+        if (w->meetings[i].mask == mask) return &w->meetings[i];
+    if (w->count == MASKS) fatal("more than %d different masks in one warp (line %d)", MASKS, line);
+    meeting *m = &w->meetings[w->count++];
+    m->mask = mask, m->arrived = 0, m->round = 0;
+    return m;
+}
+
+const uint64_t *cucpu_warp(uint32_t mask, uint64_t value, int line, bool with_memory) {
+    fiber *f = (fiber *)cucpu_current;
+    int first = f->warp * 32;
+    uint32_t exist = threads - first >= 32 ? ~0u : (1u << (threads - first)) - 1;
+    if (!(mask >> f->lane & 1)) fatal("warp operation at line %d: lane %d is not in its own mask", line, f->lane);
+    if (mask & ~exist && mask != ~0u)
+        fatal("warp operation at line %d: its mask names lanes that do not exist", line, 0);
+    mask &= exist;
+    meeting *m = find_meeting(&warps[f->warp], mask, line);
+    if (!m->arrived)
+        m->line = line;
+    else if (m->line != line)
+        fatal("warp operation divergence: lines %d and %d", line, m->line);
+    uint64_t *slots = m->slots[m->round & 1];
+    slots[f->lane] = value, m->arrived |= 1u << f->lane;
+    f->line = line, f->state = AT_WARP;
+    if (m->arrived == mask) {
+        CHECKED(if (with_memory) cucpu_check_warp(f->linear));
+        m->arrived = 0, m->round++;
+        for (int l = 0; l < 32; l++)
+            if (mask >> l & 1) fibers[first + l]->state = READY, ready.push_back(first + l);
+    }
+    (void)with_memory;
+    to_host(f);
+    return slots;
+}
+
+void cucpu_run(void (*body)(void *), void *argument, dim3 grid, dim3 block, size_t shared_bytes) {
+    if (order < 0) {
+        const char *seed = getenv("CUCPU_SEED");
+        order = seed ? atoi(seed) : 2;
+        random_state = 0x9E3779B97F4A7C15ull * (uint64_t)(order + 1);
+    }
+    threads = (int)(block.x * block.y * block.z), cucpu_block_size = block, cucpu_grid_size = grid;
+    kernel_body = body, kernel_argument = argument, dynamic_bytes = shared_bytes;
+    while (fibers.size() < (size_t)threads) {
+        fiber *f = new fiber();
+        f->stack =
+            (char *)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        fibers.push_back(f);
+    }
+    kernels++;
+    CHECKED(cucpu_check_kernel());
+    uint32_t blocks = grid.x * grid.y * grid.z;
+    std::vector<uint32_t> turn(blocks);
+    for (uint32_t i = 0; i < blocks; i++) turn[i] = order == REVERSED ? blocks - 1 - i : i;
+    if (order > REVERSED)
+        for (uint32_t i = blocks - 1; i > 0; i--) std::swap(turn[i], turn[random_bits() % (i + 1)]);
+    for (uint32_t i : turn) {
+        cucpu_block_index = {i % grid.x, i / grid.x % grid.y, i / (grid.x * grid.y)};
+        run_block();
+    }
+    CHECKED(cucpu_check_end());
+}
+
+long cucpu_kernels_run() {
+    return kernels;
+}

@@ -1,0 +1,24 @@
+/* cuda_cpu_control.h - what a test can set and ask of the emulated runtime. */
+#ifndef CUDA_CPU_CONTROL_H
+#define CUDA_CPU_CONTROL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+void cucpu_set_memory(size_t bytes); /* of the device */
+void cucpu_set_devices(int n);
+void cucpu_fail_call(long n); /* the n-th call of a library from now on fails; 0: none */
+long cucpu_calls(void);       /* since then */
+bool cucpu_call_fails(void);  /* for the libraries beside the runtime: counts a call */
+long cucpu_allocations(void); /* of device memory, ever */
+size_t cucpu_live_allocations(void);
+size_t cucpu_memory_used(void);
+long cucpu_kernels_run(void);
+#ifdef __cplusplus
+}
+#endif
+
+#endif

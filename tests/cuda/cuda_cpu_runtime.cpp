@@ -1,0 +1,409 @@
+/* cuda_cpu_runtime.cpp - the CUDA runtime of cuda_cpu.h: memory, streams, events, graphs, launch limits. What is put into a
+ * stream runs as late as it may: when somebody waits for it; streams take turns at random. A missing synchronisation is
+ * therefore seen, and so is an error that nobody checks, by cucpu_fail_call. */
+#include "cuda_cpu.h"
+#include "cuda_cpu_control.h"
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <vector>
+
+#ifdef CUCPU_CHECK
+void *cucpu_check_malloc(size_t bytes);
+void cucpu_check_free(void *p), cucpu_check_host_write(void *p, size_t n),
+    cucpu_check_host_read(const void *p, size_t n);
+#define CHECKED(x) x
+#else
+#define CHECKED(x)
+#endif
+
+struct CUevent_st {
+    uint64_t recorded = 0, reached = 0;
+};
+struct work {
+    std::shared_ptr<void> closure;
+    void (*run)(void *) = nullptr;
+    CUevent_st *event = nullptr; /* without a closure: record it, or wait until it has reached `ticket` */
+    uint64_t ticket = 0;
+    bool wait = false;
+};
+struct CUgraph_st {
+    std::vector<work> steps;
+};
+struct CUgraphExec_st {
+    std::vector<work> steps;
+};
+struct CUstream_st {
+    std::deque<work> queue;
+    CUgraph_st *capture = nullptr;
+};
+
+namespace {
+CUstream_st null_stream;
+std::vector<CUstream_st *> streams = {&null_stream};
+std::map<const void *, size_t> opted_in, allocated;
+std::map<char *, size_t> pinned;
+cudaError_t last_error;
+cudaError_t failure = cudaErrorLaunchFailure;
+size_t memory_used, memory_size = (size_t)8 << 30;
+long calls, failing_call, allocations, devices = 1;
+uint64_t turn = 0x9E3779B97F4A7C15ull;
+const size_t SHARED_DEFAULT = 48 << 10, SHARED_MOST = 99 << 10;
+
+cudaError_t fail(cudaError_t e) {
+    return last_error = e;
+}
+
+/* Counts a call of the library; true: this is the one that is to fail. */
+bool fails() {
+    return ++calls == failing_call;
+}
+#define CALL \
+    if (fails()) return fail(failure)
+
+bool can_run(const CUstream_st *s) {
+    return !s->queue.empty() && !(s->queue.front().wait && s->queue.front().event->reached < s->queue.front().ticket);
+}
+
+void run_head(CUstream_st *s) {
+    work w = s->queue.front();
+    s->queue.pop_front();
+    if (w.run)
+        w.run(w.closure.get());
+    else if (!w.wait)
+        w.event->reached = w.ticket;
+}
+
+/* Streams take turns at random until `s` is empty; NULL: until all are. */
+void drain(CUstream_st *s) {
+    for (;;) {
+        std::vector<CUstream_st *> able;
+        bool left = false;
+        for (CUstream_st *other : streams) {
+            left |= !other->queue.empty() && (!s || other == s);
+            if (can_run(other)) able.push_back(other);
+        }
+        if (!left) return;
+        if (able.empty()) {
+            fprintf(stderr, "cucpu: streams wait for each other\n");
+            exit(86);
+        }
+        turn = turn * 6364136223846793005ull + 1442695040888963407ull;
+        run_head(able[(turn >> 33) % able.size()]);
+    }
+}
+
+CUstream_st *stream_of(cudaStream_t s) {
+    return s ? s : &null_stream;
+}
+
+void put(cudaStream_t stream, const work &w) {
+    CUstream_st *s = stream_of(stream);
+    if (s->capture)
+        s->capture->steps.push_back(w);
+    else
+        s->queue.push_back(w);
+}
+
+bool capturing() {
+    for (CUstream_st *s : streams)
+        if (s->capture) return true;
+    return false;
+}
+
+bool is_pinned(const void *p) {
+    auto at = pinned.upper_bound((char *)p);
+    return at != pinned.begin() && (--at, (char *)p < at->first + at->second);
+}
+
+void copy_now(void *to, const void *from, size_t n) {
+    CHECKED(cucpu_check_host_read(from, n));
+    memcpy(to, from, n);
+    CHECKED(cucpu_check_host_write(to, n));
+}
+} // namespace
+
+/* ---- what tests set and ask ------------------------------------------------------------------------------------------ */
+
+void cucpu_set_memory(size_t bytes) {
+    memory_size = bytes;
+}
+void cucpu_set_devices(int n) {
+    devices = n;
+}
+void cucpu_fail_call(long n) {
+    calls = 0, failing_call = n;
+}
+long cucpu_calls() {
+    return calls;
+}
+bool cucpu_call_fails() {
+    return fails();
+}
+long cucpu_allocations() {
+    return allocations;
+}
+size_t cucpu_memory_used() {
+    return memory_used;
+}
+size_t cucpu_live_allocations() {
+    return allocated.size();
+}
+
+/* ---- launches --------------------------------------------------------------------------------------------------------- */
+
+cudaError_t cucpu_enqueue(cudaStream_t stream, void *closure, void (*run)(void *), void (*destroy)(void *)) {
+    work w;
+    w.closure = std::shared_ptr<void>(closure, destroy), w.run = run;
+    put(stream, w);
+    return cudaSuccess;
+}
+
+cudaError_t cucpu_check_launch(const void *kernel, dim3 g, dim3 b, size_t shared_bytes) {
+    CALL;
+    uint64_t threads = (uint64_t)b.x * b.y * b.z, blocks = (uint64_t)g.x * g.y * g.z;
+    size_t limit = opted_in.count(kernel) ? opted_in[kernel] : SHARED_DEFAULT;
+    if (threads == 0 || blocks == 0 || threads > 1024 || b.z > 64) return fail(cudaErrorInvalidConfiguration);
+    if (g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535) return fail(cudaErrorInvalidConfiguration);
+    if (shared_bytes > limit) return fail(cudaErrorInvalidValue);
+    return cudaSuccess;
+}
+
+extern "C" {
+
+cudaError_t cudaGetLastError() {
+    cudaError_t e = last_error;
+    last_error = cudaSuccess;
+    return e;
+}
+
+const char *cudaGetErrorString(cudaError_t e) {
+    return e == cudaSuccess                         ? "no error"
+           : e == cudaErrorMemoryAllocation         ? "out of memory"
+           : e == cudaErrorNoDevice                 ? "no CUDA-capable device is detected"
+           : e == cudaErrorInvalidDevice            ? "invalid device ordinal"
+           : e == cudaErrorLaunchFailure            ? "unspecified launch failure"
+           : e == cudaErrorInvalidValue             ? "invalid argument"
+           : e == cudaErrorStreamCaptureUnsupported ? "operation not permitted when stream is capturing"
+                                                    : "another error";
+}
+
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value) {
+    CALL;
+    if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+    if ((size_t)value > SHARED_MOST) return fail(cudaErrorInvalidValue);
+    opted_in[kernel] = (size_t)value;
+    return cudaSuccess;
+}
+
+/* ---- devices ---------------------------------------------------------------------------------------------------------- */
+
+cudaError_t cudaGetDeviceCount(int *n) {
+    CALL;
+    *n = (int)devices;
+    return devices ? cudaSuccess : fail(cudaErrorNoDevice);
+}
+
+cudaError_t cudaSetDevice(int device) {
+    CALL;
+    return device < devices ? cudaSuccess : fail(cudaErrorInvalidDevice);
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
+    CALL;
+    if (device >= devices) return fail(cudaErrorInvalidDevice);
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "emulated GPU");
+    p->major = 8, p->minor = 9, p->multiProcessorCount = 4, p->totalGlobalMem = memory_size;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    CALL;
+    *available = memory_size > memory_used ? memory_size - memory_used : 0, *total = memory_size;
+    return cudaSuccess;
+}
+
+/* ---- memory ----------------------------------------------------------------------------------------------------------- */
+
+cudaError_t cudaMalloc(void **p, size_t n) {
+    CALL;
+    *p = nullptr;
+    if (capturing()) return fail(cudaErrorStreamCaptureUnsupported);
+    if (n > memory_size - memory_used) return fail(cudaErrorMemoryAllocation);
+#ifdef CUCPU_CHECK
+    *p = cucpu_check_malloc(n);
+#else
+    *p = aligned_alloc(256, (n + 255) / 256 * 256);
+#endif
+    if (!*p) return fail(cudaErrorMemoryAllocation);
+    memset(*p, 0xff, n);
+    memory_used += n, allocated[*p] = n, allocations++;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFree(void *p) {
+    CALL;
+    if (!p) return cudaSuccess;
+    drain(nullptr);
+    if (!allocated.count(p)) return fail(cudaErrorInvalidValue);
+    memory_used -= allocated[p], allocated.erase(p);
+#ifdef CUCPU_CHECK
+    cucpu_check_free(p);
+#else
+    free(p);
+#endif
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void **p, size_t n) {
+    CALL;
+    *p = malloc(n ? n : 1);
+    if (!*p) return fail(cudaErrorMemoryAllocation);
+    memset(*p, 0xff, n);
+    pinned[(char *)*p] = n;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *p) {
+    CALL;
+    drain(nullptr);
+    pinned.erase((char *)p);
+    free(p);
+    return cudaSuccess;
+}
+
+/* As the runtime does: pageable memory is read before the call returns, and written before it returns; pinned memory
+ * whenever the stream gets there. */
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t stream) {
+    CALL;
+    CUstream_st *s = stream_of(stream);
+    if (kind == cudaMemcpyHostToDevice && !is_pinned(from)) {
+        if (s->capture) return fail(cudaErrorStreamCaptureUnsupported);
+        std::vector<char> bytes((const char *)from, (const char *)from + n);
+        return cucpu_submit(stream, [=] { copy_now(to, bytes.data(), n); });
+    }
+    if (kind == cudaMemcpyDeviceToHost && !is_pinned(to)) {
+        if (s->capture) return fail(cudaErrorStreamCaptureUnsupported);
+        drain(s);
+        copy_now(to, from, n);
+        return cudaSuccess;
+    }
+    return cucpu_submit(stream, [=] { copy_now(to, from, n); });
+}
+
+cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t stream) {
+    CALL;
+    return cucpu_submit(stream, [=] {
+        memset(p, value, n);
+        CHECKED(cucpu_check_host_write(p, n));
+    });
+}
+
+/* ---- streams, events, graphs ------------------------------------------------------------------------------------------ */
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
+    CALL;
+    streams.push_back(*s = new CUstream_st());
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    CALL;
+    drain(s);
+    for (size_t i = 0; i < streams.size(); i++)
+        if (streams[i] == s) streams.erase(streams.begin() + (long)i);
+    delete s;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    CALL;
+    if (stream_of(s)->capture) return fail(cudaErrorStreamCaptureUnsupported);
+    drain(stream_of(s));
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize() {
+    CALL;
+    if (capturing()) return fail(cudaErrorStreamCaptureUnsupported);
+    drain(nullptr);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
+    CALL;
+    *e = new CUevent_st();
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    CALL;
+    drain(nullptr);
+    delete e;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+    CALL;
+    work w;
+    w.event = e, w.ticket = ++e->recorded;
+    put(s, w);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+    CALL;
+    work w;
+    w.event = e, w.ticket = e->recorded, w.wait = true;
+    put(s, w);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    CALL;
+    uint64_t ticket = e->recorded;
+    if (e->reached < ticket) drain(nullptr);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    CALL;
+    s->capture = new CUgraph_st();
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) {
+    CALL;
+    *g = s->capture, s->capture = nullptr;
+    return *g ? cudaSuccess : fail(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long) {
+    CALL;
+    *e = new CUgraphExec_st();
+    (*e)->steps = g->steps;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t g) {
+    CALL;
+    delete g;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) {
+    CALL;
+    drain(nullptr);
+    delete e;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
+    CALL;
+    for (const work &w : e->steps) put(s, w);
+    return cudaSuccess;
+}
+}
