@@ -45,7 +45,7 @@
  *     Eq. 6-8 where non-linearity enters W_V W_O     gate_position G2 (Eq. 7), G1 (Eq. 8)
  *     Eq. 9   NS-sigmoid                             gai_gate_activation
  *     2.1     QK-norm, RoPE                          ga_heads_forward        SwiGLU   ga_swiglu_forward
- *     4.3     a sink without a key in the softmax    key attention_sink, ga_sdpa_forward
+ *     4.3     a sink without a key in the softmax    key attention_sink, ga_sdpa_forward, ga_sink_share
  *     Table 1 positions, granularity, sharing, form  keys gate_position, gate_type, gate_sharing, gate_form
  *     Table 2 sandwich norm; A.6 clipped outputs     keys sandwich_norm, attn_clip, ffn_clip
  *     Table 3 RMSNorm or SiLU on the SDPA output     gate_form = self
@@ -525,9 +525,10 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
 /* Sums over all windows seen, by layer; the functions below turn them into the paper's figures. */
 typedef struct {
     size_t L, HQ;
-    bool has_gate;
+    bool has_gate, has_sink;
     double rows;       /* query positions seen, B * T each pass */
     double *attention; /* (L, HQ) sum over rows of the attention probability on position 0 */
+    double *sink;      /* (L, HQ) the same of the sink logit's share */
     double *max_abs;   /* (L) max |x| of the residual stream after each layer */
     ga_gate_sums *gate;
 } ga_statistics;
@@ -554,7 +555,10 @@ GA_API void ga_statistics_destroy(ga_statistics *s);
 GA_API double ga_f_attn(const ga_statistics *s, size_t layer);                   /* Table 4 F-Attn, Fig. 2 */
 GA_API double ga_f_attn_head(const ga_statistics *s, size_t layer, size_t head); /* of one head */
 GA_API double ga_f_attn_uniform(size_t T);                                       /* of attention spread evenly */
-GA_API double ga_m_act(const ga_statistics *s, size_t layer);                    /* Table 4 M-Act, Fig. 6 */
+/* With attention_sink F-Attn still is the share of the real first token; this is the share of the sink logit, NaN without. */
+GA_API double ga_sink_share(const ga_statistics *s, size_t layer);
+GA_API double ga_sink_share_head(const ga_statistics *s, size_t layer, size_t head);
+GA_API double ga_m_act(const ga_statistics *s, size_t layer); /* Table 4 M-Act, Fig. 6 */
 /* Of the values that multiply Y (or are added to it), after sharing; NaN without a gate. */
 GA_API double ga_gate_mean(const ga_statistics *s, size_t layer); /* Table 4 gate score, Fig. 7 */
 GA_API double ga_gate_std(const ga_statistics *s, size_t layer);
@@ -2485,6 +2489,21 @@ GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const
 
 /* ---- observation: what the analysis takes from a layer while it is there ------------------------------------------- */
 
+/* exp(s_h - lse_i), which the softmax gives to the sink logit, summed over the rows of each head. */
+GAI_FN void gai_observe_sink(ga_model *m, ga_statistics *s, const ga_layer_activations *a, const ga_real *sink,
+                             size_t l, size_t B, size_t T) {
+    ga_real lse[256], logit;
+    for (size_t bh = 0; bh < B * s->HQ; bh++) {
+        double *sum = &s->sink[l * s->HQ + bh % s->HQ];
+        m->device.copy_out(m->device.state, &logit, sink + bh % s->HQ, sizeof logit);
+        for (size_t i = 0; i < T; i += 256) {
+            size_t n = gai_min(256, T - i);
+            m->device.copy_out(m->device.state, lse, a->lse + bh * T + i, n * sizeof *lse);
+            for (size_t j = 0; j < n; j++) *sum += exp((double)logit - (double)lse[j]);
+        }
+    }
+}
+
 GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer_activations *a,
                                    const gai_parameters *w, const ga_real *x_next, size_t l, size_t B, size_t T) {
     ga_sizes z = m->sizes;
@@ -2498,6 +2517,7 @@ GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer
             m->device.copy_out(m->device.state, p, m->scratch + bh * T + i, n * sizeof *p);
             for (size_t j = 0; j < n; j++) s->attention[l * z.HQ + bh % z.HQ] += (double)p[j];
         }
+    if (s->has_sink) gai_observe_sink(m, s, a, gai_sink_source(m, w), l, B, T);
     double top;
     GAI_RUN(m, max_abs, &top, x_next, N * z.C);
     if (!(top <= s->max_abs[l])) s->max_abs[l] = top; /* NaN stays */
@@ -2692,10 +2712,12 @@ GA_API ga_statistics *ga_statistics_create(const ga_model *m) {
     ga_statistics *s = (ga_statistics *)gai_zeroed(sizeof *s);
     if (!s) return NULL;
     s->L = m->sizes.L, s->HQ = m->sizes.HQ, s->has_gate = m->gate.logits > 0;
+    s->has_sink = m->config.attention_sink != GA_SINK_NONE;
     s->attention = (double *)gai_zeroed(s->L * s->HQ * sizeof(double));
+    s->sink = (double *)gai_zeroed(s->L * s->HQ * sizeof(double));
     s->max_abs = (double *)gai_zeroed(s->L * sizeof(double));
     s->gate = (ga_gate_sums *)gai_zeroed(s->L * sizeof *s->gate);
-    if (s->attention && s->max_abs && s->gate) return s;
+    if (s->attention && s->sink && s->max_abs && s->gate) return s;
     ga_statistics_destroy(s);
     return NULL;
 }
@@ -2703,6 +2725,7 @@ GA_API ga_statistics *ga_statistics_create(const ga_model *m) {
 GA_API void ga_statistics_reset(ga_statistics *s) {
     s->rows = 0;
     memset(s->attention, 0, s->L * s->HQ * sizeof(double));
+    memset(s->sink, 0, s->L * s->HQ * sizeof(double));
     memset(s->max_abs, 0, s->L * sizeof(double));
     memset(s->gate, 0, s->L * sizeof *s->gate);
 }
@@ -2710,22 +2733,36 @@ GA_API void ga_statistics_reset(ga_statistics *s) {
 GA_API void ga_statistics_destroy(ga_statistics *s) {
     if (!s) return;
     GA_FREE(s->attention);
+    GA_FREE(s->sink);
     GA_FREE(s->max_abs);
     GA_FREE(s->gate);
     GA_FREE(s);
 }
 
-GA_API double ga_f_attn_head(const ga_statistics *s, size_t layer, size_t head) {
+/* Mean over the rows and the chosen layers and heads of sums (L, HQ). */
+GAI_FN double gai_mean_share(const ga_statistics *s, const double *sums, size_t layer, size_t head) {
     size_t l0 = layer == GA_ALL ? 0 : layer, l1 = layer == GA_ALL ? s->L : layer + 1;
     size_t h0 = head == GA_ALL ? 0 : head, h1 = head == GA_ALL ? s->HQ : head + 1;
     double sum = 0;
     for (size_t l = l0; l < l1; l++)
-        for (size_t h = h0; h < h1; h++) sum += s->attention[l * s->HQ + h];
+        for (size_t h = h0; h < h1; h++) sum += sums[l * s->HQ + h];
     return sum / (s->rows * (double)((l1 - l0) * (h1 - h0)));
+}
+
+GA_API double ga_f_attn_head(const ga_statistics *s, size_t layer, size_t head) {
+    return gai_mean_share(s, s->attention, layer, head);
 }
 
 GA_API double ga_f_attn(const ga_statistics *s, size_t layer) {
     return ga_f_attn_head(s, layer, GA_ALL);
+}
+
+GA_API double ga_sink_share_head(const ga_statistics *s, size_t layer, size_t head) {
+    return s->has_sink ? gai_mean_share(s, s->sink, layer, head) : (double)NAN;
+}
+
+GA_API double ga_sink_share(const ga_statistics *s, size_t layer) {
+    return ga_sink_share_head(s, layer, GA_ALL);
 }
 
 GA_API double ga_f_attn_uniform(size_t T) { /* mean of 1 / (i + 1) over the queries i = 0 .. T-1 */

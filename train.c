@@ -60,11 +60,11 @@ typedef struct {
 } measurement;
 
 typedef struct {
-    bool terminal;                   /* a bar is redrawn, else lines are printed */
-    bool drawn;                      /* a bar stands on the screen */
-    double drawn_at;                 /* time of the last redrawing */
-    measurement latest;              /* each figure as it was last known */
-    double f_attn, m_act, gate_mean; /* of the training micro-batch last looked at */
+    bool terminal;                               /* a bar is redrawn, else lines are printed */
+    bool drawn;                                  /* a bar stands on the screen */
+    double drawn_at;                             /* time of the last redrawing */
+    measurement latest;                          /* each figure as it was last known */
+    double f_attn, sink_share, m_act, gate_mean; /* of the training micro-batch last looked at */
 } progress;
 
 typedef struct {
@@ -651,6 +651,7 @@ static bool write_metrics(run *r, uint64_t step, const measurement *m) {
     if (isfinite(m->val_loss)) {
         write_number(f, "val_loss", m->val_loss);
         write_figure(f, r->held_out, "f_attn", "f_attn_by_layer", ga_f_attn);
+        write_figure(f, r->held_out, "sink_share", "sink_share_by_layer", ga_sink_share);
         write_figure(f, r->held_out, "m_act", "max_act_by_layer", ga_m_act);
         write_figure(f, r->held_out, "gate_mean", "gate_mean_by_layer", ga_gate_mean);
         if (!isnan(r->lowest_loss)) write_number(f, "lowest_loss", r->lowest_loss);
@@ -693,6 +694,7 @@ static void add_figures(const progress *p, char *line, size_t width) {
     add_number(line, width, "loss %.4f", p->latest.loss);
     add_number(line, width, "val %.4f", p->latest.val_loss);
     add_number(line, width, "F-Attn %.3f", p->f_attn);
+    add_number(line, width, "sink %.3f", p->sink_share);
     add_number(line, width, "M-Act %.3g", p->m_act);
     add_number(line, width, "gate %.3f", p->gate_mean);
     add_number(line, width, "|g| %.3g", p->latest.grad_norm);
@@ -777,6 +779,7 @@ static bool read_windows(run *r, data_part part, uint64_t first, size_t count) {
 
 static void look_at_attention(run *r) {
     r->progress.f_attn = ga_f_attn(r->live, GA_ALL);
+    r->progress.sink_share = ga_sink_share(r->live, GA_ALL);
     r->progress.m_act = ga_m_act(r->live, GA_ALL);
     r->progress.gate_mean = ga_gate_mean(r->live, GA_ALL);
 }
@@ -1048,7 +1051,7 @@ int main(int argc, char **argv) {
     const char *terminal = getenv("TERM");
     r.progress.terminal = isatty(STDOUT_FILENO) && terminal && strcmp(terminal, "dumb");
     r.progress.latest = nothing_measured;
-    r.progress.f_attn = r.progress.m_act = r.progress.gate_mean = NAN;
+    r.progress.f_attn = r.progress.sink_share = r.progress.m_act = r.progress.gate_mean = NAN;
     bool done = run_all(&r, argc, argv);
     fflush(stdout);
     close_run(&r);

@@ -30,8 +30,10 @@ static void print_table(const report *r) {
     printf("\n%zu windows of %zu tokens of %s (%s)\n", r->samples, r->seq_len, r->source, r->part);
     printf("even attention: F-Attn %.2f %%", 100 * ga_f_attn_uniform(r->seq_len));
     if (isfinite(r->lowest_loss)) printf("; lowest loss that can be reached: %.4f", r->lowest_loss);
-    printf("\n\n%-*s  %12s  %-*s  %8s  %8s  %7s  %13s  %7s  %9s  %9s\n", (int)name_width, "model", "parameters",
-           (int)gate_width, "gate", "loss", "ppl", "F-Attn", "largest layer", "M-Act", "gate mean", "below 0.1");
+    bool sinks = report_has_sinks(r);
+    printf("\n\n%-*s  %12s  %-*s  %8s  %8s  %7s  %13s  %7s  %9s  %9s%s\n", (int)name_width, "model", "parameters",
+           (int)gate_width, "gate", "loss", "ppl", "F-Attn", "largest layer", "M-Act", "gate mean", "below 0.1",
+           sinks ? "  sink logit" : "");
     for (size_t i = 0; i < arrlenu(r->models); i++) {
         const report_model *m = &r->models[i];
         const ga_statistics *s = m->statistics;
@@ -45,6 +47,7 @@ static void print_table(const report *r) {
                ga_m_act(s, GA_ALL));
         print_number(9, "%.3f", ga_gate_mean(s, GA_ALL), !s->has_gate);
         print_number(9, "%.1f %%", 100 * ga_gate_below(s, GA_ALL, 0.1), !s->has_gate);
+        if (sinks) print_number(10, "%.1f %%", 100 * ga_sink_share(s, GA_ALL), !s->has_sink);
         printf("\n");
     }
     printf("\nthe paper, Table 4 (15B mixture of experts, 400B tokens)\n");

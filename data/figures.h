@@ -83,6 +83,13 @@ static size_t report_baseline(const report *r) {
     return 0;
 }
 
+/* Whether any model's softmax has a sink logit. */
+static bool report_has_sinks(const report *r) {
+    for (size_t i = 0; i < arrlenu(r->models); i++)
+        if (r->models[i].statistics->has_sink) return true;
+    return false;
+}
+
 static size_t report_sink_layer(const report_model *m) {
     size_t largest = 0;
     for (size_t l = 1; l < m->statistics->L; l++)

@@ -127,6 +127,8 @@ static void report_json_model(FILE *f, const report *r, const report_model *m) {
     report_json_number(f, "f_attn_uniform", ga_f_attn_uniform(r->seq_len));
     report_json_layers(f, "f_attn_by_layer", s, ga_f_attn);
     report_json_heads(f, s);
+    report_json_number(f, "sink_share", ga_sink_share(s, GA_ALL));
+    report_json_layers(f, "sink_share_by_layer", s, ga_sink_share);
     report_json_number(f, "m_act", ga_m_act(s, GA_ALL));
     report_json_layers(f, "max_act_by_layer", s, ga_m_act);
     report_json_number(f, "gate_mean", ga_gate_mean(s, GA_ALL));
@@ -281,11 +283,12 @@ static void report_difference_cell(const report *r, FILE *f, size_t base, size_t
 
 static void report_results(const report *r, FILE *f) {
     size_t base = report_baseline(r);
-    bool compared = arrlenu(r->models) > 1 && r->samples > 1;
+    bool compared = arrlenu(r->models) > 1 && r->samples > 1, sinks = report_has_sinks(r);
     fputs("<div class=\"scroll\"><table>\n"
-          "<thead><tr><th>model</th><th>F-Attn,<br>mean</th><th>largest<br>layer</th><th>M-Act</th>"
-          "<th>gate score,<br>mean</th><th>below<br>0.1</th><th>loss</th>",
+          "<thead><tr><th>model</th><th>F-Attn,<br>mean</th><th>largest<br>layer</th>",
           f);
+    if (sinks) fputs("<th>sink logit,<br>mean</th>", f);
+    fputs("<th>M-Act</th><th>gate score,<br>mean</th><th>below<br>0.1</th><th>loss</th>", f);
     if (compared) fputs("<th>against<br>", f), report_escape(f, r->models[base].name), fputs("</th>", f);
     fputs("<th>perplexity</th><th>parameters</th></tr></thead>\n<tbody>\n", f);
     for (size_t i = 0; i < arrlenu(r->models); i++) {
@@ -296,7 +299,9 @@ static void report_results(const report *r, FILE *f) {
         report_model_name(r, f, i);
         fprintf(f, "<small>%s</small></td><td>%.1f&nbsp;%%</td>", m->config.gate_position ? m->gate : "no gate",
                 100 * ga_f_attn(s, GA_ALL));
-        fprintf(f, "<td>%.1f&nbsp;%% (%zu)</td><td>%.4g</td>", 100 * ga_f_attn(s, sink), sink, ga_m_act(s, GA_ALL));
+        fprintf(f, "<td>%.1f&nbsp;%% (%zu)</td>", 100 * ga_f_attn(s, sink), sink);
+        if (sinks) report_cell(f, "%.1f&nbsp;%%", 100 * ga_sink_share(s, GA_ALL));
+        fprintf(f, "<td>%.4g</td>", ga_m_act(s, GA_ALL));
         report_cell(f, "%.3f", ga_gate_mean(s, GA_ALL));
         report_cell(f, "%.1f&nbsp;%%", 100 * ga_gate_below(s, GA_ALL, 0.1));
         fprintf(f, "<td>%.4f</td>", m->loss);

@@ -170,6 +170,12 @@ numbers --models g:runs/gated/last --num_samples 6 --batch_size 1 --output again
 for pair in loss:val_loss f_attn:f_attn m_act:m_act gate_mean:gate_mean lowest_loss:lowest_loss; do
     close "held-out ${pair%:*} as the trainer measured it" "$(number again/summary.json g "${pair%:*}")" "$(metric runs/gated/metrics.jsonl "${pair#*:}")" 1e-6
 done
+check "train a model with a sink logit" "$train" tiny.cfg gate_position=none attention_sink=learned output_dir=runs/sink
+numbers --models b:runs/baseline/last s:runs/sink/last --num_samples 6 --output sinks
+close "the sink logit's share as the trainer measured it" "$(number sinks/summary.json s sink_share)" "$(metric runs/sink/metrics.jsonl sink_share)" 1e-6
+close "sink_share is the mean over layers" "$(mean "$(number sinks/summary.json s sink_share_by_layer)")" "$(number sinks/summary.json s sink_share)" 1e-7
+check "without a sink logit its share is null" test "$(number sinks/summary.json b sink_share)" = null
+check "a column of the table and the report" sh -c "grep -q 'sink logit$' out && grep -q 'sink logit' sinks/report.html && ! grep -q 'sink logit' table rep/report.html"
 numbers --models g:runs/gated/last --num_samples 6 --batch_size 4 --threads 2 --output batched
 close "the batch size changes nothing" "$(number batched/summary.json g loss)" "$(number again/summary.json g loss)" 1e-6
 numbers --models b:runs/bytes/last --num_samples 6 --output bytes

@@ -311,6 +311,8 @@ static const char *const gates[] = {
     "gate_frozen=1 gate_init_std=0.25",
     "tied_embeddings=1 gate_type=headwise",
     "sandwich_norm=1 attn_clip=1.5 ffn_clip=0.1 qk_norm=0",
+    "attention_sink=learned",
+    "attention_sink=one gate_position=none",
 };
 
 static void test_round_trip(void **state) {

@@ -215,6 +215,10 @@ static double mean_over_layers(double (*metric)(const ga_statistics *, size_t), 
 static void compare_metrics(const fixture *f, const ga_statistics *s) {
     compare_metric(f, "f_attn_by_layer", ga_f_attn, s);
     compare_metric(f, "max_act_by_layer", ga_m_act, s);
+    if (s->has_sink)
+        compare_metric(f, "sink_share_by_layer", ga_sink_share, s);
+    else
+        assert_true(isnan(ga_sink_share(s, GA_ALL)));
     compare_heads(f, s);
     expect_near(ga_f_attn(s, GA_ALL), mean_over_layers(ga_f_attn, s), 1e-12, "f_attn of all layers");
     expect_near(ga_m_act(s, GA_ALL), mean_over_layers(ga_m_act, s), 1e-12, "m_act of all layers");

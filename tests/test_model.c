@@ -505,6 +505,8 @@ static const char *gates[] = {
     "gate_position=G1 gate_form=self gate_activation=rmsnorm",
     "gate_position=G1 gate_input=none",
     "gate_position=G3 gate_input=scalar qk_norm=0",
+    "attention_sink=learned",
+    "attention_sink=one gate_position=none",
 };
 
 static void test_modes_agree(void **state) {
@@ -1002,6 +1004,7 @@ static void test_parameter_counts(void **state) {
         {&seed_model, "gate_position=G1 gate_input=none", 49391872, 3072, 32768000},
         {&seed_model, "gate_position=G1 gate_input=scalar", 49388806, 6, 32768000},
         {&seed_model, "gate_position=G5", 50961664, 1572864, 32768000},
+        {&seed_model, "gate_position=none attention_sink=learned", 49388848, 0, 32768000},
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
         ga_summary s = summary_of(*rows[i].size, rows[i].more, GA_TRAINING);
@@ -1029,6 +1032,7 @@ static void test_memory_figures(void **state) {
         "recompute=1",
         "gate_position=none tied_embeddings=1",
         "sandwich_norm=1 attn_clip=1 ffn_clip=1",
+        "attention_sink=one",
         "gate_position=G2",
         "vocab_size=2000 d_model=64 n_layers=5 max_seq_len=200 head_dim=32",
     };

@@ -107,7 +107,7 @@ cp -r $run whole
 check "metrics.jsonl has a line for each step" sh -c "[ \"\$(sed -E 's/^\\{\"step\":([0-9]+),.*/\\1/' $run/metrics.jsonl | tr '\\n' ' ')\" = '$(seq -s ' ' 40) ' ]"
 number='-?[0-9][-+.0-9e]*'
 check "every line has loss, lr, grad_norm, tokens_per_s and tokens" sh -c "! grep -Evq '^\\{\"step\":[0-9]+,\"loss\":$number,\"lr\":$number,\"grad_norm\":$number,\"tokens_per_s\":$number,\"tokens\":[0-9]+[,}]' $run/metrics.jsonl"
-evaluated="\"val_loss\":$number,\"f_attn\":$number,\"f_attn_by_layer\":\[$number,$number\],\"m_act\":$number,\"max_act_by_layer\":\[$number,$number\],\"gate_mean\":$number,\"gate_mean_by_layer\":\[$number,$number\],\"lowest_loss\":$number\}$"
+evaluated="\"val_loss\":$number,\"f_attn\":$number,\"f_attn_by_layer\":\[$number,$number\],\"sink_share\":null,\"sink_share_by_layer\":null,\"m_act\":$number,\"max_act_by_layer\":\[$number,$number\],\"gate_mean\":$number,\"gate_mean_by_layer\":\[$number,$number\],\"lowest_loss\":$number\}$"
 check "steps 10, 20, 30 and 40 are evaluated" sh -c "[ \$(grep -Ec '$evaluated' $run/metrics.jsonl) -eq 4 ] && [ \$(grep -c val_loss $run/metrics.jsonl) -eq 4 ]"
 check "the tokens are counted" grep -q '^{"step":40,.*"tokens":5120,' $run/metrics.jsonl
 check "the loss falls" awk -F'[:,]' 'NR == 1 { first = $4 } END { exit !($4 < 0.96 * first) }' $run/metrics.jsonl
@@ -116,6 +116,7 @@ check "config.cfg repeats the run" sh -c "'$train' $run/config.cfg output_dir=ag
 check "a complete run says so" sh -c "'$train' tiny.cfg | grep -q '^complete'"
 check "and is left as it was" same_run $run whole
 check "without a gate gate_mean is null" sh -c "'$train' tiny.cfg gate_position=none max_steps=2 output_dir=plain && grep -q '\"gate_mean\":null,\"gate_mean_by_layer\":null' plain/metrics.jsonl"
+check "a sink logit's share is recorded and printed" sh -c "'$train' tiny.cfg attention_sink=learned max_steps=2 output_dir=sink | grep -q ' F-Attn .* sink 0\\.' && grep -Eq '\"sink_share\":$number,\"sink_share_by_layer\":\\[$number,$number\\]' sink/metrics.jsonl"
 check "samples are printed" sh -c "'$train' tiny.cfg output_dir=sampled max_steps=4 sample_every=2 sample_tokens=5 | grep -Eqc '^sample +<s> (t?T?[0-9]+ ){7}\\| (t?T?<?[s0-9]+>? ){5}$'"
 check "--profile shows operators, speed and memory" sh -c "'$train' tiny.cfg output_dir=profiled max_steps=2 --profile >profile.out &&
     grep -q '^linear_backward .*%' profile.out && grep -Eq '^tokens per second [0-9]+, peak memory' profile.out"

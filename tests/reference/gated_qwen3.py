@@ -2,6 +2,7 @@
 
 gated_model:  the stock Qwen3ForCausalLM, its attention untouched; hooks on the projections modulate what passes.
               Any gate; the gate's weights are a parameter of their own, `self_attn.gate.weight`.
+              A sink logit is one more column of the scores, dropped after the softmax; switch heads are a sum over experts.
 packed_model: G1 as the released checkpoints have it, its rows inside a widened q_proj.
 
 Shapes: B batch, T positions, C d_model, HQ / HK query / key-value heads, D head_dim.
@@ -10,11 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
     Qwen3RMSNorm,
     apply_rotary_pos_emb,
     eager_attention_forward,
+    repeat_kv,
 )
 
 ACTIVATIONS = {
@@ -59,13 +62,14 @@ class Gate(nn.Module):
             self.heads = case["n_heads"] if position in ("G1", "G4") else case["n_kv_heads"]
             self.width = case["head_dim"] if elementwise else 1
         n = self.heads * self.width
-        shape = {"query": (n, case["d_model"]), "none": (1, n), "scalar": (1, 1)}[case["gate_input"]]
+        self.inputs = case.get("gate_input_dims") or case["d_model"]
+        shape = {"query": (n, self.inputs), "none": (1, n), "scalar": (1, 1)}[case["gate_input"]]
         self.weight = nn.Parameter(torch.zeros(shape))
 
     def forward(self, x, y):
         """x (B, T, C): the normed hidden states. y (B, T, heads * size): what is modulated."""
         B, T, _ = x.shape
-        logits = F.linear(x, self.weight) if self.case["gate_input"] == "query" else self.weight
+        logits = F.linear(x[..., : self.inputs], self.weight) if self.case["gate_input"] == "query" else self.weight
         logits = logits.expand(B, T, self.heads * self.width)
         scores = ACTIVATIONS[self.case["gate_activation"]](logits).view(B, T, self.heads, self.width)
         if self.case["gate_sharing"] == "shared":
@@ -104,6 +108,43 @@ def add_gate(attention, case):
         attention.o_proj.register_forward_hook(lambda module, args, y: gate(hidden["x"], y))
 
 
+def attention_with_sink(module, query, key, value, mask, scaling, **_):
+    """softmax over [scores | sink logit]; the sink's column carries no value. attention_sink = one: its logit is 0."""
+    groups = module.num_key_value_groups
+    scores = query @ repeat_kv(key, groups).transpose(2, 3) * scaling + mask[..., : key.shape[2]]
+    sinks = module.sinks if module.sinks is not None else scores.new_zeros(scores.shape[1])
+    column = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    p = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+    return (p @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), p
+
+
+ALL_ATTENTION_FUNCTIONS["sink"] = attention_with_sink
+
+
+class Switch(nn.Module):
+    """A projection of E experts for each head: the K with the highest sigmoid(x W_router), weighted by it, are added up."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.case = case
+        self.weight = nn.Parameter(torch.zeros(case["n_kv_heads"] * case["switch_experts"], case["d_model"]))
+
+    def forward(self, x, experts):
+        shape = (*x.shape[:2], self.case["n_kv_heads"], self.case["switch_experts"])
+        scores = torch.sigmoid(F.linear(x, self.weight)).view(shape)
+        chosen = torch.zeros_like(scores).scatter(-1, scores.topk(self.case["switch_top_k"]).indices, 1.0)
+        return ((scores * chosen).unsqueeze(-1) * experts.view(*shape, -1)).sum(3).flatten(2)
+
+
+def add_switch(attention, case, letter):
+    rows = case["n_kv_heads"] * case["switch_experts"] * case["head_dim"]
+    projection = nn.Linear(case["d_model"], rows, bias=False)
+    switch = Switch(case)
+    setattr(attention, f"{letter}_proj", projection)
+    setattr(attention, f"{letter}_router", switch)
+    projection.register_forward_hook(lambda module, args, y: switch(args[0], y))
+
+
 def add_output_stage(module, clip, norm):
     """What follows the attention block's or the FFN's output: A.6's clamp, then the sandwich norm."""
 
@@ -126,7 +167,12 @@ def gated_model(case, **more):
         if case["sandwich_norm"]:
             layer.attn_out_norm = Qwen3RMSNorm(case["d_model"], case["norm_eps"])
             layer.ffn_out_norm = Qwen3RMSNorm(case["d_model"], case["norm_eps"])
+        for letter in case.get("switch_heads", "none").removeprefix("none"):
+            add_switch(attention, case, letter)
         add_gate(attention, case)
+        if case.get("attention_sink", "none") != "none":
+            attention.sinks = nn.Parameter(torch.zeros(case["n_heads"])) if case["attention_sink"] == "learned" else None
+            model.config._attn_implementation = "sink"
         add_output_stage(attention.o_proj, case["attn_clip"], getattr(layer, "attn_out_norm", None))
         add_output_stage(layer.mlp.down_proj, case["ffn_clip"], getattr(layer, "ffn_out_norm", None))
     return model.float().eval()

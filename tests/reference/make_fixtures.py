@@ -72,6 +72,11 @@ CASES = {
     "g1_ns_sigmoid": gate("G1", activation="ns-sigmoid"),
     "g1_scalar": gate("G1", input="scalar"),
     "g5_scalar": gate("G5", input="scalar"),
+    # a sink logit in each head's softmax: learned, and the constant 0
+    "sink_learned": dict(attention_sink="learned"),
+    "sink_learned_g1": gate("G1", type="headwise")
+    | dict(attention_sink="learned", seq_len=70, max_seq_len=70, batch=1, n_heads=2, n_kv_heads=1),
+    "sink_one": dict(attention_sink="one", n_kv_heads=1),
     # the rest of the block
     "no_qk_norm": gate("G1") | dict(qk_norm=0),
     "tied": gate("G1") | dict(tied_embeddings=1),
@@ -185,6 +190,8 @@ def evaluate(model, tokens, targets):
     loss = mean_loss(out.logits, targets)
     loss.backward()
     first = [a[..., 0] for a in out.attentions]  # (B, HQ, T) for each layer
+    shares = [1 - a.double().sum(-1) for a in out.attentions]  # what a sink logit takes
+    with_sink = model.config._attn_implementation == "sink"
     return {
         "logits": out.logits.detach(),
         "loss": loss.detach().view(1),
@@ -192,13 +199,16 @@ def evaluate(model, tokens, targets):
         "f_attn_by_head": by_layer(f.mean((0, 2)) for f in first),
         "max_act_by_layer": by_layer(r.abs().max() for r in residuals),
         "attention_layer0": out.attentions[0].detach(),
-    } | gate_statistics(model)
+    } | gate_statistics(model) | ({"sink_share_by_layer": by_layer(s.mean() for s in shares)} if with_sink else {})
 
 
 def verify(name, case, tensors):
     """What must hold whatever the numbers are, so that a fixture cannot be empty of meaning."""
     attention = tensors["attention_layer0"]
-    assert torch.allclose(attention.sum(-1), torch.ones(()), atol=1e-5), name
+    if "attention_sink" in case:
+        assert ((tensors["sink_share_by_layer"] > 0.05) & (tensors["sink_share_by_layer"] < 0.8)).all(), name
+    else:
+        assert torch.allclose(attention.sum(-1), torch.ones(()), atol=1e-5), name
     assert attention.triu(1).count_nonzero() == 0, name
     f_attn = tensors["f_attn_by_layer"]
     assert torch.allclose(tensors["f_attn_by_head"].mean(1), f_attn, atol=1e-6), name
