@@ -52,7 +52,7 @@ typedef struct {
 
 typedef struct {
     int32_t vocab;        /* V, and the number of <s> */
-    int32_t triggers;     /* K, 1..V-1 */
+    int32_t triggers;     /* K, 0..V-1; 0: a bigram chain, with trigger_rate 0 */
     double trigger_rate;  /* 0..1, below 1 */
     double concentration; /* a, above 0 */
     uint64_t seed;        /* of the chain */
@@ -68,6 +68,9 @@ void data_backcopy_free(data_backcopy *b);
 
 /* Row of a token that is no trigger; NULL: out of memory. */
 const data_backcopy_row *data_backcopy_get_row(data_backcopy *b, int32_t token);
+
+/* What follows a token that is no trigger. -1: out of memory. */
+int32_t data_backcopy_draw(data_backcopy *b, data_random *random, int32_t token);
 
 /* inputs (T) = x_0 .. x_{T-1}, targets (T) = x_1 .. x_T. False: out of memory. */
 bool data_backcopy_window(data_backcopy *b, data_random *random, size_t T, int32_t *inputs, int32_t *targets);
@@ -113,7 +116,7 @@ void data_backcopy_free(data_backcopy *b) {
 }
 
 /* Breaks the stick: weights[u] for every u drawn, the drawn ones in distinct[0..count). The first atoms are the
- * largest in the mean, which keeps the search in datai_backcopy_draw short.
+ * largest in the mean, which keeps the search in data_backcopy_draw short.
  */
 static size_t datai_backcopy_break(data_backcopy *b, int32_t token) {
     data_random random = data_random_at(b->seed, DATA_RANDOM_CHAIN, (uint64_t)token);
@@ -152,8 +155,7 @@ const data_backcopy_row *data_backcopy_get_row(data_backcopy *b, int32_t token) 
     return row;
 }
 
-/* What follows a token that is no trigger. -1: out of memory. */
-static int32_t datai_backcopy_draw(data_backcopy *b, data_random *random, int32_t token) {
+int32_t data_backcopy_draw(data_backcopy *b, data_random *random, int32_t token) {
     double u = data_random_uniform(random);
     if (u < b->trigger_rate) {
         int32_t trigger = (int32_t)(u / b->trigger_rate * b->triggers);
@@ -172,7 +174,7 @@ bool data_backcopy_window(data_backcopy *b, data_random *random, size_t T, int32
     for (size_t t = 0; t < T; t++) {
         int32_t next = t == 0 ? b->triggers + (int32_t)data_random_below(random, (uint32_t)(b->vocab - b->triggers))
                        : current < b->triggers ? before
-                                               : datai_backcopy_draw(b, random, current);
+                                               : data_backcopy_draw(b, random, current);
         if (next < 0) return false;
         inputs[t] = current;
         targets[t] = next;

@@ -55,11 +55,16 @@ void data_close(data_stream *stream);
 uint64_t data_windows(const data_stream *stream, data_part part);
 
 /* Window `index` of a part: inputs (T), targets (T). Training windows beyond the last go on with the next epoch, in
- * another order if `shuffle`; held-out windows end, and are never shuffled. False on failure, with one line in
- * `error`.
+ * another order if `shuffle`; held-out windows end, and are never shuffled. A target of -1 is not to be counted (key
+ * answers_only of the retrieval tasks). False on failure, with one line in `error`.
  */
 bool data_window(data_stream *stream, data_part part, uint64_t index, int32_t *inputs, int32_t *targets, char *error,
                  size_t error_size);
+
+/* question (T): the number, from 1, of the question in a window's inputs (T) that target t is part of the answer to; 0: of
+ * none. Returns how many questions the window asks: 0, with nothing written, where the source is no retrieval task.
+ */
+size_t data_questions(const data_stream *stream, const int32_t *inputs, int32_t *question);
 
 /* The lowest loss that any model can reach on the windows first .. first+count-1 of a part, in nats per target; NaN
  * where nobody knows it (files). `actual` is the mean of -ln p(target) under the process that drew them, what a
@@ -104,6 +109,7 @@ void data_print_sources(FILE *out);
 #include "backcopy.h"
 #include "jsonl.h"
 #include "random.h"
+#include "retrieval.h"
 
 /* ---- What a stream is ---- */
 
@@ -123,12 +129,16 @@ static const struct {
     {".bin", DATAI_BIN, 2, "llm.c's header and tokens, or nanoGPT's raw 16-bit tokens"},
 };
 
+enum { DATAI_RETRIEVAL_TASKS = 6 }; /* that gen:ruler mixes */
+
 typedef struct {
     /* The values of the keys; vocab 0 stands for the default. */
-    uint64_t vocab, triggers, seed, windows;
-    double trigger_rate, concentration;
+    uint64_t vocab, triggers, seed, windows, keys, values, queries, value_size, chains, variables, common, answers_only;
+    double trigger_rate, concentration, share;
 
-    data_backcopy chain;
+    data_backcopy chain;                         /* of backcopy, and the haystack of the retrieval tasks */
+    data_retrieval tasks[DATAI_RETRIEVAL_TASKS]; /* one for each kind of window */
+    size_t task_count;
 } datai_generator;
 
 typedef struct {
@@ -148,6 +158,7 @@ typedef struct {
     bool (*window)(data_stream *s, data_part part, uint64_t index, int32_t *inputs, int32_t *targets);
     bool (*loss)(data_stream *s, const int32_t *inputs, const int32_t *targets, double *actual, double *expected);
     void (*label)(const datai_generator *g, int32_t token, char *text, size_t text_size);
+    bool retrieval; /* windows ask questions */
 } datai_generator_type;
 
 struct data_stream {
@@ -257,6 +268,106 @@ static void datai_backcopy_label(const datai_generator *g, int32_t token, char *
         snprintf(text, text_size, "%c%" PRId32, token < g->chain.triggers ? 'T' : 't', token);
 }
 
+/* Words 0..vocab-1, then the four marks of retrieval.h. */
+static bool datai_retrieval_open(data_stream *s, char *error, size_t error_size) {
+    datai_generator *g = &s->generator;
+    const data_options *o = &s->options;
+    if (g->vocab == 0 && o->vocab_size > DATA_RETRIEVAL_MARKS) g->vocab = o->vocab_size - DATA_RETRIEVAL_MARKS;
+    if (g->vocab == 0 || g->vocab + DATA_RETRIEVAL_MARKS > o->vocab_size)
+        return datai_fail(error, error_size,
+                          "%s: vocab=%" PRIu64 " and %d marks need a model with a vocab_size of %" PRIu64 ", not %zu",
+                          o->source, g->vocab, DATA_RETRIEVAL_MARKS, g->vocab + DATA_RETRIEVAL_MARKS, o->vocab_size);
+    if (o->bos_token >= 0 && (uint64_t)o->bos_token != g->vocab)
+        return datai_fail(error, error_size,
+                          "%s: bos_token %ld is not the generator's own <s>, %" PRIu64 " (leave it out: -1)", o->source,
+                          o->bos_token, g->vocab);
+    for (size_t i = 0; i < g->task_count; i++) {
+        char need[256];
+        g->tasks[i].words = (int32_t)g->vocab;
+        if (!data_retrieval_fits(&g->tasks[i], o->seq_len, need, sizeof need))
+            return datai_fail(error, error_size, "%s: needs %s", o->source, need);
+    }
+    g->chain = (data_backcopy){.vocab = (int32_t)g->vocab, .concentration = g->concentration, .seed = g->seed};
+    return data_backcopy_init(&g->chain) || datai_fail(error, error_size, "%s: out of memory", o->source);
+}
+
+static bool datai_niah_open(data_stream *s, char *error, size_t error_size) {
+    datai_generator *g = &s->generator;
+    if (g->queries > g->keys)
+        return datai_fail(error, error_size, "%s: queries=%" PRIu64 " of keys=%" PRIu64, s->options.source, g->queries,
+                          g->keys);
+    g->tasks[0] =
+        (data_retrieval){.groups = g->keys, .members = g->values, .queries = g->queries, .value_size = g->value_size};
+    g->task_count = 1;
+    return datai_retrieval_open(s, error, error_size);
+}
+
+static bool datai_vt_open(data_stream *s, char *error, size_t error_size) {
+    datai_generator *g = &s->generator;
+    if (g->queries > g->chains)
+        return datai_fail(error, error_size, "%s: queries=%" PRIu64 " of chains=%" PRIu64, s->options.source,
+                          g->queries, g->chains);
+    g->tasks[0] = (data_retrieval){
+        .chained = true, .groups = g->chains, .members = g->variables, .queries = g->queries, .value_size = 1};
+    g->task_count = 1;
+    return datai_retrieval_open(s, error, error_size);
+}
+
+static bool datai_cwe_open(data_stream *s, char *error, size_t error_size) {
+    datai_generator *g = &s->generator;
+    g->tasks[0] = (data_retrieval){.common = g->common, .share = g->share};
+    g->task_count = 1;
+    return datai_retrieval_open(s, error, error_size);
+}
+
+/* The tasks with their defaults: RULER's four kinds of needles, variables, common words. */
+static bool datai_ruler_open(data_stream *s, char *error, size_t error_size) {
+    static const data_retrieval tasks[DATAI_RETRIEVAL_TASKS] = {
+        {.groups = 1, .members = 1, .queries = 1, .value_size = 1},
+        {.groups = 4, .members = 1, .queries = 1, .value_size = 1},
+        {.groups = 1, .members = 4, .queries = 1, .value_size = 1},
+        {.groups = 4, .members = 1, .queries = 4, .value_size = 1},
+        {.chained = true, .groups = 2, .members = 4, .queries = 1, .value_size = 1},
+        {.common = 3, .share = 0.4},
+    };
+    memcpy(s->generator.tasks, tasks, sizeof tasks);
+    s->generator.task_count = DATAI_RETRIEVAL_TASKS;
+    return datai_retrieval_open(s, error, error_size);
+}
+
+static bool datai_retrieval_window(data_stream *s, data_part part, uint64_t index, int32_t *inputs, int32_t *targets) {
+    datai_generator *g = &s->generator;
+    size_t T = s->options.seq_len;
+    data_random random = data_random_at(s->options.seed, (uint32_t)part, index);
+    const data_retrieval *task = &g->tasks[data_random_below(&random, (uint32_t)g->task_count)];
+    if (!data_retrieval_window(task, &g->chain, &random, T, inputs, targets)) return false;
+    if (!g->answers_only) return true;
+    int32_t *question = malloc(T * sizeof *question);
+    if (!question) return false;
+    data_retrieval_questions(task->words, T, inputs, question);
+    for (size_t t = 0; t < T; t++)
+        if (question[t] == 0) targets[t] = -1;
+    free(question);
+    return true;
+}
+
+/* An answer follows from its window; what the rest could be predicted from is not worked out. */
+static bool datai_retrieval_loss(data_stream *s, const int32_t *inputs, const int32_t *targets, double *actual,
+                                 double *expected) {
+    (void)inputs, (void)targets;
+    *actual = *expected = s->generator.answers_only ? 0 : NAN;
+    return true;
+}
+
+static void datai_retrieval_label(const datai_generator *g, int32_t token, char *text, size_t text_size) {
+    static const char *const marks[DATA_RETRIEVAL_MARKS] = {"<s>", "!", "?", "#"};
+    int64_t mark = token - (int64_t)g->vocab;
+    if (mark >= 0 && mark < DATA_RETRIEVAL_MARKS)
+        snprintf(text, text_size, "%s", marks[mark]);
+    else
+        snprintf(text, text_size, "t%" PRId32, token);
+}
+
 #define DATAI_WHOLE(name, usual, low, high, meaning) \
     { #name, offsetof(datai_generator, name), true, usual, low, high, meaning }
 #define DATAI_REAL(name, usual, low, high, meaning) \
@@ -279,6 +390,39 @@ static const datai_key datai_backcopy_keys[] = {
     DATAI_WHOLE(seed, 0, 0, 0x1p64, "of the chain"),
 };
 
+#define DATAI_RETRIEVAL_KEYS                                                                              \
+    DATAI_WHOLE(vocab, 0, 2, INT32_MAX - DATA_RETRIEVAL_MARKS,                                            \
+                "words 0..vocab-1, and four marks after them; without it the model's vocab_size - 4"),    \
+        DATAI_WHOLE(answers_only, 0, 0, 1, "1: the loss counts the answers only"),                        \
+        DATAI_REAL(concentration, 6.4, 0.01, 1000, "of the haystack, a bigram chain as in gen:backcopy"), \
+        DATAI_WHOLE(windows, 0, 0, 0x1p63,                                                                \
+                    "this many different training windows, epoch after epoch; 0: new ones without end"),  \
+        DATAI_WHOLE(seed, 0, 0, 0x1p64, "of the haystack's chain")
+
+static const datai_key datai_niah_keys[] = {
+    DATAI_WHOLE(keys, 1, 1, 65536, "different keys in the haystack"),
+    DATAI_WHOLE(values, 1, 1, 65536, "values of each key, each a needle of its own; all are asked for"),
+    DATAI_WHOLE(queries, 1, 1, 65536, "keys asked for, one after another"),
+    DATAI_WHOLE(value_size, 1, 1, 65536, "words of a value"),
+    DATAI_RETRIEVAL_KEYS,
+};
+
+static const datai_key datai_vt_keys[] = {
+    DATAI_WHOLE(chains, 2, 1, 65536, "chains of variables"),
+    DATAI_WHOLE(variables, 4, 1, 65536, "variables of a chain, one hop each"),
+    DATAI_WHOLE(queries, 1, 1, 65536, "chains asked for"),
+    DATAI_RETRIEVAL_KEYS,
+};
+
+static const datai_key datai_cwe_keys[] = {
+    DATAI_WHOLE(common, 3, 1, 65536, "common words, asked for from the most frequent on"),
+    DATAI_REAL(share, 0.4, 0, 1, "of the list that they make up"),
+    DATAI_RETRIEVAL_KEYS,
+};
+
+static const datai_key datai_ruler_keys[] = {DATAI_RETRIEVAL_KEYS};
+
+#undef DATAI_RETRIEVAL_KEYS
 #undef DATAI_WHOLE
 #undef DATAI_REAL
 
@@ -287,9 +431,18 @@ static const datai_key datai_backcopy_keys[] = {
 static const datai_generator_type datai_generators[] = {
     {"backcopy", "Bigram-Backcopy: after a trigger, the token before it; else a bigram chain",
      DATAI_KEYS(datai_backcopy_keys), datai_backcopy_open, datai_backcopy_close, datai_backcopy_window,
-     datai_backcopy_loss, datai_backcopy_label},
+     datai_backcopy_loss, datai_backcopy_label, false},
     {"random", "uniform tokens: nothing to learn but ln(vocab)", DATAI_KEYS(datai_random_keys), datai_random_open, NULL,
-     datai_random_window, datai_random_loss, datai_random_label},
+     datai_random_window, datai_random_loss, datai_random_label, false},
+    {"niah", "retrieval: needles in a haystack, keys and values", DATAI_KEYS(datai_niah_keys), datai_niah_open,
+     datai_backcopy_close, datai_retrieval_window, datai_retrieval_loss, datai_retrieval_label, true},
+    {"vt", "retrieval: variable tracking, chains of copies", DATAI_KEYS(datai_vt_keys), datai_vt_open,
+     datai_backcopy_close, datai_retrieval_window, datai_retrieval_loss, datai_retrieval_label, true},
+    {"cwe", "retrieval: the most common words of a list", DATAI_KEYS(datai_cwe_keys), datai_cwe_open,
+     datai_backcopy_close, datai_retrieval_window, datai_retrieval_loss, datai_retrieval_label, true},
+    {"ruler", "retrieval: a mixture of niah (single, multi-key, multi-value, multi-query), vt and cwe",
+     DATAI_KEYS(datai_ruler_keys), datai_ruler_open, datai_backcopy_close, datai_retrieval_window, datai_retrieval_loss,
+     datai_retrieval_label, true},
 };
 
 #undef DATAI_KEYS
@@ -613,6 +766,11 @@ bool data_window(data_stream *stream, data_part part, uint64_t index, int32_t *i
                                  targets, error, error_size);
     return stream->type->window(stream, part, window, inputs, targets) ||
            datai_fail(error, error_size, "%s: out of memory", o->source);
+}
+
+size_t data_questions(const data_stream *stream, const int32_t *inputs, int32_t *question) {
+    if (!stream->type || !stream->type->retrieval) return 0;
+    return data_retrieval_questions((int32_t)stream->generator.vocab, stream->options.seq_len, inputs, question);
 }
 
 bool data_entropy(data_stream *stream, data_part part, uint64_t first, uint64_t count, double *actual, double *expected,

@@ -750,7 +750,7 @@ static void generator_bad(const char *source, const char *part) {
 
 static void test_generator_errors(void **state) {
     (void)state;
-    generator_bad("gen:", "unknown generator \"gen:\" (known: backcopy, random)");
+    generator_bad("gen:", "unknown generator \"gen:\" (known: backcopy, random, niah, vt, cwe, ruler)");
     generator_bad("gen:backcop", "unknown generator \"gen:backcop\"");
     generator_bad("gen:backcopy2,seed=1", "unknown generator \"gen:backcopy2\"");
     generator_bad("gen:backcopy,triggrs=4", "gen:backcopy: unknown key \"triggrs\" (known: vocab, triggers");
@@ -774,6 +774,16 @@ static void test_generator_errors(void **state) {
     generator_bad("gen:backcopy,concentration=0", "concentration=0 is out of range");
     generator_bad("gen:random,vocab=101", "vocab=101 is above the model's vocab_size 100");
     generator_bad("gen:random,vocab=0", "vocab=0 is out of range");
+    generator_bad("gen:niah,keys=0", "keys=0 is out of range 1..");
+    generator_bad("gen:niah,keys=2,queries=3", "queries=3 of keys=2");
+    generator_bad("gen:niah,vocab=97", "vocab=97 and 4 marks need a model with a vocab_size of 101, not 100");
+    generator_bad("gen:niah,keys=98", "needs 98 different words, and there are 96");
+    generator_bad("gen:niah,keys=5", "needs windows of at least 18 tokens, not 16");
+    generator_bad("gen:niah,answers_only=2", "answers_only=2 is out of range 0..1");
+    generator_bad("gen:vt,chains=1,queries=2", "queries=2 of chains=1");
+    generator_bad("gen:vt,variables=50", "needs 102 different words, and there are 96");
+    generator_bad("gen:cwe", "common word 3 would stand there 0 times");
+    generator_bad("gen:ruler,keys=4", "gen:ruler: unknown key \"keys\" (known: vocab, answers_only, concentration");
     data_options options = options_of("gen:backcopy", 100, 16);
     options.bos_token = 5;
     open_bad(options, "bos_token 5 is not the generator's own <s>, 99");
@@ -793,8 +803,8 @@ static bool same_targets(size_t T) {
 static void test_generator_windows(void **state) {
     (void)state;
     enum { T = 64 };
-    static const char *const names[] = {"gen:backcopy", "gen:random"};
-    for (size_t g = 0; g < 2; g++) {
+    static const char *const names[] = {"gen:backcopy", "gen:random", "gen:niah", "gen:vt", "gen:cwe", "gen:ruler"};
+    for (size_t g = 0; g < sizeof names / sizeof names[0]; g++) {
         data_options options = options_of(names[g], 500, T), seeded = options;
         seeded.seed = 1;
         data_stream *s = open_good(options), *other = open_good(options), *reseeded = open_good(seeded);
@@ -1108,6 +1118,187 @@ static void test_backcopy_large(void **state) {
     data_close(s);
 }
 
+/* ---- Retrieval ---- */
+
+enum { RETRIEVAL_V = 60, RETRIEVAL_W = RETRIEVAL_V - 4, SAID = RETRIEVAL_W + 1, ASKED = RETRIEVAL_W + 2 };
+
+/* x_0 .. x_T of the window last read. */
+static size_t whole_window(int32_t *x, size_t T) {
+    memcpy(x, inputs, T * sizeof *x);
+    x[T] = targets[T - 1];
+    return T + 1;
+}
+
+static size_t find_mark(const int32_t *x, size_t n, size_t from, int32_t mark) {
+    while (from < n && x[from] != mark) from++;
+    return from;
+}
+
+/* What a question wants to hear, found by reading the statements before `end` as a person would. Needles: what was said
+ * of the argument, in order. Variables: who got it, and who got it from that one. */
+static size_t answer(const int32_t *x, size_t end, int32_t argument, bool chained, size_t value_size, int32_t *out) {
+    size_t n = 0;
+    for (size_t i = find_mark(x, end, 0, SAID); i < end; i = find_mark(x, end, i + 1, SAID)) {
+        if (x[i + 1] != argument) continue;
+        for (size_t l = 0; l < value_size; l++) out[n++] = x[i + 2 + l];
+        if (chained) argument = x[i + 2];
+    }
+    return n;
+}
+
+/* Every window of a source: one <s>, as many statements and questions as its keys say, a haystack that follows its
+ * chain, answers that are right, and data_questions pointing at exactly them. */
+static void check_statements(const char *source, size_t T, bool chained, size_t groups, size_t statements,
+                             size_t queries, size_t value_size) {
+    data_stream *s = open_good(options_of(source, RETRIEVAL_V, T));
+    data_backcopy chain = {.vocab = RETRIEVAL_W, .concentration = 6.4, .seed = 3};
+    assert_true(data_backcopy_init(&chain));
+    int32_t x[MAX_T + 1], expected[MAX_T], question[MAX_T];
+    for (uint64_t i = 0; i < 200; i++) {
+        read_good(s, DATA_TRAIN, i);
+        size_t n = whole_window(x, T), end = find_mark(x, n, 0, ASKED), said = 0, asked = 0, answers = 0;
+        assert_int_equal(x[0], RETRIEVAL_W);
+        int32_t word = -1;
+        for (size_t t = 1; t < end; t++) {
+            if (x[t] == SAID) {
+                said++, t += 1 + value_size;
+                continue;
+            }
+            assert_true(x[t] >= 0 && x[t] < RETRIEVAL_W);
+            if (word >= 0) assert_true(data_backcopy_probability(&chain, 0, word, x[t]) > 0);
+            word = x[t];
+        }
+        assert_int_equal(said, statements);
+        assert_int_equal(data_questions(s, inputs, question), queries);
+        for (size_t t = 0; t < end + 1; t++) assert_int_equal(question[t], 0);
+        for (size_t at = end; at < n; asked++) {
+            size_t count = answer(x, end, x[at + 1], chained, value_size, expected);
+            assert_true(count > 0);
+            assert_int_equal(question[at], 0);
+            assert_memory_equal(x + at + 2, expected, count * sizeof *x);
+            for (size_t k = 0; k < count; k++) assert_int_equal(question[at + 1 + k], asked + 1);
+            at += 2 + count, answers += count;
+            assert_true(at == n || x[at] == ASKED);
+        }
+        assert_int_equal(asked, queries);
+        assert_int_equal(answers, queries * (statements / groups) * value_size);
+    }
+    data_backcopy_free(&chain);
+    data_close(s);
+}
+
+/* Where a single needle stands is uniform over the haystack; so is its key, over the words. */
+static void test_needle_places(void **state) {
+    (void)state;
+    enum { T = 24, WINDOWS = 20000, PLACES = T + 1 - 1 - 3 - 3 + 1 };
+    data_stream *s = open_good(options_of("gen:niah", RETRIEVAL_V, T));
+    double places[PLACES] = {0}, keys[RETRIEVAL_W] = {0}, chi_places = 0, chi_keys = 0;
+    for (uint64_t i = 0; i < WINDOWS; i++) {
+        read_good(s, DATA_VAL, i);
+        size_t at = find_mark(inputs, T, 0, SAID);
+        assert_true(at >= 1 && at <= PLACES);
+        places[at - 1]++;
+        keys[inputs[at + 1]]++;
+    }
+    for (size_t i = 0; i < PLACES; i++)
+        chi_places +=
+            (places[i] - (double)WINDOWS / PLACES) * (places[i] - (double)WINDOWS / PLACES) * PLACES / WINDOWS;
+    for (size_t i = 0; i < RETRIEVAL_W; i++)
+        chi_keys += (keys[i] - (double)WINDOWS / RETRIEVAL_W) * (keys[i] - (double)WINDOWS / RETRIEVAL_W) *
+                    RETRIEVAL_W / WINDOWS;
+    assert_close(chi_places, PLACES - 1, 4 * sqrt(2.0 * (PLACES - 1)));
+    assert_close(chi_keys, RETRIEVAL_W - 1, 4 * sqrt(2.0 * (RETRIEVAL_W - 1)));
+    data_close(s);
+}
+
+/* Of two needles the one that is asked for stands first as often as last. */
+static void test_needle_order(void **state) {
+    (void)state;
+    enum { T = 40, WINDOWS = 4000 };
+    data_stream *s = open_good(options_of("gen:niah,keys=2", RETRIEVAL_V, T));
+    double first = 0;
+    for (uint64_t i = 0; i < WINDOWS; i++) {
+        read_good(s, DATA_TRAIN, i);
+        first += inputs[find_mark(inputs, T, 0, SAID) + 1] == inputs[T - 1];
+    }
+    assert_close(first / WINDOWS, 0.5, 4 * sqrt(0.25 / WINDOWS));
+    data_close(s);
+}
+
+static void test_common_words(void **state) {
+    (void)state;
+    enum { T = 200, K = 4, LIST = T - K - 2 };
+    double halves = 0;
+    data_stream *s = open_good(options_of("gen:cwe,common=4,share=0.5", RETRIEVAL_V, T));
+    int32_t x[MAX_T + 1], question[MAX_T];
+    for (uint64_t i = 0; i < 200; i++) {
+        read_good(s, DATA_TRAIN, i);
+        size_t n = whole_window(x, T), count[RETRIEVAL_V] = {0}, rank[RETRIEVAL_V] = {0};
+        assert_int_equal(find_mark(x, n, 0, ASKED), LIST + 1);
+        assert_int_equal(x[LIST + 2], RETRIEVAL_W + 3);
+        for (size_t t = 1; t <= LIST; t++) count[x[t]]++;
+        for (size_t t = 1; t <= LIST / 2; t++) halves += x[t] == x[LIST + 3];
+        for (size_t k = 0; k < K; k++) {
+            int32_t word = x[LIST + 3 + k];
+            rank[word] = k + 1;
+            assert_int_equal(count[word], (size_t)floor(0.5 * LIST * (double)(K - k) / 10));
+        }
+        for (int32_t w = 0; w < RETRIEVAL_W; w++)
+            if (rank[w] == 0) assert_true(count[w] < count[x[n - 1]]);
+        assert_int_equal(data_questions(s, inputs, question), 1);
+        for (size_t t = 0; t < T; t++) assert_int_equal(question[t], t >= LIST + 2);
+    }
+    assert_close(halves / (200 * floor(0.2 * LIST)), 0.5, 0.03); /* the list is shuffled */
+    data_close(s);
+}
+
+static void test_statements(void **state) {
+    (void)state;
+    check_statements("gen:niah,seed=3", 20, false, 1, 1, 1, 1);
+    check_statements("gen:niah,seed=3,keys=5", 40, false, 5, 5, 1, 1);
+    check_statements("gen:niah,seed=3,values=6,value_size=2", 60, false, 1, 6, 1, 2);
+    check_statements("gen:niah,seed=3,keys=6,queries=3,values=2", MAX_T, false, 6, 12, 3, 1);
+    check_statements("gen:niah,seed=3,keys=30,queries=15,value_size=3", MAX_T, false, 30, 30, 15, 3);
+    check_statements("gen:vt,seed=3", 40, true, 2, 8, 1, 1);
+    check_statements("gen:vt,seed=3,chains=7,variables=6,queries=7", 300, true, 7, 42, 7, 1);
+}
+
+/* answers_only hides all other targets and changes nothing else; the mixture asks each of its six kinds of questions. */
+static void test_answers_only(void **state) {
+    (void)state;
+    enum { T = 96, WINDOWS = 6000 };
+    data_stream *s = open_good(options_of("gen:ruler", RETRIEVAL_V, T));
+    data_stream *masked = open_good(options_of("gen:ruler,answers_only=1", RETRIEVAL_V, T));
+    size_t kinds[6] = {0};
+    int32_t question[T];
+    for (uint64_t i = 0; i < WINDOWS; i++) {
+        read_good(s, DATA_TRAIN, i);
+        read_again(masked, DATA_TRAIN, i);
+        assert_memory_equal(inputs, again_inputs, sizeof question);
+        size_t queries = data_questions(s, inputs, question), said = 0, answers = 0;
+        for (size_t t = 0; t < T; t++) {
+            assert_int_equal(again_targets[t], question[t] > 0 ? targets[t] : -1);
+            said += inputs[t] == SAID, answers += question[t] > 0;
+        }
+        size_t kind = said == 1 ? 0 : said == 8 ? 4 : said == 0 ? 5 : queries == 4 ? 3 : answers == 4 ? 2 : 1;
+        assert_int_equal(queries, kind == 3 ? 4 : 1);
+        assert_int_equal(answers, kind < 2 ? 1 : kind == 5 ? 3 : 4);
+        kinds[kind]++;
+    }
+    for (size_t k = 0; k < 6; k++) assert_close((double)kinds[k] / WINDOWS, 1.0 / 6, 0.025);
+    double actual, expected;
+    assert_true(data_entropy(masked, DATA_VAL, 0, 3, &actual, &expected, error, sizeof error));
+    assert_true(actual == 0 && expected == 0);
+    assert_true(data_entropy(s, DATA_VAL, 0, 3, &actual, &expected, error, sizeof error));
+    assert_true(isnan(actual) && isnan(expected));
+    data_close(masked);
+    data_close(s);
+    s = open_good(options_of("gen:backcopy", RETRIEVAL_V, T));
+    read_good(s, DATA_TRAIN, 0);
+    assert_int_equal(data_questions(s, inputs, question), 0);
+    data_close(s);
+}
+
 /* ---- Labels and help ---- */
 
 static void label(const data_stream *s, int32_t token, const char *expected) {
@@ -1139,6 +1330,14 @@ static void test_labels(void **state) {
     label(s, 3, "t3");
     label(s, 50, "<s>");
     data_close(s);
+    s = open_good(options_of("gen:niah,vocab=50", 60, 8));
+    label(s, 49, "t49");
+    label(s, 50, "<s>");
+    label(s, 51, "!");
+    label(s, 52, "?");
+    label(s, 53, "#");
+    label(s, 54, "t54");
+    data_close(s);
     s = open_good(options_of("gen:random", 60, 4));
     label(s, 17, "t17");
     label(s, INT32_MIN, "t-2147483648");
@@ -1156,7 +1355,7 @@ static void test_help(void **state) {
     fclose(file);
     static const char *const words[] = {"FILE.txt",   "FILE.jsonl",    "FILE.u16",         "FILE.u32",
                                         "FILE.bin",   "gen:backcopy,", "trigger_rate=0.1", "concentration=6.4",
-                                        "triggers=3", "gen:random,"};
+                                        "triggers=3", "gen:random,",   "gen:niah,",        "gen:ruler,"};
     for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
         if (!strstr(text, words[i])) fail_msg("the help does not mention %s", words[i]);
 }
@@ -1204,6 +1403,11 @@ int main(void) {
         cmocka_unit_test(test_backcopy_lowest_loss),
         cmocka_unit_test(test_backcopy_extremes),
         cmocka_unit_test(test_backcopy_large),
+        cmocka_unit_test(test_statements),
+        cmocka_unit_test(test_needle_places),
+        cmocka_unit_test(test_needle_order),
+        cmocka_unit_test(test_common_words),
+        cmocka_unit_test(test_answers_only),
         cmocka_unit_test(test_labels),
         cmocka_unit_test(test_help),
     };
