@@ -3,6 +3,7 @@
 # make bench      speed on rtx4060.cfg         make mutants    that the tests notice broken code
 # make reference  fixtures anew from PyTorch   make sanitize   the tests under the sanitizers
 # make pairs      the quick pair, three seeds  make table4     Table 4 in small
+# make curves     loss with float32 and with bfloat16 products (an hour)
 # make help       this list
 
 CC ?= cc
@@ -23,7 +24,8 @@ endif
 NVCC := $(shell command -v nvcc 2>/dev/null)
 MPICC := $(shell command -v mpicc 2>/dev/null)
 
-.PHONY: all help packages packages-test test demo check format bench mutants reference sanitize pairs table4 clean
+.PHONY: all help packages packages-test test demo check format bench mutants reference sanitize pairs table4 curves
+.PHONY: clean
 all: train analyze
 	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   nvcc: $(or $(NVCC),not found)   MPI: $(or $(MPICC),not found)   (this version computes on the CPU)"
 
@@ -50,6 +52,8 @@ pairs: train analyze
 	@tests/pairs.sh
 table4: train analyze
 	@tests/table4.sh
+curves: train
+	@tests/curves.sh
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data x86 amx

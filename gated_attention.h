@@ -2125,18 +2125,24 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->sink_one = gai_take_reals(arena, c->attention_sink == GA_SINK_ONE ? z.HQ : 0);
     m->tokens = (int32_t *)gai_take(arena, N, sizeof(int32_t));
     m->targets = (int32_t *)gai_take(arena, N, sizeof(int32_t));
-    m->scratch = gai_take_reals(arena, training ? N * z.HQ * (2 * z.D + 1) : N * z.HQ);
-    if (!training) return;
+    if (!training) {
+        m->scratch = gai_take_reals(arena, N * z.HQ);
+        return;
+    }
     m->dx = gai_take_reals(arena, N * z.C);
     m->dh = gai_take_reals(arena, N * z.C);
     m->d_o = gai_take_reals(arena, N * z.C);
+    m->da = gai_take_reals(arena, N * gai_max(z.F, z.HQ * z.D));
+    /* The backward passes of the FFN and of attention take turns with the rest. */
+    gai_arena ffn = *arena;
+    m->du = gai_take_reals(&ffn, N * 2 * z.F);
     m->d_qgkv = gai_take_reals(arena, N * z.Z);
     m->dq = gai_take_reals(arena, N * z.HQ * z.D);
     m->dk = gai_take_reals(arena, N * z.HK * z.D);
     m->dv = gai_take_reals(arena, N * z.HK * z.D);
     m->dy = gai_take_reals(arena, N * z.HQ * z.D);
-    m->du = gai_take_reals(arena, N * 2 * z.F);
-    m->da = gai_take_reals(arena, N * gai_max(z.F, z.HQ * z.D));
+    m->scratch = gai_take_reals(arena, N * z.HQ * (2 * z.D + 1));
+    arena->used = gai_max(arena->used, ffn.used);
 }
 
 GAI_FN size_t gai_activation_bytes(const ga_config *c, ga_mode mode) {

@@ -478,7 +478,11 @@ GAI_FN void gai_x86_release(void *state, void *p) {
     gai_x86_give(p);
 }
 
-enum { GAI_X86_FEW = 8, GAI_X86_FEW_COLUMNS = 32 }; /* fewer rows are not worth packing the other operand for */
+enum {
+    GAI_X86_FEW = 8, /* fewer rows are not worth packing the other operand for */
+    GAI_X86_FEW_COLUMNS = 32,
+    GAI_X86_MANY = 2048 /* that many rows pay for packing the weights on the way: not worth the memory of a kept copy */
+};
 
 GAI_FN void gai_x86_linear_forward(void *state, float *y, const float *x, const float *w, size_t M, size_t O,
                                    size_t I) {
@@ -491,7 +495,8 @@ GAI_FN void gai_x86_linear_forward(void *state, float *y, const float *x, const 
         return;
     }
     gai_x86_matrix x_rows = {x, I, false, false}, w_rows = {w, I, false, false};
-    gai_x86_product m = {y, O, x_rows, w_rows, M, O, I, false, gai_x86_packed(s, w, O, I, false)};
+    gai_x86_product m = {y, O, x_rows, w_rows, M, O, I, false, NULL};
+    if (M < GAI_X86_MANY) m.packed = gai_x86_packed(s, w, O, I, false);
     if (!gai_x86_multiply(s, &s->linear, m)) ga_linear_forward(y, x, w, M, O, I);
 }
 
@@ -506,7 +511,8 @@ GAI_FN void gai_x86_linear_backward(void *state, float *dx, float *dw, const flo
         return;
     }
     if (!dx) return;
-    gai_x86_product to_x = {dx, I, dy_rows, w_columns, M, I, O, false, gai_x86_packed(s, w, O, I, true)};
+    gai_x86_product to_x = {dx, I, dy_rows, w_columns, M, I, O, false, NULL};
+    if (M < GAI_X86_MANY) to_x.packed = gai_x86_packed(s, w, O, I, true);
     if (!gai_x86_multiply(s, &s->linear, to_x)) gai_product(dx, I, dy, O, 1, w, I, 1, M, I, O, false);
 }
 
@@ -614,7 +620,7 @@ GAI_FN bool gai_x86_head_gradients(gai_x86_state *s, const gai_x86_head *h, floa
     const float *e = (const float *)h->e;
     gai_x86_matrix e_rows = {e, h->stride, false, half}, w_columns = {w, C, true, false};
     gai_x86_matrix e_columns = {e, h->stride, true, half}, x_columns = {scaled, C, true, false};
-    gai_x86_product to_x = {dx, C, e_rows, w_columns, h->rows, C, V, false, gai_x86_packed(s, w, V, C, true)};
+    gai_x86_product to_x = {dx, C, e_rows, w_columns, h->rows, C, V, false, NULL}; /* a kept copy is not worth it here */
     gai_x86_product to_w = {dw, C, e_columns, x_columns, V, C, h->rows, true, NULL};
     GAI_PARALLEL_FOR
     for (size_t i = 0; i < h->rows; i++)

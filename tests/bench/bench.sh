@@ -31,16 +31,19 @@ fi
 
 tests/reference/setup.sh
 python="$(pwd)/.venv/bin/python"
-make -s $work/products
+make -s $work/products $work/generation
 
 echo "== matrix products"
 $work/products | tee $work/products.txt
 echo "== the same products in PyTorch"
 "$python" -W ignore tests/bench/products.py | tee $work/torch_products.txt
+echo "== generation"
+$work/generation "$config" | tee $work/generation.txt
 echo "== attention"
 sh tests/bench/attention.sh "${BENCH_ATTENTION:-32768}"
 echo "== training"
 "$python" tests/bench/compare.py "$config" "$@"
+"$python" tests/bench/compare.py "$config" --ours --rounds 6
 echo
 "$python" tests/bench/table.py "make bench${*:+ BENCH=\"$*\"}" >docs/bench.md
 cat docs/bench.md

@@ -1,6 +1,8 @@
 """Tokens per second and peak memory of ./train and of PyTorch (torch_speed.py) on the same configuration.
 
     python compare.py CONFIG.cfg [options]        --help lists them; writes build/bench/training.json
+    python compare.py CONFIG.cfg --ours           ./train alone, for small differences: the gate's cost, two threads
+                                                  against one; writes build/bench/ours.json
 
 The contestants of a group run in turn, one after the other, `--rounds` times: A B C A B C ... A PyTorch process stays
 alive for all its turns, since starting and compiling takes longer than a step; it does nothing between them. ./train is
@@ -130,6 +132,12 @@ class Torch:
         self.contestant.peak_bytes.append(wait(self.process)[1])
 
 
+def groups_of_ours():
+    for products in ("float32", "bf16"):
+        yield [Contestant(OURS, products, 1, gate) for gate in ("none", "headwise", "elementwise")]
+        yield [Contestant(OURS, products, 1, threads=threads) for threads in (1, 2)]
+
+
 def groups(full):
     """Lists of contestants that are compared with each other, and so run in turn."""
     for products in ("float32", "bf16"):
@@ -147,9 +155,7 @@ def groups(full):
         yield [Contestant(program, products, 8, "none") for program in (OURS, EAGER, COMPILED)]
         for micro_batch in (2, 4, 16):
             yield [Contestant(program, products, micro_batch) for program in (OURS, EAGER, COMPILED)]
-        yield [Contestant(OURS, products, 1, threads=threads) for threads in (1, 2)] + [
-            Contestant(COMPILED, products, 1, threads=threads) for threads in (1, 2)
-        ]
+        yield [Contestant(COMPILED, products, 1, threads=threads) for threads in (1, 2)]
 
 
 def steps_of_turn(contestant, tokens, seconds):
@@ -195,6 +201,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config")
     parser.add_argument("--full", action="store_true", help="micro-batches 1 to 16, all gates, one thread and two")
+    parser.add_argument("--ours", action="store_true", help="./train alone: gates, one thread and two")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sequences", type=int, default=8, help="in an optimiser step; a micro-batch at least")
     parser.add_argument("--seconds", type=float, default=3, help="that a turn lasts; one step at least")
@@ -207,14 +214,15 @@ def main():
     WORK.mkdir(parents=True, exist_ok=True)
     context_length = int(read_config(pathlib.Path(arguments.config))["max_seq_len"])
     begin, results = time.time(), []
-    for group in groups(arguments.full):
+    for group in groups_of_ours() if arguments.ours else groups(arguments.full):
         if arguments.only not in str(group[0]):
             continue
         print(f"{group[0].products}, micro-batch {group[0].micro_batch} ({time.time() - begin:.0f} s)", flush=True)
         run_group(arguments.config, group, arguments, context_length)
         results += [dataclasses.asdict(contestant) for contestant in group]
     options = {"config": arguments.config, "rounds": arguments.rounds, "sequences": arguments.sequences}
-    (WORK / "training.json").write_text(json.dumps({**options, "results": results}, indent=1))
+    name = "ours.json" if arguments.ours else "training.json"
+    (WORK / name).write_text(json.dumps({**options, "results": results}, indent=1))
 
 
 if __name__ == "__main__":
