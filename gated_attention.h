@@ -35,6 +35,7 @@
  *     N   B * T, rows of an activation     HQ  query heads (q)          HK  key-value heads (k)
  *     L   layers                           F   d_ff, width of the FFN   V   tokens in the vocabulary
  *     G   gate logits of one position      Z   HQ*D + G + 2*HK*D, one row of [query | gate | key | value]
+ *     E   experts of an FFN, 0: dense      K   experts of one position; 1 when dense
  * A shape (B, T, HQ, D) is row-major. `d` before a name is the gradient of the loss with respect to it.
  *
  * INDEX of the paper: where each equation, table and figure is.
@@ -45,6 +46,7 @@
  *     Eq. 6-8 where non-linearity enters W_V W_O     gate_position G2 (Eq. 7), G1 (Eq. 8)
  *     Eq. 9   NS-sigmoid                             gai_gate_activation
  *     2.1     QK-norm, RoPE                          ga_heads_forward        SwiGLU   ga_swiglu_forward
+ *     3.1     mixture of experts, its two losses     ga_route_forward, ga_route_backward; ga_grouped_forward
  *     4.3     a sink without a key in the softmax    key attention_sink, ga_sdpa_forward, ga_sink_share
  *     Table 1 positions, granularity, sharing, form  keys gate_position, gate_type, gate_sharing, gate_form
  *     Table 2 sandwich norm; A.6 clipped outputs     keys sandwich_norm, attn_clip, ffn_clip
@@ -129,7 +131,12 @@ typedef enum { GA_SINK_NONE, GA_SINK_LEARNED, GA_SINK_ONE } ga_attention_sink;
     X(SIZE, MODEL, n_heads, 8, 1, 1024, "", "query heads")                                                             \
     X(SIZE, MODEL, n_kv_heads, 2, 1, 1024, "", "key-value heads; divides n_heads")                                     \
     X(SIZE, MODEL, head_dim, 64, 2, 256, "", "width of one head, even; need not be d_model / n_heads")                 \
-    X(SIZE, MODEL, d_ff, 1376, 1, 1048576, "", "width of the SwiGLU FFN")                                              \
+    X(SIZE, MODEL, d_ff, 1376, 1, 1048576, "", "width of the SwiGLU FFN, or of each expert")                           \
+    X(SIZE, MODEL, n_experts, 0, 0, 1024, "", "experts in each FFN, each d_ff wide; 0: a dense FFN (3.1)")             \
+    X(SIZE, MODEL, experts_per_token, 8, 1, 1024, "", "experts that a token is sent to: the top k")                    \
+    X(FLAG, MODEL, normalize_top_k, 1, 0, 1, "", "the weights of a token's experts add up to 1")                       \
+    X(REAL, MODEL, load_balance_coef, 0.01, 0, 1000, "", "of the load-balancing loss over the global batch")           \
+    X(REAL, MODEL, router_z_coef, 0.001, 0, 1000, "", "of the router's z-loss")                                        \
     X(SIZE, MODEL, max_seq_len, 512, 1, 16777216, "", "positions in a sequence")                                       \
     X(REAL, MODEL, rope_base, 10000, 1, 1e12, "", "base of the rotary position embedding")                             \
     X(REAL, MODEL, norm_eps, 1e-6, 0, 1, "", "epsilon of every RMSNorm")                                               \
@@ -233,6 +240,17 @@ typedef struct {
 
 GA_API ga_gate ga_gate_of(const ga_config *c);
 
+/* ---- the router of a mixture of experts, as the operators see it -------------------------------------------------- */
+
+enum { GA_MAX_EXPERTS = 1024 };
+
+typedef struct {
+    size_t E, K;    /* experts, and how many of them a position is sent to */
+    bool normalize; /* the K weights of a position add up to 1 */
+} ga_router;
+
+GA_API ga_router ga_router_of(const ga_config *c);
+
 /* ---- operators ---------------------------------------------------------------------------------------------------- */
 
 /* Sizes of an attention: T queries at the last T of S positions; query i sees keys 0 .. S-T+i. In training S = T. */
@@ -296,6 +314,39 @@ typedef struct {
       (dy, dy_stride, ds, ds_stride, d_o, y, y_stride, s, s_stride, N, g))                                             \
     X(swiglu_forward, (ga_real *a, const ga_real *u, size_t N, size_t F), (a, u, N, F))                                \
     X(swiglu_backward, (ga_real *du, const ga_real *da, const ga_real *u, size_t N, size_t F), (du, da, u, N, F))      \
+    X(route_forward,                                                                                                   \
+      (ga_real *p, ga_real *lse, ga_real *weights, int32_t *experts, const ga_real *logits, size_t N, ga_router r),    \
+      (p, lse, weights, experts, logits, N, r))                                                                        \
+    X(route_backward,                                                                                                  \
+      (ga_real *d_logits, const ga_real *d_weights, const ga_real *p, const ga_real *lse, const int32_t *experts,      \
+       const int32_t *counts, size_t N, ga_router r, ga_real balance_scale, ga_real z_scale),                          \
+      (d_logits, d_weights, p, lse, experts, counts, N, r, balance_scale, z_scale))                                    \
+    X(route_rows,                                                                                                      \
+      (int32_t *rows, int32_t *slots, int32_t *offsets, const int32_t *experts, size_t N, ga_router r),                \
+      (rows, slots, offsets, experts, N, r))                                                                           \
+    X(route_sums,                                                                                                      \
+      (int32_t *counts, ga_real *sums, const int32_t *offsets, const ga_real *p, const ga_real *lse, size_t N,         \
+       ga_router r),                                                                                                   \
+      (counts, sums, offsets, p, lse, N, r))                                                                           \
+    X(gather_rows, (ga_real *y, const ga_real *x, const int32_t *slots, size_t R, size_t C, size_t K),                 \
+      (y, x, slots, R, C, K))                                                                                          \
+    X(sum_rows, (ga_real *y, const ga_real *x, const int32_t *rows, size_t N, size_t C, size_t K),                     \
+      (y, x, rows, N, C, K))                                                                                           \
+    X(grouped_forward,                                                                                                 \
+      (ga_real *y, const ga_real *x, const ga_real *w, size_t w_stride, const int32_t *offsets, size_t E, size_t O,    \
+       size_t I),                                                                                                      \
+      (y, x, w, w_stride, offsets, E, O, I))                                                                           \
+    X(grouped_backward,                                                                                                \
+      (ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, const ga_real *w, size_t w_stride,               \
+       const int32_t *offsets, size_t E, size_t O, size_t I),                                                          \
+      (dx, dw, dy, x, w, w_stride, offsets, E, O, I))                                                                  \
+    X(expert_swiglu_forward,                                                                                           \
+      (ga_real *a, const ga_real *u, const ga_real *weights, const int32_t *slots, size_t R, size_t F),                \
+      (a, u, weights, slots, R, F))                                                                                    \
+    X(expert_swiglu_backward,                                                                                          \
+      (ga_real *du, ga_real *d_weights, const ga_real *da, const ga_real *u, const ga_real *weights,                   \
+       const int32_t *slots, size_t R, size_t F),                                                                      \
+      (du, d_weights, da, u, weights, slots, R, F))                                                                    \
     X(clip_forward, (ga_real *y, const ga_real *x, size_t n, ga_real limit), (y, x, n, limit))                         \
     X(clip_backward, (ga_real *dx, const ga_real *dy, const ga_real *x, size_t n, ga_real limit),                      \
       (dx, dy, x, n, limit))                                                                                           \
@@ -356,10 +407,13 @@ GA_API ga_device ga_device_cpu(void);
 /* ---- tensors ------------------------------------------------------------------------------------------------------ */
 
 /* The one list of parameters: X(scope, field, name, rows, columns, condition, start)
- * scope MODEL once, LAYER once for each layer (its name then follows "model.layers.<i>."); a matrix multiplies as
- * y = x w^T. `start` is how it begins: EMBED, MATRIX, GATE, ONES or ZEROS. Matrices decay; ONES and ZEROS do not.
- * gate_weight stands between query and key, so that [query | gate | key | value] is one matrix of Z rows when the gate
- * reads X, and ffn_act, ffn_up are one matrix of 2 F rows. In the expressions z is a ga_sizes and c the configuration. */
+ * scope MODEL once; LAYER once for each layer (its name then follows "model.layers.<i>."); FFN once for each layer
+ * (after "model.layers.<i>.mlp."), or in a mixture once for each expert of each layer (after
+ * "model.layers.<i>.mlp.experts.<e>."). A matrix multiplies as y = x w^T. `start` is how it begins: EMBED, MATRIX, GATE,
+ * ONES or ZEROS. Matrices decay; ONES and ZEROS do not. gate_weight stands between query and key, so that
+ * [query | gate | key | value] is one matrix of Z rows when the gate reads X, and ffn_act, ffn_up are one matrix of 2 F
+ * rows. The FFNs of a layer stand behind its other tensors, one expert after the other, 3 F C values each.
+ * In the expressions z is a ga_sizes and c the configuration. */
 /* clang-format off */
 #define GA_TENSORS(X)                                                                                                  \
     X(MODEL, embed, "model.embed_tokens.weight", z.V, z.C, true, MATRIX)                                               \
@@ -375,10 +429,11 @@ GA_API ga_device ga_device_cpu(void);
     X(LAYER, attn_output, "self_attn.o_proj.weight", z.C, z.HQ * z.D, true, MATRIX)                                    \
     X(LAYER, attn_out_norm, "attn_out_norm.weight", 1, z.C, c->sandwich_norm, ONES)                                    \
     X(LAYER, ffn_norm, "post_attention_layernorm.weight", 1, z.C, true, ONES)                                          \
-    X(LAYER, ffn_act, "mlp.gate_proj.weight", z.F, z.C, true, MATRIX)                                                  \
-    X(LAYER, ffn_up, "mlp.up_proj.weight", z.F, z.C, true, MATRIX)                                                     \
-    X(LAYER, ffn_down, "mlp.down_proj.weight", z.C, z.F, true, MATRIX)                                                 \
+    X(LAYER, router, "mlp.gate.weight", z.E, z.C, z.E > 0, MATRIX)                                                     \
     X(LAYER, ffn_out_norm, "ffn_out_norm.weight", 1, z.C, c->sandwich_norm, ONES)                                      \
+    X(FFN, ffn_act, "gate_proj.weight", z.F, z.C, true, MATRIX)                                                        \
+    X(FFN, ffn_up, "up_proj.weight", z.F, z.C, true, MATRIX)                                                           \
+    X(FFN, ffn_down, "down_proj.weight", z.C, z.F, true, MATRIX)                                                       \
     X(MODEL, final_norm, "model.norm.weight", 1, z.C, true, ONES)                                                      \
     X(MODEL, head, "lm_head.weight", z.V, z.C, !c->tied_embeddings, MATRIX)
 /* clang-format on */
@@ -394,8 +449,9 @@ typedef enum { GA_START_MATRIX, GA_START_GATE, GA_START_ONES, GA_START_ZEROS } g
 
 /* One parameter tensor: rows * columns values at `offset` in the blocks weights, gradients, moment1 and moment2. */
 typedef struct {
-    int id;       /* GA_TENSOR_... */
-    size_t layer; /* GA_ALL outside the layers */
+    int id;        /* GA_TENSOR_... */
+    size_t layer;  /* GA_ALL outside the layers */
+    size_t expert; /* GA_ALL where it is none's */
     size_t rows, columns, offset;
     ga_start start;
     bool decays, frozen;
@@ -405,7 +461,7 @@ typedef struct {
 /* Sizes that follow from a configuration, in the letters above. G: gate logits that are computed from X, columns of the
  * product [query | gate | key | value]; G_free: gate logits that are parameters themselves. */
 typedef struct {
-    size_t C, L, HQ, HK, D, F, V, G, G_free, Z;
+    size_t C, L, HQ, HK, D, F, V, G, G_free, Z, E, K;
 } ga_sizes;
 
 GA_API ga_sizes ga_sizes_of(const ga_config *c);
@@ -440,17 +496,30 @@ typedef struct ga_mapped_files ga_mapped_files;
     X(rstd_o, c->sandwich_norm ? 1 : 0, true)                                                                          \
     X(x_mid, z.C, true)                            /* 11 residual */                                                   \
     X(h2, z.C, false) X(rstd2, 1, true)            /* 12 FFN pre-norm */                                               \
-    X(u, 2 * z.F, true)                            /* 13 [act | up] */                                                 \
-    X(a, z.F, false)                               /* 14 silu(act) * up */                                             \
+    X(router_p, z.E, true)                         /* 12a router logits, then 12b their softmax */                     \
+    X(router_lse, z.E > 0 ? 1 : 0, true) X(weights, z.E > 0 ? z.K : 0, true)   /* 12b of the K experts */              \
+    X(h_rows, z.E > 0 ? z.K * z.C : 0, false)      /* 12d a row of h2 for each expert of a position, by expert */      \
+    X(u, z.K * 2 * z.F, true)                      /* 13 [act | up]; in a mixture K rows of a position, by expert */   \
+    X(a, z.K * z.F, false)                         /* 14 silu(act) * up, in a mixture times the expert's weight */     \
+    X(f_rows, z.E > 0 ? z.K * z.C : 0, false)      /* 15 down, by expert; in a mixture f is 15a, their sum */          \
     X(f, z.C, c->ffn_clip > 0 || c->sandwich_norm) /* 15 down */                                                       \
     X(f_clipped, c->ffn_clip > 0 ? z.C : 0, c->sandwich_norm)                  /* 16 clip (A.6) */                     \
     X(f_normed, c->sandwich_norm ? z.C : 0, false)                             /* 17 sandwich norm */                  \
     X(rstd_f, c->sandwich_norm ? 1 : 0, true)
+
+/* Where the rows of a mixture go: X(field, values). N * K is the number of rows, whatever the router chooses. */
+#define GA_LAYER_INDICES(X)                                                                                            \
+    X(experts, N * z.K)                            /* 12b expert of slot n K + j, the j-th choice of position n */     \
+    X(rows, N * z.K) X(slots, N * z.K)             /* 12c row of a slot, slot of a row: the rows of expert e are */    \
+    X(offsets, z.E + 1)                            /*     offsets[e] .. offsets[e + 1], in the order of positions */
 /* clang-format on */
 
 typedef struct {
 #define GAI_X(field, values, kept) ga_real *field;
     GA_LAYER_ACTIVATIONS(GAI_X)
+#undef GAI_X
+#define GAI_X(field, values) int32_t *field;
+    GA_LAYER_INDICES(GAI_X)
 #undef GAI_X
 } ga_layer_activations;
 
@@ -458,6 +527,7 @@ typedef struct {
     ga_config config;
     ga_sizes sizes;
     ga_gate gate;
+    ga_router router;
     ga_mode mode;
     ga_device device;
     size_t n_tensors, n_weights; /* n_weights: values in all tensors */
@@ -475,6 +545,9 @@ typedef struct {
     ga_real *rope;     /* (max_seq_len, D): cos for D/2 frequencies, then sin */
     ga_real *sink_one; /* (HQ) zeros: sink logits of attention_sink = one; else NULL */
     ga_real *dx, *dh, *d_qgkv, *dq, *dk, *dv, *dy, *d_o, *du, *da, *scratch;
+    ga_real *d_rows, *d_router, *d_weights; /* of a mixture: (K * max_rows, C), (max_rows, E), (max_rows, K) */
+    int32_t *expert_counts;    /* (L, E) rows of each expert since the last update, summed over micro-batches */
+    ga_real *router_sums;      /* (L, E + 1) in the same time: sum of p_e, sum of lse^2 */
     int32_t *tokens, *targets; /* (max_rows) on the device */
     size_t B, T;               /* of the last forward pass */
 
@@ -486,6 +559,7 @@ typedef struct {
 /* What a configuration will cost, before anything is allocated. */
 typedef struct {
     size_t parameters, embedding_parameters, gate_parameters;
+    size_t activated_parameters; /* that one token meets: all but the experts that it is not sent to */
     size_t weight_bytes, gradient_bytes, optimizer_bytes, activation_bytes, total_bytes;
     double forward_flops,
         training_flops; /* per token, at T = max_seq_len: 2 per multiply-add, causal attention halved */
@@ -498,7 +572,7 @@ GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, g
  * GA_MAPPED: it has no weights, and computes nothing, before ga_load. */
 GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e);
 GA_API void ga_destroy(ga_model *m);
-/* The tensor GA_TENSOR_<id> of a layer (GA_ALL for those outside), or NULL when this model has none. */
+/* The tensor GA_TENSOR_<id> of a layer (GA_ALL for those outside), of its first expert; NULL when there is none. */
 GA_API const ga_tensor *ga_find_tensor(const ga_model *m, int id, size_t layer);
 
 typedef struct ga_observer ga_observer;
@@ -511,6 +585,16 @@ GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *t
 /* The same, and adds scale * d loss / d weights to m->gradients. */
 GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                                      double scale, const ga_observer *observer, double *loss, ga_error *e);
+/* What the routers of a mixture did with the batch so far: the micro-batches of ga_forward_backward since ga_update. */
+typedef struct {
+    double load_balance; /* L_lb = E sum_e f_e P_e over all of them; K when the load is even */
+    double router_z;     /* L_z = mean lse^2 */
+    double max_load;     /* rows of the busiest expert over the mean */
+    double dead;         /* share of the experts without a row */
+} ga_routing;
+
+/* layer: an index, or GA_ALL for the mean over them. All NaN without experts, or without a batch. */
+GA_API ga_routing ga_routing_of(ga_model *m, size_t layer);
 /* Logits (B, T, V) of the last ga_forward, rows [first, first + rows), into host memory. For tests and small models. */
 GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logits, ga_error *e);
 
@@ -524,13 +608,14 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
 
 /* Sums over all windows seen, by layer; the functions below turn them into the paper's figures. */
 typedef struct {
-    size_t L, HQ;
+    size_t L, HQ, E;
     bool has_gate, has_sink;
     double rows;       /* query positions seen, B * T each pass */
     double *attention; /* (L, HQ) sum over rows of the attention probability on position 0 */
     double *sink;      /* (L, HQ) the same of the sink logit's share */
     double *max_abs;   /* (L) max |x| of the residual stream after each layer */
     ga_gate_sums *gate;
+    double *expert_rows; /* (L, E) positions sent to each expert */
 } ga_statistics;
 
 /* A head-averaged (head = GA_ALL) or single attention map of one layer, summed over windows of equal length T. */
@@ -566,6 +651,10 @@ GA_API double ga_gate_min(const ga_statistics *s, size_t layer);
 GA_API double ga_gate_max(const ga_statistics *s, size_t layer);
 GA_API double ga_gate_below(const ga_statistics *s, size_t layer, double bound); /* bound 0.1 or 0.5, else NaN */
 GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double shares[GA_BINS]); /* Fig. 3; sums to 1 */
+/* Of a mixture of experts, else NaN: rows of an expert over the mean; the largest of them; the share without a row. */
+GA_API double ga_expert_load(const ga_statistics *s, size_t layer, size_t expert);
+GA_API double ga_expert_max_load(const ga_statistics *s, size_t layer);
+GA_API double ga_expert_dead(const ga_statistics *s, size_t layer);
 
 /* ---- generation --------------------------------------------------------------------------------------------------- */
 
@@ -991,6 +1080,16 @@ GA_API ga_result ga_config_check(const ga_config *c, ga_error *e) {
         return gai_fail(e, GA_ERR_CONFIG, "min_lr=%g is above learning_rate=%g", c->min_lr, c->learning_rate);
     if (c->bos_token >= 0 && (size_t)c->bos_token >= c->vocab_size)
         return gai_fail(e, GA_ERR_CONFIG, "bos_token=%ld is not in a vocabulary of %zu", c->bos_token, c->vocab_size);
+    if (c->n_experts == 1)
+        return gai_fail(e, GA_ERR_CONFIG, "n_experts=1 leaves the router no choice: 0 is a dense FFN of that width");
+    if (c->n_experts > 0 && c->experts_per_token > c->n_experts)
+        return gai_fail(e, GA_ERR_CONFIG, "experts_per_token=%zu is above n_experts=%zu", c->experts_per_token,
+                        c->n_experts);
+    if (c->n_experts > 0 && c->experts_per_token == 1 && c->normalize_top_k)
+        return gai_fail(
+            e, GA_ERR_CONFIG,
+            "experts_per_token=1 with normalize_top_k=1: the weight is always 1, and the router learns nothing "
+            "from the loss");
     return gai_check_gate(c, e);
 }
 
@@ -1008,6 +1107,11 @@ GA_API ga_gate ga_gate_of(const ga_config *c) {
     return g;
 }
 
+GA_API ga_router ga_router_of(const ga_config *c) {
+    ga_router r = {c->n_experts, c->n_experts > 0 ? c->experts_per_token : 1, c->normalize_top_k};
+    return r;
+}
+
 GA_API ga_sizes ga_sizes_of(const ga_config *c) {
     ga_gate g = ga_gate_of(c);
     ga_sizes z;
@@ -1016,6 +1120,7 @@ GA_API ga_sizes ga_sizes_of(const ga_config *c) {
     z.G = g.input == GA_INPUT_QUERY ? g.logits : 0;
     z.G_free = g.input == GA_INPUT_QUERY ? 0 : g.logits;
     z.Z = z.HQ * z.D + z.G + 2 * z.HK * z.D;
+    z.E = c->n_experts, z.K = ga_router_of(c).K;
     return z;
 }
 
@@ -1781,6 +1886,243 @@ GA_API void ga_swiglu_backward(ga_real *du, const ga_real *da, const ga_real *u,
     }
 }
 
+/* ==== 3.1: mixture of experts ======================================================================================= */
+
+/* The FFN of a mixture is E FFNs, of which each position uses the K that the router chooses for it:
+ *
+ *     z = h W_router^T,   p = softmax(z),   S = the K largest of p,   f(h) = sum_{e in S} w_e FFN_e(h)
+ *     w_e = p_e / sum_{i in S} p_i   (normalize_top_k)   or   p_e
+ *
+ * A choice (n, j), the j-th expert of position n, is slot s = n K + j. The N K slots are sorted by expert, so that the
+ * rows of one expert stand together and a product over all experts is E products of contiguous matrices ("grouped"):
+ *
+ *     slots  n0 n0 n1 n1 n2 n2 ...       rows   | expert 0 | expert 1    | (none)  | expert 3 | ...
+ *            e3 e0 e1 e0 e3 e1                    offsets[0] offsets[1]    offsets[2] = offsets[3]
+ *
+ * No position is dropped and no row is padded: there are always N K rows, so that memory is known beforehand, while cost
+ * follows K, not E. The sort is stable: nothing depends on threads, and a device can do it without asking the host.
+ *
+ * Two losses are added to the cross-entropy, each the mean over the layers:
+ *
+ *     L_z  = mean_n lse_n^2,   lse_n = log sum_e exp(z_ne)                               keeps the logits small
+ *     L_lb = E sum_e f_e P_e,  f_e = c_e / tokens,   P_e = mean_n p_ne                   balances the load
+ *
+ * where c_e counts the positions that chose e; L_lb is K at perfect balance. Balance within a micro-batch would hinder
+ * experts from specialising, so counts and tokens are those of the *global* batch: c_e is summed over the micro-batches of
+ * an optimiser step (and over ranks, where there are several). When micro-batch m runs backward the choices of m+1, ...
+ * do not exist yet; to know them would take a second forward pass over the whole batch. So the loss of micro-batch m is
+ *
+ *     L_lb,m = E sum_e f_e^(m) P_e,m,   f_e^(m) = c_e over micro-batches 1..m / tokens in 1..m,
+ *
+ * whose last term sees the whole batch; with one micro-batch a step it is the loss above. c_e is a count: piecewise
+ * constant, so that its derivative is zero and the gradient below is exactly that of L_lb,m. */
+
+/* The K largest of z, the largest first; of equal ones the first. */
+GAI_FN void gai_top_k(int32_t *experts, const ga_real *z, ga_router r) {
+    bool taken[GA_MAX_EXPERTS] = {false};
+    for (size_t j = 0; j < r.K; j++) {
+        size_t best = r.E;
+        for (size_t e = 0; e < r.E; e++)
+            if (!taken[e] && (best == r.E || z[e] > z[best])) best = e;
+        taken[best] = true;
+        experts[j] = (int32_t)best;
+    }
+}
+
+/* Section 3.1: the router.  z, p, S and w as above.
+ *
+ *     p        (N, E)  out: all probabilities
+ *     lse      (N)     out: log sum_e exp(z_ne)
+ *     weights  (N, K)  out: w of the chosen experts
+ *     experts  (N, K)  out: which they are, the most probable first
+ *     logits   (N, E)  z; may be p
+ *
+ * The backward pass needs all that is put out.
+ */
+GA_API void ga_route_forward(ga_real *p, ga_real *lse, ga_real *weights, int32_t *experts, const ga_real *logits,
+                             size_t N, ga_router r) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        const ga_real *z = logits + n * r.E;
+        const int32_t *chosen = experts + n * r.K;
+        ga_real *pn = p + n * r.E, sum = 0, of_chosen = 0;
+        gai_top_k(experts + n * r.K, z, r);
+        ga_real top = z[chosen[0]];
+        for (size_t e = 0; e < r.E; e++) sum += pn[e] = gai_exp(z[e] - top);
+        for (size_t e = 0; e < r.E; e++) pn[e] /= sum;
+        lse[n] = top + gai_log(sum);
+        for (size_t j = 0; j < r.K; j++) of_chosen += pn[chosen[j]];
+        for (size_t j = 0; j < r.K; j++) weights[n * r.K + j] = pn[chosen[j]] / (r.normalize ? of_chosen : 1);
+    }
+}
+
+/*     dp_e = (dw_e - sum_{i in S} dw_i w_i) / sum_{i in S} p_i    (normalised, e in S)   or   dw_e   (e in S)
+ *          + balance_scale E f_e / N                              L_lb,m: c_e has no derivative
+ *     dz_e = p_e (dp_e - sum_i dp_i p_i) + z_scale 2 lse p_e / N    L_z: d lse / d z_e = p_e
+ *
+ *     d_logits   (N, E)  out
+ *     d_weights  (N, K)
+ *     counts     (E)     c_e, of this micro-batch and those before it in the step
+ *     balance_scale, z_scale: what the two losses are worth
+ */
+GA_API void ga_route_backward(ga_real *d_logits, const ga_real *d_weights, const ga_real *p, const ga_real *lse,
+                              const int32_t *experts, const int32_t *counts, size_t N, ga_router r,
+                              ga_real balance_scale, ga_real z_scale) {
+    ga_real balance[GA_MAX_EXPERTS];
+    double slots = 0;
+    for (size_t e = 0; e < r.E; e++) slots += (double)counts[e];
+    for (size_t e = 0; e < r.E; e++) {
+        double f = (double)counts[e] * (double)r.K / slots;
+        balance[e] = (ga_real)((double)balance_scale * (double)r.E * f / (double)N);
+    }
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        const ga_real *pn = p + n * r.E, *dw = d_weights + n * r.K;
+        const int32_t *chosen = experts + n * r.K;
+        ga_real *dz = d_logits + n * r.E, along = 0, of_chosen = 0, all = 0;
+        for (size_t j = 0; j < r.K; j++) of_chosen += pn[chosen[j]], along += dw[j] * pn[chosen[j]];
+        if (r.normalize) along /= of_chosen;
+        for (size_t e = 0; e < r.E; e++) dz[e] = balance[e];
+        for (size_t j = 0; j < r.K; j++) dz[chosen[j]] += r.normalize ? (dw[j] - along) / of_chosen : dw[j];
+        for (size_t e = 0; e < r.E; e++) all += dz[e] * pn[e];
+        for (size_t e = 0; e < r.E; e++) dz[e] = pn[e] * (dz[e] - all + z_scale * 2 * lse[n] / (ga_real)N);
+    }
+}
+
+/* Sorts slots by expert, stable.
+ *
+ *     rows     (N K)    out: the row of a slot
+ *     slots    (N K)    out: the slot of a row
+ *     offsets  (E + 1)  out: rows offsets[e] .. offsets[e + 1] are those of expert e
+ *     experts  (N, K)
+ */
+GA_API void ga_route_rows(int32_t *rows, int32_t *slots, int32_t *offsets, const int32_t *experts, size_t N,
+                          ga_router r) {
+    int32_t next[GA_MAX_EXPERTS];
+    memset(offsets, 0, (r.E + 1) * sizeof *offsets);
+    for (size_t s = 0; s < N * r.K; s++) offsets[experts[s] + 1]++;
+    for (size_t e = 0; e < r.E; e++) next[e] = offsets[e], offsets[e + 1] += offsets[e];
+    for (size_t s = 0; s < N * r.K; s++) {
+        rows[s] = next[experts[s]]++;
+        slots[rows[s]] = (int32_t)s;
+    }
+}
+
+/* Adds what the losses need of a micro-batch to what is there of the step.
+ *
+ *     counts (E)      += rows of each expert
+ *     sums   (E + 1)  += sum_n p_ne, and at the end sum_n lse_n^2
+ */
+GA_API void ga_route_sums(int32_t *counts, ga_real *sums, const int32_t *offsets, const ga_real *p, const ga_real *lse,
+                          size_t N, ga_router r) {
+    GAI_PARALLEL_FOR
+    for (size_t e = 0; e <= r.E; e++) {
+        double sum = 0;
+        for (size_t n = 0; n < N; n++) sum += e < r.E ? (double)p[n * r.E + e] : (double)lse[n] * (double)lse[n];
+        sums[e] += (ga_real)sum;
+        if (e < r.E) counts[e] += offsets[e + 1] - offsets[e];
+    }
+}
+
+/* y_r = x_n for each row r, whose slot belongs to position n.    y (R, C) out,  x (N, C),  slots (R),  R = N K
+ * The backward pass is ga_sum_rows. */
+GA_API void ga_gather_rows(ga_real *y, const ga_real *x, const int32_t *slots, size_t R, size_t C, size_t K) {
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < R; i++) memcpy(y + i * C, x + (size_t)slots[i] / K * C, C * sizeof *y);
+}
+
+/* y_n = sum of the rows of position n's slots, in their order.    y (N, C) out,  x (N K, C),  rows (N K)
+ * The backward pass is ga_gather_rows. */
+GA_API void ga_sum_rows(ga_real *y, const ga_real *x, const int32_t *rows, size_t N, size_t C, size_t K) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        ga_real *yn = y + n * C;
+        memcpy(yn, x + (size_t)rows[n * K] * C, C * sizeof *y);
+        for (size_t j = 1; j < K; j++)
+            for (size_t c = 0; c < C; c++) yn[c] += x[(size_t)rows[n * K + j] * C + c];
+    }
+}
+
+/* A linear map for each expert, on its own rows.
+ *
+ *     y_r = x_r w_e^T  for the rows r = offsets[e] .. offsets[e + 1] of expert e
+ *
+ *     y (R, O)  out;   x (R, I)
+ *     w  (O, I) of expert e begins at w + e w_stride
+ */
+GA_API void ga_grouped_forward(ga_real *y, const ga_real *x, const ga_real *w, size_t w_stride, const int32_t *offsets,
+                               size_t E, size_t O, size_t I) {
+    size_t panels = gai_ceil_div(O, GAI_NC);
+    GAI_PARALLEL_TASKS
+    for (size_t task = 0; task < E * panels; task++) {
+        size_t e = task / panels, j = task % panels * GAI_NC, columns = gai_min(GAI_NC, O - j);
+        size_t end = (size_t)offsets[e + 1];
+        for (size_t i = (size_t)offsets[e]; i < end; i += GAI_MC)
+            gai_product_block(y + i * O + j, O, x + i * I, I, 1, w + e * w_stride + j * I, 1, I,
+                              gai_min(GAI_MC, end - i), columns, I, false);
+    }
+}
+
+/*     dx_r  = dy_r w_e,    dw_e += sum over the rows of e of dy_r^T x_r;   an expert without rows keeps its dw
+ *
+ *     dx (R, I)  out;   dy (R, O)
+ *     dw  (O, I) of expert e at dw + e w_stride, added to
+ */
+GA_API void ga_grouped_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, const ga_real *w,
+                                size_t w_stride, const int32_t *offsets, size_t E, size_t O, size_t I) {
+    size_t panels = gai_ceil_div(I, GAI_NC);
+    GAI_PARALLEL_TASKS
+    for (size_t task = 0; task < E * panels; task++) {
+        size_t e = task / panels, j = task % panels * GAI_NC, columns = gai_min(GAI_NC, I - j);
+        size_t first = (size_t)offsets[e], end = (size_t)offsets[e + 1];
+        for (size_t i = first; i < end; i += GAI_MC)
+            gai_product_block(dx + i * I + j, I, dy + i * O, O, 1, w + e * w_stride + j, I, 1, gai_min(GAI_MC, end - i),
+                              columns, O, false);
+        for (size_t o = 0; o < O && first < end; o += GAI_MC)
+            gai_product_block(dw + e * w_stride + o * I + j, I, dy + first * O + o, 1, O, x + first * I + j, I, 1,
+                              gai_min(GAI_MC, O - o), columns, end - first, true);
+    }
+}
+
+/* SwiGLU of an expert, times the expert's weight: what follows is linear, so that the weight may as well stand here, and
+ * the backward pass gets its gradient without the expert's output.
+ *
+ *     a_r = w_s silu(act_r) up_r     for the slot s of row r
+ *
+ *     a (R, F)  out;   u (R, 2 F)  rows of [act | up], which the backward pass needs;   weights, slots (R)
+ */
+GA_API void ga_expert_swiglu_forward(ga_real *a, const ga_real *u, const ga_real *weights, const int32_t *slots,
+                                     size_t R, size_t F) {
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < R; i++) {
+        const ga_real *act = u + i * 2 * F, *up = act + F;
+        ga_real weight = weights[slots[i]];
+        for (size_t f = 0; f < F; f++) a[i * F + f] = weight * act[f] * gai_sigmoid(act[f]) * up[f];
+    }
+}
+
+/*     d act = w da up silu'(act),   d up = w da silu(act),   dw = sum_f da silu(act) up = sum_f d up up / w
+ *
+ *     du (R, 2 F), d_weights (R)  out, the latter by slot;   da (R, F)
+ */
+GA_API void ga_expert_swiglu_backward(ga_real *du, ga_real *d_weights, const ga_real *da, const ga_real *u,
+                                      const ga_real *weights, const int32_t *slots, size_t R, size_t F) {
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < R; i++) {
+        const ga_real *act = u + i * 2 * F, *up = act + F, *dai = da + i * F;
+        ga_real *d_act = du + i * 2 * F, *d_up = d_act + F, weight = weights[slots[i]];
+        for (size_t f = 0; f < F; f++) {
+            ga_real p = gai_sigmoid(act[f]);
+            d_act[f] = weight * dai[f] * up[f] * p * (1 + act[f] * (1 - p));
+            d_up[f] = dai[f] * act[f] * p;
+        }
+        d_weights[slots[i]] = gai_dot(d_up, up, F);
+        for (size_t f = 0; f < F; f++) d_up[f] *= weight;
+    }
+}
+
+/* ==== outputs, residual stream, loss ================================================================================ */
+
 /* A.6: y = x, held within [-limit, limit]; NaN stays NaN.    n values */
 GA_API void ga_clip_forward(ga_real *y, const ga_real *x, size_t n, ga_real limit) {
     GAI_PARALLEL_FOR
@@ -2017,11 +2359,23 @@ GAI_FN ga_result gai_status(const ga_model *m, ga_error *e) {
 
 /* ==== memory ======================================================================================================= */
 
+GAI_FN void gai_name_tensor(ga_tensor *t, bool ffn, const char *name) {
+    if (t->layer == GA_ALL)
+        snprintf(t->name, sizeof t->name, "%s", name);
+    else if (!ffn)
+        snprintf(t->name, sizeof t->name, "model.layers.%zu.%s", t->layer, name);
+    else if (t->expert == GA_ALL)
+        snprintf(t->name, sizeof t->name, "model.layers.%zu.mlp.%s", t->layer, name);
+    else
+        snprintf(t->name, sizeof t->name, "model.layers.%zu.mlp.experts.%zu.%s", t->layer, t->expert, name);
+}
+
 /* Goes through the parameters of a configuration in the order of the blocks; tensors NULL: only counts them. */
 GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, size_t *n_weights) {
     enum {
         GAI_MODEL,
         GAI_LAYER,
+        GAI_FFN,
         MATRIX = GA_START_MATRIX,
         GATE = GA_START_GATE,
         ONES = GA_START_ONES,
@@ -2029,23 +2383,23 @@ GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, size_t *n
     };
     ga_sizes z = ga_sizes_of(c);
     size_t count = 0, offset = 0;
-    for (size_t pass = 0; pass < z.L + 2; pass++) { /* the embedding, the layers, the head */
-        size_t layer = pass == 0 || pass == z.L + 1 ? GA_ALL : pass - 1;
-#define GAI_X(scope, field, tensor_name, rows_, columns_, condition, start_)                     \
-    if ((condition) && (GAI_##scope == GAI_LAYER) == (layer != GA_ALL) &&                        \
-        (layer != GA_ALL || (GA_TENSOR_##field == GA_TENSOR_embed) == (pass == 0))) {            \
-        if (tensors) {                                                                           \
-            ga_tensor *t = tensors + count;                                                      \
-            t->id = GA_TENSOR_##field, t->layer = layer, t->rows = rows_, t->columns = columns_; \
-            t->offset = offset, t->start = (ga_start)start_;                                     \
-            t->decays = start_ == MATRIX || start_ == GATE;                                      \
-            t->frozen = GA_TENSOR_##field == GA_TENSOR_gate_weight && c->gate_frozen;            \
-            if (layer == GA_ALL)                                                                 \
-                snprintf(t->name, sizeof t->name, "%s", tensor_name);                            \
-            else                                                                                 \
-                snprintf(t->name, sizeof t->name, "model.layers.%zu.%s", layer, tensor_name);    \
-        }                                                                                        \
-        count++, offset += (size_t)(rows_) * (columns_);                                         \
+    size_t ffns = gai_max(z.E, 1), parts = 1 + ffns;        /* of a layer: what it has once, then its FFNs */
+    for (size_t pass = 0; pass < z.L * parts + 2; pass++) { /* the embedding, the layers, the head */
+        bool first = pass == 0, in_layer = !first && pass <= z.L * parts;
+        size_t layer = in_layer ? (pass - 1) / parts : GA_ALL, part = in_layer ? (pass - 1) % parts : 0;
+        int here = !in_layer ? GAI_MODEL : part == 0 ? GAI_LAYER : GAI_FFN;
+#define GAI_X(scope, field, tensor_name, rows_, columns_, condition, start_)                                   \
+    if ((condition) && GAI_##scope == here && (in_layer || (GA_TENSOR_##field == GA_TENSOR_embed) == first)) { \
+        if (tensors) {                                                                                         \
+            ga_tensor *t = tensors + count;                                                                    \
+            t->id = GA_TENSOR_##field, t->layer = layer, t->rows = rows_, t->columns = columns_;               \
+            t->expert = here == GAI_FFN && z.E > 0 ? part - 1 : GA_ALL;                                        \
+            t->offset = offset, t->start = (ga_start)start_;                                                   \
+            t->decays = start_ == MATRIX || start_ == GATE;                                                    \
+            t->frozen = GA_TENSOR_##field == GA_TENSOR_gate_weight && c->gate_frozen;                          \
+            gai_name_tensor(t, here == GAI_FFN, tensor_name);                                                  \
+        }                                                                                                      \
+        count++, offset += (size_t)(rows_) * (columns_);                                                       \
     }
         GA_TENSORS(GAI_X)
 #undef GAI_X
@@ -2115,6 +2469,11 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     }
         GA_LAYER_ACTIVATIONS(GAI_X)
 #undef GAI_X
+#define GAI_X(field, values)                                          \
+    a->field = l > 0 && share ? m->layers ? m->layers[0].field : NULL \
+                              : (int32_t *)gai_take(arena, z.E > 0 ? (values) : 0, sizeof(int32_t));
+        GA_LAYER_INDICES(GAI_X)
+#undef GAI_X
     }
     m->x_final = gai_take_reals(arena, N * z.C);
     m->h_final = gai_take_reals(arena, N * z.C);
@@ -2132,10 +2491,15 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->dx = gai_take_reals(arena, N * z.C);
     m->dh = gai_take_reals(arena, N * z.C);
     m->d_o = gai_take_reals(arena, N * z.C);
-    m->da = gai_take_reals(arena, N * gai_max(z.F, z.HQ * z.D));
+    m->da = gai_take_reals(arena, N * gai_max(z.K * z.F, z.HQ * z.D));
+    m->expert_counts = (int32_t *)gai_take(arena, z.L * z.E, sizeof(int32_t));
+    m->router_sums = gai_take_reals(arena, z.E > 0 ? z.L * (z.E + 1) : 0);
     /* The backward passes of the FFN and of attention take turns with the rest. */
     gai_arena ffn = *arena;
-    m->du = gai_take_reals(&ffn, N * 2 * z.F);
+    m->du = gai_take_reals(&ffn, N * z.K * 2 * z.F);
+    m->d_rows = gai_take_reals(&ffn, z.E > 0 ? N * z.K * z.C : 0);
+    m->d_router = gai_take_reals(&ffn, N * z.E);
+    m->d_weights = gai_take_reals(&ffn, z.E > 0 ? N * z.K : 0);
     m->d_qgkv = gai_take_reals(arena, N * z.Z);
     m->dq = gai_take_reals(arena, N * z.HQ * z.D);
     m->dk = gai_take_reals(arena, N * z.HK * z.D);
@@ -2148,7 +2512,7 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
 GAI_FN size_t gai_activation_bytes(const ga_config *c, ga_mode mode) {
     ga_model m;
     memset(&m, 0, sizeof m);
-    m.config = *c, m.sizes = ga_sizes_of(c), m.gate = ga_gate_of(c), m.mode = mode;
+    m.config = *c, m.sizes = ga_sizes_of(c), m.gate = ga_gate_of(c), m.router = ga_router_of(c), m.mode = mode;
     m.max_rows = c->batch_size * c->max_seq_len;
     gai_arena arena = {NULL, 0};
     gai_lay_out(&m, &arena);
@@ -2160,19 +2524,23 @@ GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, g
     if (result != GA_OK) return result;
     ga_sizes z = ga_sizes_of(c);
     double logits = (double)c->vocab_size, rows = (double)c->batch_size * (double)c->max_seq_len;
-    double widest = (double)(2 * z.F + z.Z + 8 * z.C + 4 * z.HQ * z.D);
+    double widest = (double)(z.K * (2 * z.F + 2 * z.C) + z.E + z.Z + 8 * z.C + 4 * z.HQ * z.D);
+    if (z.E > 0 && rows * (double)z.K > (double)INT32_MAX)
+        return gai_fail(e, GA_ERR_CONFIG, "batch_size * max_seq_len * experts_per_token = %.0f rows are too many",
+                        rows * (double)z.K);
     if (rows * widest * (double)(z.L + 4) > 1e15 || logits * (double)z.C * (double)sizeof(ga_real) > 1e15)
         return gai_fail(e, GA_ERR_CONFIG, "batch_size * max_seq_len = %.0f positions of this model are too many", rows);
     memset(s, 0, sizeof *s);
     gai_list_tensors(c, NULL, &s->parameters);
     s->embedding_parameters = z.V * z.C * (c->tied_embeddings ? 1 : 2);
     s->gate_parameters = z.L * (z.G * z.C + z.G_free);
+    s->activated_parameters = s->parameters - (z.E > 0 ? z.L * (z.E - z.K) * 3 * z.F * z.C : 0);
     s->weight_bytes = gai_weight_values(c, mode) * sizeof(ga_real);
     s->gradient_bytes = mode == GA_TRAINING ? s->weight_bytes : 0;
     s->optimizer_bytes = 2 * s->gradient_bytes;
     s->activation_bytes = gai_activation_bytes(c, mode);
     s->total_bytes = s->weight_bytes + s->gradient_bytes + s->optimizer_bytes + s->activation_bytes;
-    double layer = (double)z.C * (double)(z.Z + z.HQ * z.D) + 3 * (double)z.C * (double)z.F;
+    double layer = (double)z.C * ((double)(z.Z + z.HQ * z.D + z.E) + 3 * (double)z.K * (double)z.F);
     double attention = (double)(z.HQ * z.D) * ((double)c->max_seq_len + 1); /* 2 products over (T + 1) / 2 keys */
     s->forward_flops = 2 * ((double)z.L * (layer + attention) + (double)z.V * (double)z.C);
     s->training_flops = 3 * s->forward_flops + (c->recompute ? 2 * (double)z.L * (layer + attention) : 0);
@@ -2254,7 +2622,7 @@ GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode 
         gai_fail(e, GA_ERR_MEMORY, "no memory for the model");
         return NULL;
     }
-    m->config = *c, m->sizes = ga_sizes_of(c), m->gate = ga_gate_of(c), m->mode = mode;
+    m->config = *c, m->sizes = ga_sizes_of(c), m->gate = ga_gate_of(c), m->router = ga_router_of(c), m->mode = mode;
     m->device = device ? *device : ga_device_cpu();
     m->max_rows = c->batch_size * c->max_seq_len;
     bool allocated = gai_allocate_model(m);
@@ -2304,7 +2672,8 @@ GAI_FN gai_parameters gai_layer_parameters(const ga_model *m, ga_real *block, si
     size_t outer = 0, first = 1, count = 0; /* the tensors of a layer stand together, after the embedding */
     while (first + count < m->n_tensors && m->tensors[first + count].layer == 0) count++;
     for (size_t i = first + layer * count; i < first + (layer + 1) * count; i++)
-        *fields[m->tensors[i].id] = block + m->tensors[i].offset;
+        if (m->tensors[i].expert == GA_ALL || m->tensors[i].expert == 0)
+            *fields[m->tensors[i].id] = block + m->tensors[i].offset;
     *fields[m->tensors[outer].id] = block + m->tensors[outer].offset;
     for (size_t i = first + m->sizes.L * count; i < m->n_tensors; i++)
         *fields[m->tensors[i].id] = block + m->tensors[i].offset;
@@ -2348,6 +2717,53 @@ GAI_FN const ga_real *gai_gate_source(const ga_model *m, const ga_layer_activati
 /* The sink logits of a layer, (HQ), or NULL. */
 GAI_FN const ga_real *gai_sink_source(const ga_model *m, const gai_parameters *w) {
     return w->sinks ? w->sinks : m->sink_one;
+}
+
+/* Values from one expert's weights to the next one's. */
+GAI_INLINE size_t gai_expert_stride(ga_sizes z) {
+    return 3 * z.F * z.C;
+}
+
+/* Passes 12a to 15a: the FFN of a mixture (3.1). */
+GAI_FN void gai_experts_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, size_t N) {
+    ga_sizes z = m->sizes;
+    ga_router r = m->router;
+    size_t R = N * z.K, stride = gai_expert_stride(z);
+    GAI_RUN(m, linear_forward, a->router_p, a->h2, w->router, N, z.E, z.C);                           /* 12a */
+    GAI_RUN(m, route_forward, a->router_p, a->router_lse, a->weights, a->experts, a->router_p, N, r); /* 12b */
+    GAI_RUN(m, route_rows, a->rows, a->slots, a->offsets, a->experts, N, r);                          /* 12c */
+    GAI_RUN(m, gather_rows, a->h_rows, a->h2, a->slots, R, z.C, z.K);                                 /* 12d */
+    GAI_RUN(m, grouped_forward, a->u, a->h_rows, w->ffn_act, stride, a->offsets, z.E, 2 * z.F, z.C);  /* 13 */
+    GAI_RUN(m, expert_swiglu_forward, a->a, a->u, a->weights, a->slots, R, z.F);                      /* 14 */
+    GAI_RUN(m, grouped_forward, a->f_rows, a->a, w->ffn_down, stride, a->offsets, z.E, z.C, z.F);     /* 15 */
+    GAI_RUN(m, sum_rows, a->f, a->f_rows, a->rows, N, z.C, z.K);                                      /* 15a */
+}
+
+/* From d, the gradient of f, to m->dh, that of h2; d is not needed after 15a and may be m->d_o. scale: what the loss of
+ * this micro-batch is worth. */
+GAI_FN void gai_experts_backward(ga_model *m, size_t l, const gai_parameters *w, const gai_parameters *dw,
+                                 const ga_real *d, bool fresh, double scale, size_t N) {
+    const ga_layer_activations *a = &m->layers[l];
+    ga_sizes z = m->sizes;
+    ga_router r = m->router;
+    size_t R = N * z.K, stride = gai_expert_stride(z);
+    ga_real balance = (ga_real)(scale * m->config.load_balance_coef / (double)z.L);
+    ga_real z_loss = (ga_real)(scale * m->config.router_z_coef / (double)z.L);
+    if (!fresh) { /* 12d and 14 again */
+        GAI_RUN(m, gather_rows, a->h_rows, a->h2, a->slots, R, z.C, z.K);
+        GAI_RUN(m, expert_swiglu_forward, a->a, a->u, a->weights, a->slots, R, z.F);
+    }
+    GAI_RUN(m, gather_rows, m->d_rows, d, a->slots, R, z.C, z.K); /* 15a */
+    GAI_RUN(m, grouped_backward, m->da, dw->ffn_down, m->d_rows, a->a, w->ffn_down, stride, a->offsets, z.E, z.C,
+            z.F);                                                                                       /* 15 */
+    GAI_RUN(m, expert_swiglu_backward, m->du, m->d_weights, m->da, a->u, a->weights, a->slots, R, z.F); /* 14 */
+    GAI_RUN(m, grouped_backward, m->d_rows, dw->ffn_act, m->du, a->h_rows, w->ffn_act, stride, a->offsets, z.E, 2 * z.F,
+            z.C);                                                 /* 13 */
+    GAI_RUN(m, sum_rows, m->dh, m->d_rows, a->rows, N, z.C, z.K); /* 12d */
+    GAI_RUN(m, route_backward, m->d_router, m->d_weights, a->router_p, a->router_lse, a->experts,
+            m->expert_counts + l * z.E, N, r, balance, z_loss);                                  /* 12b */
+    GAI_RUN(m, linear_backward, m->d_o, dw->router, m->d_router, a->h2, w->router, N, z.E, z.C); /* 12a */
+    GAI_RUN(m, add, m->dh, m->dh, m->d_o, N * z.C);
 }
 
 /* One block: passes 1 to 18. The backward pass below walks the same numbers in reverse. */
@@ -2400,9 +2816,13 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
     }
     GAI_RUN(m, add, a->x_mid, a->x, o, N * z.C);                                      /* 11 */
     GAI_RUN(m, rmsnorm_forward, a->h2, a->rstd2, a->x_mid, w->ffn_norm, N, z.C, eps); /* 12 */
-    GAI_RUN(m, linear_forward, a->u, a->h2, w->ffn_act, N, 2 * z.F, z.C);             /* 13 */
-    GAI_RUN(m, swiglu_forward, a->a, a->u, N, z.F);                                   /* 14 */
-    GAI_RUN(m, linear_forward, a->f, a->a, w->ffn_down, N, z.C, z.F);                 /* 15 */
+    if (z.E > 0) {
+        gai_experts_forward(m, a, w, N); /* 12a to 15a */
+    } else {
+        GAI_RUN(m, linear_forward, a->u, a->h2, w->ffn_act, N, 2 * z.F, z.C); /* 13 */
+        GAI_RUN(m, swiglu_forward, a->a, a->u, N, z.F);                       /* 14 */
+        GAI_RUN(m, linear_forward, a->f, a->a, w->ffn_down, N, z.C, z.F);     /* 15 */
+    }
     const ga_real *f = a->f;
     if (c->ffn_clip > 0) { /* 16 */
         GAI_RUN(m, clip_forward, a->f_clipped, f, N * z.C, (ga_real)c->ffn_clip);
@@ -2416,9 +2836,11 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
 }
 
 /* m->dx holds d loss / d x_next and becomes d loss / d x; parameter gradients are added to dw. fresh: the forward pass of
- * this layer was the last one to run, so that what layers share is still there. */
-GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w,
-                               const gai_parameters *dw, bool fresh, size_t B, size_t T) {
+ * this layer was the last one to run, so that what layers share is still there. scale: as in ga_forward_backward, for the
+ * losses of the layer's own router. */
+GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, const gai_parameters *dw, bool fresh,
+                               double scale, size_t B, size_t T) {
+    const ga_layer_activations *a = &m->layers[l];
     ga_sizes z = m->sizes;
     const ga_config *c = &m->config;
     ga_gate g = m->gate;
@@ -2437,13 +2859,15 @@ GAI_FN void gai_layer_backward(ga_model *m, const ga_layer_activations *a, const
         GAI_RUN(m, clip_backward, m->d_o, d, a->f, N * z.C, (ga_real)c->ffn_clip);
         d = m->d_o;
     }
-    if (!fresh) { /* 14 and 12 again */
-        GAI_RUN(m, swiglu_forward, a->a, a->u, N, z.F);
-        GAI_RUN(m, rmsnorm_forward, a->h2, a->rstd2, a->x_mid, w->ffn_norm, N, z.C, eps);
+    if (!fresh) GAI_RUN(m, rmsnorm_forward, a->h2, a->rstd2, a->x_mid, w->ffn_norm, N, z.C, eps); /* 12 again */
+    if (z.E > 0) {
+        gai_experts_backward(m, l, w, dw, d, fresh, scale, N); /* 15a to 12a */
+    } else {
+        if (!fresh) GAI_RUN(m, swiglu_forward, a->a, a->u, N, z.F);                                 /* 14 again */
+        GAI_RUN(m, linear_backward, m->da, dw->ffn_down, d, a->a, w->ffn_down, N, z.C, z.F);        /* 15 */
+        GAI_RUN(m, swiglu_backward, m->du, m->da, a->u, N, z.F);                                    /* 14 */
+        GAI_RUN(m, linear_backward, m->dh, dw->ffn_act, m->du, a->h2, w->ffn_act, N, 2 * z.F, z.C); /* 13 */
     }
-    GAI_RUN(m, linear_backward, m->da, dw->ffn_down, d, a->a, w->ffn_down, N, z.C, z.F);                     /* 15 */
-    GAI_RUN(m, swiglu_backward, m->du, m->da, a->u, N, z.F);                                                 /* 14 */
-    GAI_RUN(m, linear_backward, m->dh, dw->ffn_act, m->du, a->h2, w->ffn_act, N, 2 * z.F, z.C);              /* 13 */
     GAI_RUN(m, rmsnorm_backward, m->dx, dw->ffn_norm, m->dh, a->x_mid, w->ffn_norm, a->rstd2, N, z.C, true); /* 12 */
     d = m->dx;                                                                                               /* 11 */
     const ga_real *o = g.position == GA_G5 ? a->o_gated : a->o;
@@ -2510,6 +2934,12 @@ GAI_FN void gai_observe_sink(ga_model *m, ga_statistics *s, const ga_layer_activ
     }
 }
 
+GAI_FN void gai_observe_experts(ga_model *m, double *rows, const ga_layer_activations *a) {
+    int32_t offsets[GA_MAX_EXPERTS + 1];
+    m->device.copy_out(m->device.state, offsets, a->offsets, (m->sizes.E + 1) * sizeof *offsets);
+    for (size_t e = 0; e < m->sizes.E; e++) rows[e] += (double)(offsets[e + 1] - offsets[e]);
+}
+
 GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer_activations *a,
                                    const gai_parameters *w, const ga_real *x_next, size_t l, size_t B, size_t T) {
     ga_sizes z = m->sizes;
@@ -2529,6 +2959,7 @@ GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer
     if (!(top <= s->max_abs[l])) s->max_abs[l] = top; /* NaN stays */
     const ga_real *logits = gai_gate_source(m, a, w, &stride);
     if (s->has_gate) GAI_RUN(m, gate_statistics, &s->gate[l], logits, stride, N, m->gate);
+    if (z.E > 0) gai_observe_experts(m, s->expert_rows + l * z.E, a);
 }
 
 GAI_FN void gai_observe_map(ga_model *m, ga_map *map, const ga_layer_activations *a, size_t B, size_t T) {
@@ -2586,11 +3017,16 @@ GAI_FN void gai_run_layer(ga_model *m, size_t l, size_t B, size_t T) {
     gai_layer_forward(m, a, &w, own, gai_next_x(m, l), B, T);
 }
 
-GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer) {
+/* count: the routers' choices count for the load-balancing loss of this step. */
+GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer, bool count) {
     size_t N = m->B * m->T;
     gai_embed(m, N);
     for (size_t l = 0; l < m->sizes.L; l++) {
         gai_run_layer(m, l, m->B, m->T);
+        const ga_layer_activations *a = &m->layers[l];
+        if (m->sizes.E > 0 && count)
+            GAI_RUN(m, route_sums, m->expert_counts + l * m->sizes.E, m->router_sums + l * (m->sizes.E + 1), a->offsets,
+                    a->router_p, a->router_lse, N, m->router);
         if (!observer) continue;
         gai_parameters w = gai_weights(m, l);
         if (observer->statistics)
@@ -2626,7 +3062,7 @@ GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *t
                             const ga_observer *observer, double *loss, ga_error *e) {
     ga_result result = gai_take_batch(m, tokens, targets, B, T, e);
     if (result != GA_OK) return result;
-    gai_forward_layers(m, observer);
+    gai_forward_layers(m, observer, false);
     if (!targets) return gai_status(m, e);
     gai_parameters w = gai_weights(m, GA_ALL);
     GAI_RUN(m, head_loss, m->losses, NULL, NULL, m->logits, m->h_final, w.head, m->targets, B * T, m->sizes.C,
@@ -2642,7 +3078,7 @@ GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const i
     ga_result result = gai_take_batch(m, tokens, targets, B, T, e);
     if (result != GA_OK) return result;
     size_t N = B * T, count = gai_count_targets(targets, N);
-    gai_forward_layers(m, observer);
+    gai_forward_layers(m, observer, true);
     gai_parameters w = gai_layer_parameters(m, m->weights, 0), dw = gai_layer_parameters(m, m->gradients, 0);
     GAI_RUN(m, head_loss, m->losses, m->dh, dw.head, m->logits, m->h_final, w.head, m->targets, N, m->sizes.C,
             m->sizes.V, (ga_real)(count ? scale / (double)count : 0));
@@ -2651,7 +3087,7 @@ GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const i
     for (size_t l = m->sizes.L; l-- > 0;) {
         if (m->config.recompute && l + 1 < m->sizes.L) gai_run_layer(m, l, B, T); /* the last is still there */
         w = gai_layer_parameters(m, m->weights, l), dw = gai_layer_parameters(m, m->gradients, l);
-        gai_layer_backward(m, &m->layers[l], &w, &dw, m->config.recompute || l + 1 == m->sizes.L, B, T);
+        gai_layer_backward(m, l, &w, &dw, m->config.recompute || l + 1 == m->sizes.L, scale, B, T);
     }
     GAI_RUN(m, embedding_backward, dw.embed, m->tokens, m->dx, N, m->sizes.C);
     if (loss) *loss = gai_mean_loss(m, N, count); /* last: the host waits here for a device of its own pace */
@@ -2669,6 +3105,44 @@ GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logi
         m->device.copy_out(m->device.state, logits + n * V, m->logits, count * V * sizeof *logits);
     }
     return gai_status(m, e);
+}
+
+/* The largest of E numbers of rows over their mean, and the share of those that are 0. */
+GAI_FN void gai_load(const double *rows, size_t E, double *max_load, double *dead) {
+    double all = 0, most = 0;
+    size_t none = 0;
+    for (size_t e = 0; e < E; e++) all += rows[e], most = rows[e] > most ? rows[e] : most, none += rows[e] == 0;
+    *max_load = all > 0 ? most * (double)E / all : (double)NAN;
+    *dead = all > 0 ? (double)none / (double)E : (double)NAN;
+}
+
+GAI_FN ga_routing gai_routing_of_layer(ga_model *m, size_t layer) {
+    size_t E = m->sizes.E;
+    int32_t counts[GA_MAX_EXPERTS];
+    ga_real sums[GA_MAX_EXPERTS + 1];
+    double rows[GA_MAX_EXPERTS], all = 0, product = 0;
+    m->device.copy_out(m->device.state, counts, m->expert_counts + layer * E, E * sizeof *counts);
+    m->device.copy_out(m->device.state, sums, m->router_sums + layer * (E + 1), (E + 1) * sizeof *sums);
+    for (size_t e = 0; e < E; e++) {
+        rows[e] = (double)counts[e];
+        all += rows[e], product += rows[e] * (double)sums[e];
+    }
+    double tokens = all / (double)m->sizes.K;
+    ga_routing r = {(double)E * product / (tokens * tokens), (double)sums[E] / tokens, 0, 0};
+    gai_load(rows, E, &r.max_load, &r.dead);
+    return r;
+}
+
+GA_API ga_routing ga_routing_of(ga_model *m, size_t layer) {
+    size_t first = layer == GA_ALL ? 0 : layer, end = layer == GA_ALL ? m->sizes.L : layer + 1;
+    double share = m->sizes.E > 0 && m->mode == GA_TRAINING ? 1 / (double)(end - first) : (double)NAN;
+    ga_routing mean = {0 * share, 0 * share, 0 * share, 0 * share};
+    for (size_t l = first; l < end && share > 0; l++) {
+        ga_routing r = gai_routing_of_layer(m, l);
+        mean.load_balance += share * r.load_balance, mean.router_z += share * r.router_z;
+        mean.max_load += share * r.max_load, mean.dead += share * r.dead;
+    }
+    return mean;
 }
 
 /* ==== optimiser and schedule ======================================================================================= */
@@ -2708,6 +3182,10 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
                 m->moment2 + t->offset, t->rows * t->columns, a);
     }
     m->device.zero(m->device.state, m->gradients, m->n_weights * sizeof(ga_real));
+    if (m->sizes.E > 0) {
+        m->device.zero(m->device.state, m->expert_counts, m->sizes.L * m->sizes.E * sizeof *m->expert_counts);
+        m->device.zero(m->device.state, m->router_sums, m->sizes.L * (m->sizes.E + 1) * sizeof(ga_real));
+    }
     if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
     return gai_status(m, e);
 }
@@ -2717,13 +3195,14 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
 GA_API ga_statistics *ga_statistics_create(const ga_model *m) {
     ga_statistics *s = (ga_statistics *)gai_zeroed(sizeof *s);
     if (!s) return NULL;
-    s->L = m->sizes.L, s->HQ = m->sizes.HQ, s->has_gate = m->gate.logits > 0;
+    s->L = m->sizes.L, s->HQ = m->sizes.HQ, s->E = m->sizes.E, s->has_gate = m->gate.logits > 0;
     s->has_sink = m->config.attention_sink != GA_SINK_NONE;
     s->attention = (double *)gai_zeroed(s->L * s->HQ * sizeof(double));
     s->sink = (double *)gai_zeroed(s->L * s->HQ * sizeof(double));
     s->max_abs = (double *)gai_zeroed(s->L * sizeof(double));
     s->gate = (ga_gate_sums *)gai_zeroed(s->L * sizeof *s->gate);
-    if (s->attention && s->sink && s->max_abs && s->gate) return s;
+    s->expert_rows = (double *)gai_zeroed((s->L * s->E + 1) * sizeof(double));
+    if (s->attention && s->sink && s->max_abs && s->gate && s->expert_rows) return s;
     ga_statistics_destroy(s);
     return NULL;
 }
@@ -2734,6 +3213,7 @@ GA_API void ga_statistics_reset(ga_statistics *s) {
     memset(s->sink, 0, s->L * s->HQ * sizeof(double));
     memset(s->max_abs, 0, s->L * sizeof(double));
     memset(s->gate, 0, s->L * sizeof *s->gate);
+    memset(s->expert_rows, 0, s->L * s->E * sizeof(double));
 }
 
 GA_API void ga_statistics_destroy(ga_statistics *s) {
@@ -2742,6 +3222,7 @@ GA_API void ga_statistics_destroy(ga_statistics *s) {
     GA_FREE(s->sink);
     GA_FREE(s->max_abs);
     GA_FREE(s->gate);
+    GA_FREE(s->expert_rows);
     GA_FREE(s);
 }
 
@@ -2830,6 +3311,35 @@ GA_API double ga_gate_below(const ga_statistics *s, size_t layer, double bound) 
 GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double shares[GA_BINS]) {
     ga_gate_sums g = gai_gate_sums(s, layer);
     for (size_t i = 0; i < GA_BINS; i++) shares[i] = g.count > 0 ? g.bins[i] / g.count : (double)NAN;
+}
+
+GA_API double ga_expert_load(const ga_statistics *s, size_t layer, size_t expert) {
+    double all = 0;
+    for (size_t e = 0; e < s->E; e++) all += s->expert_rows[layer * s->E + e];
+    return all > 0 ? s->expert_rows[layer * s->E + expert] * (double)s->E / all : (double)NAN;
+}
+
+/* The busiest expert's load, and the share of experts without a row: of a layer, or the mean over the layers. */
+GAI_FN void gai_mean_load(const ga_statistics *s, size_t layer, double *max_load, double *dead) {
+    size_t first = layer == GA_ALL ? 0 : layer, end = layer == GA_ALL ? s->L : layer + 1;
+    *max_load = *dead = 0;
+    for (size_t l = first; l < end; l++) {
+        double max_of_layer, dead_of_layer;
+        gai_load(s->expert_rows + l * s->E, s->E, &max_of_layer, &dead_of_layer);
+        *max_load += max_of_layer / (double)(end - first), *dead += dead_of_layer / (double)(end - first);
+    }
+}
+
+GA_API double ga_expert_max_load(const ga_statistics *s, size_t layer) {
+    double max_load, dead;
+    gai_mean_load(s, layer, &max_load, &dead);
+    return max_load;
+}
+
+GA_API double ga_expert_dead(const ga_statistics *s, size_t layer) {
+    double max_load, dead;
+    gai_mean_load(s, layer, &max_load, &dead);
+    return dead;
 }
 
 /* ==== generation =================================================================================================== */
@@ -4083,30 +4593,37 @@ GAI_FN ga_result gai_save_tensors(ga_model *m, const char *directory, const char
 /* ---- config.json ---- */
 
 /* X(key, our key or NULL, required) */
-#define GAI_HF_CONFIG(X)                             \
-    X(vocab_size, "vocab_size", true)                \
-    X(hidden_size, "d_model", true)                  \
-    X(num_hidden_layers, "n_layers", true)           \
-    X(num_attention_heads, "n_heads", true)          \
-    X(num_key_value_heads, "n_kv_heads", false)      \
-    X(head_dim, "head_dim", false)                   \
-    X(intermediate_size, "d_ff", true)               \
-    X(max_position_embeddings, "max_seq_len", false) \
-    X(rms_norm_eps, "norm_eps", false)               \
-    X(rope_theta, "rope_base", false)                \
-    X(initializer_range, "init_std", false)          \
-    X(use_qk_norm, "qk_norm", false)                 \
-    X(tie_word_embeddings, "tied_embeddings", false) \
-    X(headwise_attn_output_gate, NULL, false)        \
-    X(elementwise_attn_output_gate, NULL, false)     \
-    X(model_type, NULL, false)                       \
-    X(hidden_act, NULL, false)                       \
-    X(attention_bias, NULL, false)                   \
-    X(qkv_bias, NULL, false)                         \
-    X(mlp_bias, NULL, false)                         \
-    X(use_sliding_window, NULL, false)               \
-    X(rope_scaling, NULL, false)                     \
-    X(rope_parameters, NULL, false)                  \
+#define GAI_HF_CONFIG(X)                                \
+    X(vocab_size, "vocab_size", true)                   \
+    X(hidden_size, "d_model", true)                     \
+    X(num_hidden_layers, "n_layers", true)              \
+    X(num_attention_heads, "n_heads", true)             \
+    X(num_key_value_heads, "n_kv_heads", false)         \
+    X(head_dim, "head_dim", false)                      \
+    X(intermediate_size, "d_ff", true)                  \
+    X(max_position_embeddings, "max_seq_len", false)    \
+    X(rms_norm_eps, "norm_eps", false)                  \
+    X(rope_theta, "rope_base", false)                   \
+    X(initializer_range, "init_std", false)             \
+    X(use_qk_norm, "qk_norm", false)                    \
+    X(tie_word_embeddings, "tied_embeddings", false)    \
+    X(num_experts, "n_experts", false)                  \
+    X(num_experts_per_tok, "experts_per_token", false)  \
+    X(moe_intermediate_size, "d_ff", false)             \
+    X(norm_topk_prob, "normalize_top_k", false)         \
+    X(router_aux_loss_coef, "load_balance_coef", false) \
+    X(headwise_attn_output_gate, NULL, false)           \
+    X(elementwise_attn_output_gate, NULL, false)        \
+    X(model_type, NULL, false)                          \
+    X(hidden_act, NULL, false)                          \
+    X(attention_bias, NULL, false)                      \
+    X(qkv_bias, NULL, false)                            \
+    X(mlp_bias, NULL, false)                            \
+    X(use_sliding_window, NULL, false)                  \
+    X(rope_scaling, NULL, false)                        \
+    X(rope_parameters, NULL, false)                     \
+    X(decoder_sparse_step, NULL, false)                 \
+    X(mlp_only_layers, NULL, false)                     \
     X(gated_attention, NULL, false)
 
 enum {
@@ -4128,6 +4645,12 @@ GAI_FN const gai_hf_key *gai_hf_keys(void) {
 #undef GAI_X
     };
     return keys;
+}
+
+/* The keys that only a mixture of experts (qwen3_moe) has. */
+GAI_FN bool gai_is_mixture_key(ptrdiff_t i) {
+    return (i >= GAI_HF_num_experts && i <= GAI_HF_router_aux_loss_coef) || i == GAI_HF_decoder_sparse_step ||
+           i == GAI_HF_mlp_only_layers;
 }
 
 GAI_FN bool gai_is_model_key(const gai_key *k) {
@@ -4155,13 +4678,17 @@ GAI_FN ga_result gai_save_config(const ga_model *m, const char *directory, ga_er
     gai_text t = {buffer, 0, sizeof buffer};
     ga_result result = gai_path(path, directory, "/", "config.json", e);
     if (result != GA_OK) return result;
-    gai_print(&t, "{\n  \"architectures\": [\"Qwen3ForCausalLM\"],\n  \"model_type\": \"qwen3\",\n");
+    bool mixture = c->n_experts > 0;
+    gai_print(&t, "{\n  \"architectures\": [\"%s\"],\n", mixture ? "Qwen3MoeForCausalLM" : "Qwen3ForCausalLM");
+    gai_print(&t, "  \"model_type\": \"%s\",\n", mixture ? "qwen3_moe" : "qwen3");
+    if (mixture) gai_print(&t, "  \"decoder_sparse_step\": 1,\n  \"mlp_only_layers\": [],\n");
     gai_print(&t, "  \"torch_dtype\": \"%s\",\n", gai_own_dtype() == GAI_F64 ? "float64" : "float32");
     gai_print(&t, "  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n  \"qkv_bias\": false,\n");
     gai_print(&t, "  \"use_sliding_window\": false,\n  \"sliding_window\": null,\n  \"rope_scaling\": null,\n");
     gai_print(&t, "  \"headwise_attn_output_gate\": %s,\n", gai_switch(c, GA_HEADWISE) ? "true" : "false");
     gai_print(&t, "  \"elementwise_attn_output_gate\": %s,\n", gai_switch(c, GA_ELEMENTWISE) ? "true" : "false");
     for (const gai_hf_key *k = gai_hf_keys(); k->own; k++) {
+        if (!mixture && gai_is_mixture_key(k - gai_hf_keys())) continue;
         gai_print(&t, "  \"%s\": ", k->name);
         gai_print_value(&t, c, gai_find_key(k->own));
         gai_print(&t, ",\n");
@@ -4207,8 +4734,33 @@ GAI_FN ga_result gai_check_supported(const gai_json *values) {
     const gai_json *act = &values[GAI_HF_hidden_act], *type = &values[GAI_HF_model_type];
     if (act->at && !gai_json_is(act, "\"silu\""))
         return gai_fail(act->e, GA_ERR_CONFIG, "%s: hidden_act is not silu", act->path);
-    if (type->at && !gai_json_is(type, "\"qwen3\"") && !gai_json_is(type, "\"llama\""))
-        return gai_fail(type->e, GA_ERR_CONFIG, "%s: model_type is neither qwen3 nor llama", type->path);
+    if (type->at && !gai_json_is(type, "\"qwen3\"") && !gai_json_is(type, "\"qwen3_moe\"") &&
+        !gai_json_is(type, "\"llama\""))
+        return gai_fail(type->e, GA_ERR_CONFIG, "%s: model_type is none of qwen3, qwen3_moe, llama", type->path);
+    return GA_OK;
+}
+
+/* A mixture has experts in every layer, or is refused; what a dense model says of experts is passed over, as Hugging Face
+ * does. What a mixture leaves out has Hugging Face's default. */
+GAI_FN ga_result gai_parse_mixture(ga_config *c, gai_json *values) {
+    static const int required[] = {GAI_HF_num_experts, GAI_HF_num_experts_per_tok, GAI_HF_moe_intermediate_size};
+    const gai_json *type = &values[GAI_HF_model_type], *step = &values[GAI_HF_decoder_sparse_step];
+    const gai_json *dense = &values[GAI_HF_mlp_only_layers];
+    if (!gai_json_is(type, "\"qwen3_moe\"")) {
+        for (int i = 0; i < GAI_HF_COUNT; i++)
+            if (gai_is_mixture_key(i)) values[i].at = NULL;
+        return GA_OK;
+    }
+    for (size_t i = 0; i < sizeof required / sizeof *required; i++)
+        if (!values[required[i]].at)
+            return gai_fail(type->e, GA_ERR_FORMAT, "%s: %s is missing", type->path, gai_hf_keys()[required[i]].name);
+    if (step->at && !gai_json_is(step, "1"))
+        return gai_fail(step->e, GA_ERR_CONFIG,
+                        "%s: decoder_sparse_step is not 1: layers without experts are not supported", step->path);
+    if (dense->at && !gai_json_is(dense, "[]"))
+        return gai_fail(dense->e, GA_ERR_CONFIG,
+                        "%s: mlp_only_layers is not empty: layers without experts are not supported", dense->path);
+    c->normalize_top_k = false, c->load_balance_coef = 0.001;
     return GA_OK;
 }
 
@@ -4277,6 +4829,8 @@ GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_lengt
     if (result == GA_OK) result = gai_check_supported(values);
     if (result != GA_OK) return result;
     gai_reset_model_keys(c, keep_length);
+    result = gai_parse_mixture(c, values);
+    if (result != GA_OK) return result;
     for (size_t i = 0; hf[i].own; i++) {
         if (hf[i].required && !values[i].at)
             return gai_fail(object.e, GA_ERR_FORMAT, "%s: %s is missing", object.path, hf[i].name);
@@ -4285,7 +4839,8 @@ GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_lengt
         if (result != GA_OK) return result;
     }
     if (!values[GAI_HF_num_key_value_heads].at) c->n_kv_heads = c->n_heads;
-    if (!values[GAI_HF_use_qk_norm].at) c->qk_norm = gai_json_is(&values[GAI_HF_model_type], "\"qwen3\"");
+    if (!values[GAI_HF_use_qk_norm].at)
+        c->qk_norm = gai_json_is(&values[GAI_HF_model_type], "\"qwen3\"") || c->n_experts > 0;
     if (!values[GAI_HF_head_dim].at) c->head_dim = c->d_model / c->n_heads;
     if (c->head_dim < 2 || c->head_dim > GA_MAX_HEAD_DIM)
         return gai_fail(object.e, GA_ERR_CONFIG,
@@ -4517,7 +5072,10 @@ GAI_FN ga_result gai_check_model(const ga_model *m, const char *directory, ga_er
         const gai_key *k = &gai_keys()[i];
         char stored[GA_TEXT], own[GA_TEXT];
         bool training = i == GAI_KEY_init_std || i == GAI_KEY_gate_init_std || i == GAI_KEY_gate_frozen ||
-                        i == GAI_KEY_attn_clip || i == GAI_KEY_ffn_clip;
+                        i == GAI_KEY_attn_clip || i == GAI_KEY_ffn_clip || i == GAI_KEY_load_balance_coef ||
+                        i == GAI_KEY_router_z_coef;
+        bool routing = i == GAI_KEY_experts_per_token || i == GAI_KEY_normalize_top_k;
+        if (routing && m->config.n_experts == 0) continue;
         bool gate = strcmp(k->group, "GATE") == 0 && i != GAI_KEY_gate_position;
         if (training || (gate && m->config.gate_position == GA_NO_GATE)) continue;
         ga_config_get(&c, k->name, stored, sizeof stored);

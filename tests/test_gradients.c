@@ -314,6 +314,103 @@ static void test_swiglu(void **state) {
     free(a.x), free(a.out), free(a.weight), free(du);
 }
 
+/* ---- mixture of experts ---- */
+
+typedef struct {
+    size_t N, F;
+    ga_router r;
+    double balance, z_loss;
+    double *z, *p, *lse, *weights, *weight, *u, *a;
+    int32_t *experts, *counts, *rows, *slots, *offsets;
+} routing;
+
+static int32_t *indices(size_t n) {
+    int32_t *x = (int32_t *)calloc(n, sizeof *x);
+    assert_non_null(x);
+    return x;
+}
+
+/* weight . w + balance L_lb,m + z_loss L_z, the two by their definitions */
+static double route(void *context) {
+    routing *a = (routing *)context;
+    size_t N = a->N, E = a->r.E, K = a->r.K;
+    double tokens = 0, balance = 0, squares = 0;
+    ga_route_forward(a->p, a->lse, a->weights, a->experts, a->z, N, a->r);
+    for (size_t e = 0; e < E; e++) tokens += (double)a->counts[e] / (double)K;
+    for (size_t n = 0; n < N; n++) {
+        double sum = 0;
+        for (size_t e = 0; e < E; e++) sum += exp(a->z[n * E + e]);
+        squares += log(sum) * log(sum);
+        for (size_t e = 0; e < E; e++) balance += a->counts[e] / tokens * exp(a->z[n * E + e]) / sum;
+    }
+    return dot(a->weight, a->weights, N * K) + a->balance * (double)E * balance / (double)N +
+           a->z_loss * squares / (double)N;
+}
+
+static void check_route(size_t N, size_t E, size_t K, bool normalize) {
+    routing a = {.N = N, .r = {E, K, normalize}, .balance = 0.7, .z_loss = -0.3};
+    a.z = numbers(N * E), a.p = reals(N * E), a.lse = reals(N), a.weights = reals(N * K), a.weight = numbers(N * K);
+    a.experts = indices(N * K), a.counts = indices(E);
+    for (size_t e = 0; e < E; e++) a.counts[e] = (int32_t)(e * 5 % 7);
+    double *dz = numbers(N * E);
+    route(&a);
+    ga_route_backward(dz, a.weight, a.p, a.lse, a.experts, a.counts, N, a.r, a.balance, a.z_loss);
+    check_all(route, &a, a.z, dz, N * E, "router d logits");
+    free(a.z), free(a.p), free(a.lse), free(a.weights), free(a.weight), free(a.experts), free(a.counts), free(dz);
+}
+
+static void test_route(void **state) {
+    (void)state;
+    check_route(5, 7, 2, true);
+    check_route(5, 7, 2, false);
+    check_route(3, 6, 1, false);
+    check_route(4, 3, 3, true);
+    check_route(1, 130, 8, true);
+}
+
+static double expert_swiglu(void *context) {
+    routing *a = (routing *)context;
+    ga_expert_swiglu_forward(a->a, a->u, a->weights, a->slots, a->N, a->F);
+    return dot(a->weight, a->a, a->N * a->F);
+}
+
+static void test_expert_swiglu(void **state) {
+    (void)state;
+    int32_t slots[] = {2, 0, 3, 1};
+    routing a = {.N = 4, .F = 19, .slots = slots};
+    a.u = numbers(4 * 38), a.weights = numbers(4), a.a = reals(4 * 19), a.weight = numbers(4 * 19);
+    double *du = numbers(4 * 38), *d_weights = numbers(4);
+    ga_expert_swiglu_backward(du, d_weights, a.weight, a.u, a.weights, slots, 4, 19);
+    check_all(expert_swiglu, &a, a.u, du, 4 * 38, "expert swiglu du");
+    check_all(expert_swiglu, &a, a.weights, d_weights, 4, "expert swiglu d weights");
+    free(a.u), free(a.weights), free(a.a), free(a.weight), free(du), free(d_weights);
+}
+
+typedef struct {
+    double *x, *w, *y, *weight;
+    size_t E, O, I, stride, outputs;
+    const int32_t *offsets;
+} group;
+
+static double grouped(void *context) {
+    group *a = (group *)context;
+    ga_grouped_forward(a->y, a->x, a->w, a->stride, a->offsets, a->E, a->O, a->I);
+    return dot(a->weight, a->y, a->outputs);
+}
+
+static void test_grouped(void **state) {
+    (void)state;
+    static const int32_t offsets[] = {0, 1, 1, 12, 14}; /* the second expert has no rows */
+    enum { E = 4, R = 14, O = 7, I = 9, STRIDE = O * I + 5 };
+    group a = {.E = E, .O = O, .I = I, .stride = STRIDE, .outputs = R * O, .offsets = offsets};
+    a.x = numbers(R * I), a.w = numbers(E * STRIDE), a.y = reals(R * O), a.weight = numbers(R * O);
+    double *dx = numbers(R * I), *dw = reals(E * STRIDE);
+    ga_grouped_backward(dx, dw, a.weight, a.x, a.w, STRIDE, offsets, E, O, I);
+    check_all(grouped, &a, a.x, dx, R * I, "grouped dx");
+    check_all(grouped, &a, a.w, dw, E * STRIDE, "grouped dw"); /* what lies between the experts has no gradient */
+    free(a.x), free(a.w), free(a.y), free(a.weight), free(dx), free(dw);
+}
+
 static double clip(void *context) {
     operands *a = (operands *)context;
     ga_clip_forward(a->out, a->x, a->N, a->limit);
@@ -364,11 +461,28 @@ typedef struct {
     size_t B, T;
 } problem;
 
+/* The two losses of a layer's router by their definitions, from the probabilities of the last pass. */
+static double router_losses(const problem *p, size_t layer) {
+    const ga_config *c = &p->m->config;
+    const ga_layer_activations *a = &p->m->layers[layer];
+    size_t N = p->B * p->T, E = c->n_experts, K = c->experts_per_token;
+    double balance = 0, squares = 0;
+    for (size_t e = 0; e < E; e++) {
+        double f = 0, P = 0;
+        for (size_t s = 0; s < N * K; s++) f += (size_t)a->experts[s] == e;
+        for (size_t n = 0; n < N; n++) P += a->router_p[n * E + e];
+        balance += (double)E * f / (double)N * P / (double)N;
+    }
+    for (size_t n = 0; n < N; n++) squares += a->router_lse[n] * a->router_lse[n] / (double)N;
+    return (c->load_balance_coef * balance + c->router_z_coef * squares) / (double)c->n_layers;
+}
+
 static double loss_of(void *context) {
     problem *p = (problem *)context;
     double loss = NAN;
     ga_error e;
     expect_ok(ga_forward(p->m, p->tokens, p->targets, p->B, p->T, NULL, &loss, &e), &e);
+    for (size_t l = 0; p->m->sizes.E > 0 && l < p->m->sizes.L; l++) loss += router_losses(p, l);
     return loss;
 }
 
@@ -383,6 +497,10 @@ static problem make_problem(const ga_config *c, size_t B, size_t T, uint64_t see
 
 /* With one position the softmax is 1 whatever the scores are. */
 static bool has_no_effect(const problem *p, const ga_tensor *t) {
+    if (t->expert != GA_ALL && !p->m->config.recompute) {
+        const int32_t *offsets = p->m->layers[t->layer].offsets + t->expert;
+        return offsets[0] == offsets[1]; /* no position chose this expert */
+    }
     if (p->T > 1 || p->m->config.attention_sink != GA_SINK_NONE) return false;
     bool gate = t->id == GA_TENSOR_gate_weight || t->id == GA_TENSOR_gate_free;
     bool scores = p->m->gate.position == GA_G3 || p->m->gate.position == GA_G4;
@@ -544,6 +662,57 @@ static void test_clipped_outputs(void **state) {
     }
 }
 
+/* No choice of a router is so close that a difference would change it. */
+static bool routes_clearly(problem *p) {
+    const ga_config *c = &p->m->config;
+    size_t E = c->n_experts, K = c->experts_per_token;
+    loss_of(p);
+    for (size_t i = 0; i < c->n_layers * p->B * p->T; i++) {
+        const ga_layer_activations *a = &p->m->layers[i / (p->B * p->T)];
+        const double *prob = a->router_p + i % (p->B * p->T) * E;
+        const int32_t *chosen = a->experts + i % (p->B * p->T) * K;
+        double least = prob[chosen[K - 1]];
+        for (size_t e = 0, j; e < E; e++) {
+            for (j = 0; j < K && (size_t)chosen[j] != e; j++) continue;
+            if (j == K && !(prob[e] < least * (1 - 5e-3))) return false;
+        }
+    }
+    return true;
+}
+
+static void check_mixture(const char *settings, size_t B, size_t T) {
+    ga_config c = tiny_config("n_experts=5 experts_per_token=2 load_balance_coef=0.3 router_z_coef=0.2");
+    configure(&c, settings);
+    for (uint64_t seed = 1; seed < 40; seed++) {
+        problem p = make_problem(&c, B, T, seed);
+        bool clear = routes_clearly(&p);
+        if (clear) check_problem(&p, EVERY_ENTRY, settings);
+        ga_destroy(p.m);
+        if (clear) return;
+    }
+    fail_msg("%s: every seed has a choice that is too close", settings);
+}
+
+static void test_mixture(void **state) {
+    (void)state;
+    check_mixture("", 2, 5);
+    check_mixture("normalize_top_k=0 gate_position=G1", 2, 5);
+    check_mixture("normalize_top_k=0 experts_per_token=1 n_layers=3", 1, 5);
+    check_mixture("experts_per_token=5", 1, 4);
+    check_mixture("n_experts=20 experts_per_token=3 d_ff=2", 1, 5); /* some have no rows */
+    check_mixture("sandwich_norm=1 gate_position=G5 tied_embeddings=1", 2, 4);
+    check_mixture("load_balance_coef=0 router_z_coef=0 gate_position=G2", 1, 5);
+    check_mixture("n_layers=1 d_ff=1", 1, 1);
+}
+
+/* A layer's probabilities do not outlast it here, so that the losses of the routers are left out; and every expert has rows. */
+static void test_mixture_recomputed(void **state) {
+    (void)state;
+    check_model(
+        "n_experts=4 experts_per_token=3 load_balance_coef=0 router_z_coef=0 recompute=1 n_layers=3 gate_position=G1",
+        1, 5, EVERY_ENTRY);
+}
+
 static void test_lengths(void **state) {
     (void)state;
     check_model("gate_position=G1", 2, 1, EVERY_ENTRY);
@@ -572,6 +741,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_sdpa),
         cmocka_unit_test(test_gate),
         cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_route),
+        cmocka_unit_test(test_expert_swiglu),
+        cmocka_unit_test(test_grouped),
         cmocka_unit_test(test_clip),
         cmocka_unit_test(test_head_loss),
         cmocka_unit_test(test_positions),
@@ -580,6 +752,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_attention_sink),
         cmocka_unit_test(test_depths),
         cmocka_unit_test(test_clipped_outputs),
+        cmocka_unit_test(test_mixture),
+        cmocka_unit_test(test_mixture_recomputed),
         cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_all_gates),
         cmocka_unit_test(test_ignored_targets),
