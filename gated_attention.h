@@ -701,6 +701,10 @@ GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_l
  * Every length is checked before a byte is used; F32, BF16 and F16 are read. On failure m is to be destroyed.
  * GA_MAPPED: maps the files, which must stay as they are until m is destroyed. */
 GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *state, ga_error *e);
+/* Starts m from the weights of another model, which may differ in two ways: in its positions (keys rope_... and yarn_...,
+ * which no weight depends on; section 4.4), and in a gate that it does not have, which then keeps its fresh start (A.7).
+ * All else as ga_load. `changes` receives in words what differs; it is empty where nothing does. */
+GA_API ga_result ga_start_from(ga_model *m, const char *directory, char *changes, size_t size, ga_error *e);
 /* Whether a directory holds a checkpoint (with training state, if asked for). */
 GA_API bool ga_checkpoint_exists(const char *directory, bool with_state);
 
@@ -5097,6 +5101,71 @@ GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *
     if (result == GA_OK && m->mode != GA_MAPPED && m->device.weights_changed)
         m->device.weights_changed(m->device.state, m->weights, m->n_weights);
     return result == GA_OK ? gai_status(m, e) : result;
+}
+
+GAI_FN bool gai_is_position_key(const char *name) {
+    return strncmp(name, "rope_", 5) == 0 || strncmp(name, "yarn_", 5) == 0;
+}
+
+GAI_FN void gai_add_change(char *changes, size_t size, const char *format, ...) GAI_PRINTF(3, 4);
+GAI_FN void gai_add_change(char *changes, size_t size, const char *format, ...) {
+    size_t used = strlen(changes), mark = used > 0 && used + 2 < size ? 2 : 0;
+    va_list arguments;
+    if (mark > 0) memcpy(changes + used, "; ", 3);
+    va_start(arguments, format);
+    vsnprintf(changes + used + mark, size - used - mark, format, arguments);
+    va_end(arguments);
+}
+
+/* *from: m's configuration, with the positions of the checkpoint, and without a gate where it has none. */
+GAI_FN ga_result gai_compare_start(ga_config *from, const ga_model *m, const char *directory, char *changes,
+                                   size_t size, ga_error *e) {
+    ga_config stored = m->config;
+    ga_result result = ga_load_config(&stored, directory, true, e);
+    *from = m->config;
+    for (size_t i = 0; result == GA_OK && i < GAI_KEY_COUNT; i++) {
+        const char *name = gai_keys()[i].name;
+        char theirs[GA_TEXT], ours[GA_TEXT];
+        if (!gai_is_position_key(name)) continue;
+        ga_config_get(&stored, name, theirs, sizeof theirs);
+        ga_config_get(from, name, ours, sizeof ours);
+        if (strcmp(theirs, ours) == 0) continue;
+        gai_add_change(changes, size, "%s was %s", name, theirs);
+        result = ga_config_set(from, name, theirs, e);
+    }
+    if (result == GA_OK && stored.gate_position == GA_NO_GATE) from->gate_position = GA_NO_GATE;
+    return result;
+}
+
+/* The ungated model is read into a model of its own; what m has beyond it stays as it was made. */
+GAI_FN ga_result gai_start_gate(ga_model *m, ga_config from, const char *directory, char *changes, size_t size,
+                                ga_error *e) {
+    from.batch_size = from.max_seq_len = 1;
+    ga_model *ungated = ga_create(&from, NULL, GA_INFERENCE, e);
+    if (!ungated) return e ? e->result : GA_ERR_MEMORY;
+    gai_add_change(changes, size, "it had no gate, whose %zu weights start fresh", m->n_weights - ungated->n_weights);
+    ga_result result = ga_load(ungated, directory, NULL, e);
+    for (size_t i = 0; result == GA_OK && i < ungated->n_tensors; i++) {
+        const ga_tensor *t = &ungated->tensors[i], *own = ga_find_tensor(m, t->id, t->layer);
+        m->device.copy_in(m->device.state, m->weights + own->offset, ungated->weights + t->offset,
+                          t->rows * t->columns * sizeof(ga_real));
+    }
+    ga_destroy(ungated);
+    if (result != GA_OK) return result;
+    if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
+    return gai_status(m, e);
+}
+
+GA_API ga_result ga_start_from(ga_model *m, const char *directory, char *changes, size_t size, ga_error *e) {
+    ga_config own = m->config, from;
+    changes[0] = '\0';
+    ga_result result = gai_compare_start(&from, m, directory, changes, size, e);
+    if (result != GA_OK) return result;
+    if (from.gate_position != own.gate_position) return gai_start_gate(m, from, directory, changes, size, e);
+    m->config = from; /* for the checks; the positions themselves were laid out when m was made */
+    result = ga_load(m, directory, NULL, e);
+    m->config = own;
+    return result;
 }
 
 GAI_FN bool gai_has_file(const char *directory, const char *name) {

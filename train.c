@@ -583,6 +583,15 @@ static bool allocate(run *r) {
     return (r->inputs && r->targets && r->live && r->held_out) || fail(r, 1, "out of memory");
 }
 
+static bool start_from(run *r) {
+    const char *directory = r->config.init_from;
+    char changes[512];
+    if (ga_start_from(r->model, directory, changes, sizeof changes, &r->error))
+        return fail(r, 1, "init_from: %s", r->error.text);
+    printf("start       from %s%s%s\n", directory, *changes ? ": " : "", changes);
+    return true;
+}
+
 /* Takes up the run where it stands. What is there is touched only when all else has gone well. */
 static bool open_run(run *r, bool fresh) {
     if (!make_directory(r) || !open_metrics(r)) return false;
@@ -591,8 +600,7 @@ static bool open_run(run *r, bool fresh) {
     if (!allocate(r)) return false;
     r->state = (ga_training_state){.random = r->config.seed, .best_val_loss = INFINITY};
     if (resumed && ga_load(r->model, r->last, &r->state, &r->error)) return fail_library(r);
-    if (!resumed && *r->config.init_from && ga_load(r->model, r->config.init_from, NULL, &r->error))
-        return fail(r, 1, "init_from: %s", r->error.text);
+    if (!resumed && *r->config.init_from && !start_from(r)) return false;
     r->saved = resumed;
     r->saved_step = r->state.step;
     if (fresh && (!remove_checkpoint(r, r->last) || !remove_checkpoint(r, r->best))) return false;

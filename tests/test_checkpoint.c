@@ -595,6 +595,78 @@ static void test_keep_length(void **state) {
     ga_destroy(m);
 }
 
+/* Which of m's tensors are, value by value, those of another model with these tensors. */
+static bool same_tensor(const ga_model *m, const ga_tensor *t, const ga_model *other) {
+    const ga_tensor *u = ga_find_tensor(other, t->id, t->layer);
+    return u && memcmp(m->weights + t->offset, other->weights + u->offset, t->rows * t->columns * sizeof(ga_real)) == 0;
+}
+
+static void test_start_from(void **state) {
+    (void)state;
+    ga_error e;
+    char changes[256];
+    const char *directory = in_root("start");
+    ga_model *ungated = make_model("gate_position=none", GA_INFERENCE, 1);
+    save(ungated, directory, NULL);
+
+    static const char *const late[] = {"gate_type=headwise", "gate_type=elementwise rope_base=5000",
+                                        "gate_input=none"};
+    for (size_t i = 0; i < COUNT(late); i++) {
+        ga_model *m = make_model(late[i], GA_TRAINING, 2), *fresh = make_model(late[i], GA_TRAINING, 2);
+        m->device.weights_changed = note_change;
+        told = 0;
+        expect_ok(ga_start_from(m, directory, changes, sizeof changes, &e), &e);
+        assert_true(told == m->n_weights);
+        char expected[256];
+        snprintf(expected, sizeof expected, "%sit had no gate, whose %zu weights start fresh",
+                 i == 1 ? "rope_base was 1234.5; " : "", m->n_weights - ungated->n_weights);
+        assert_string_equal(changes, expected);
+        for (size_t k = 0; k < m->n_tensors; k++) {
+            bool gate = m->tensors[k].id == GA_TENSOR_gate_weight || m->tensors[k].id == GA_TENSOR_gate_free;
+            assert_true(same_tensor(m, &m->tensors[k], gate ? fresh : ungated));
+        }
+        ga_destroy(m);
+        ga_destroy(fresh);
+    }
+
+    /* Positions alone; a text that is cut short; nothing. */
+    ga_model *raised = make_model("gate_position=none rope_base=1e6", GA_INFERENCE, 2);
+    expect_failure(ga_load(raised, directory, NULL, &e), &e, GA_ERR_MISMATCH, "rope_base is 1234.5", "load");
+    expect_ok(ga_start_from(raised, directory, changes, sizeof changes, &e), &e);
+    assert_string_equal(changes, "rope_base was 1234.5");
+    assert_true(raised->config.rope_base == 1e6);
+    for (size_t k = 0; k < raised->n_tensors; k++) assert_true(same_tensor(raised, &raised->tensors[k], ungated));
+    expect_ok(ga_start_from(raised, directory, changes, 6, &e), &e);
+    assert_string_equal(changes, "rope_");
+    expect_ok(ga_start_from(ungated, directory, changes, sizeof changes, &e), &e);
+    assert_string_equal(changes, "");
+    ga_destroy(raised);
+
+    /* Whatever else differs stays an error, with a gate that is added and without. */
+    static const struct {
+        const char *keys, *text;
+    } wrong[] = {{"gate_position=none sandwich_norm=1", "sandwich_norm is 0"},
+                 {"sandwich_norm=1", "sandwich_norm is 0"},
+                 {"qk_norm=0", "qk_norm is 1"},
+                 {"d_ff=12", "d_ff is 10"}};
+    for (size_t i = 0; i < COUNT(wrong); i++) {
+        ga_model *m = make_model(wrong[i].keys, GA_INFERENCE, 2);
+        expect_failure(ga_start_from(m, directory, changes, sizeof changes, &e), &e, GA_ERR_MISMATCH, wrong[i].text,
+                       wrong[i].keys);
+        ga_destroy(m);
+    }
+    ga_model *gated = make_model("", GA_INFERENCE, 1);
+    save(gated, directory, NULL);
+    expect_ok(ga_start_from(gated, directory, changes, sizeof changes, &e), &e);
+    assert_string_equal(changes, "");
+    expect_failure(ga_start_from(ungated, directory, changes, sizeof changes, &e), &e, GA_ERR_MISMATCH,
+                   "gate_position is G1", "a gate is not dropped");
+    expect_failure(ga_start_from(gated, in_root("nowhere"), changes, sizeof changes, &e), &e, GA_ERR_FILE, "nowhere",
+                   "no checkpoint");
+    ga_destroy(gated);
+    ga_destroy(ungated);
+}
+
 /* ---- Hugging Face --------------------------------------------------------------------------------------------------- */
 
 static void check_logits(const char *name, const char *gate_position, const char *gate_type) {
@@ -1426,6 +1498,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_device_is_told),
         cmocka_unit_test(test_modes),
         cmocka_unit_test(test_keep_length),
+        cmocka_unit_test(test_start_from),
         cmocka_unit_test(test_hugging_face),
         cmocka_unit_test(test_hugging_face_yarn),
         cmocka_unit_test(test_plain_llama),

@@ -195,6 +195,16 @@ check "and is the same again" same_run $run whole
 
 check "init_from starts from a checkpoint" sh -c "'$train' tiny.cfg init_from=whole/best output_dir=from max_steps=1 learning_rate=0 min_lr=0 &&
     cmp from/last/model.safetensors whole/best/model.safetensors"
+# A gate added late (A.7): all but the gate is the checkpoint's; what else is missing stays an error.
+"$train" tiny.cfg gate_position=none max_steps=3 output_dir=ungated >/dev/null
+still="max_steps=1 learning_rate=0 min_lr=0"
+"$train" tiny.cfg $still init_from=ungated/last output_dir=late >late.out 2>&1
+check "init_from adds a gate, and says so" grep -q "^start *from ungated/last: it had no gate, whose 2048 weights start fresh$" late.out
+check "which changes the model" sh -c "! cmp -s late/last/model.safetensors ungated/last/model.safetensors"
+refuse "and nothing else that is missing" 1 "init_from: .*sandwich_norm is 0 .* 1" tiny.cfg $still sandwich_norm=1 init_from=ungated/last output_dir=other
+refuse "init_from does not drop a gate" 1 "init_from: .*gate_position is G1" tiny.cfg $still gate_position=none init_from=whole/best output_dir=other
+"$train" tiny.cfg $still rope_base=1e6 max_seq_len=64 init_from=whole/best output_dir=raised >raised.out 2>&1
+check "init_from takes another rope_base and length, and says so" grep -q "^start *from whole/best: rope_base was 10000$" raised.out
 refuse "init_from a checkpoint of another shape" 1 "init_from: .*n_layers is 2 .* 3" tiny.cfg init_from=whole/best output_dir=other n_layers=3
 refuse "init_from a directory that is none" 1 "nowhere" tiny.cfg init_from=nowhere output_dir=other
 
