@@ -223,7 +223,8 @@ static meeting *find_meeting(warp *w, uint32_t mask, int line) {
     return m;
 }
 
-const uint64_t *cucpu_warp(uint32_t mask, uint64_t value, int line, bool with_memory) {
+const uint64_t *cucpu_warp(uint32_t mask, uint64_t value, int line, bool with_memory,
+                           void (*call)(const uint64_t *values)) {
     fiber *f = (fiber *)cucpu_current;
     int first = f->warp * 32;
     uint32_t exist = threads - first >= 32 ? ~0u : (1u << (threads - first)) - 1;
@@ -240,6 +241,7 @@ const uint64_t *cucpu_warp(uint32_t mask, uint64_t value, int line, bool with_me
     slots[f->lane] = value, m->arrived |= 1u << f->lane;
     f->line = line, f->state = AT_WARP;
     if (m->arrived == mask) {
+        if (call) call(slots);
         CHECKED(if (with_memory) cucpu_check_warp(f->linear));
         m->arrived = 0, m->round++;
         for (int l = 0; l < 32; l++)
@@ -248,6 +250,36 @@ const uint64_t *cucpu_warp(uint32_t mask, uint64_t value, int line, bool with_me
     (void)with_memory;
     to_host(f);
     return slots;
+}
+
+static float bf16_value(uint32_t two, int i) {
+    return __uint_as_float(i ? two & 0xffff0000u : two << 16);
+}
+
+void cucpu_mma(const uint64_t *fragments) {
+    float A[16][16], B[16][8];
+    const cucpu_fragments *of[32];
+    for (int l = 0; l < 32; l++) {
+        of[l] = (const cucpu_fragments *)(uintptr_t)fragments[l];
+        const uint32_t *a = of[l]->a, *b = of[l]->b;
+        for (int i = 0; i < 2; i++) {
+            int g = l / 4, t = 2 * (l % 4) + i;
+            A[g][t] = bf16_value(a[0], i), A[g + 8][t] = bf16_value(a[1], i);
+            A[g][t + 8] = bf16_value(a[2], i), A[g + 8][t + 8] = bf16_value(a[3], i);
+            B[t][g] = bf16_value(b[0], i), B[t + 8][g] = bf16_value(b[1], i);
+        }
+    }
+    for (int i = 0; i < 16; i++) {
+        float row[8] = {};
+        for (int k = 0; k < 16; k++)
+            for (int j = 0; j < 8; j++) row[j] += A[i][k] * B[k][j];
+        for (int j = 0; j < 8; j++) of[i % 8 * 4 + j / 2]->d[i / 8 * 2 + j % 2] += row[j];
+    }
+}
+
+void cucpu_aligned_to_16(const uint64_t *addresses) {
+    for (int l = 0; l < 32; l++)
+        if (addresses[l] % 16) fatal("ldmatrix: the address of lane %d is not a multiple of 16", l, 0);
 }
 
 void cucpu_run(void (*body)(void *), void *argument, dim3 grid, dim3 block, size_t shared_bytes) {

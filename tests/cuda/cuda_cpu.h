@@ -45,8 +45,10 @@ extern dim3 cucpu_block_size, cucpu_grid_size;
 void *cucpu_dynamic_shared();
 void *cucpu_shared(const void *key, size_t bytes, size_t align);
 void cucpu_barrier(int line);
-/* Waits until all lanes of the mask are here; the 32 values they brought. with_memory: also orders memory. */
-const uint64_t *cucpu_warp(uint32_t mask, uint64_t value, int line, bool with_memory);
+/* Waits until all lanes of the mask are here; the 32 values they brought. with_memory: also orders memory. The last one
+ * to come makes the call for the whole warp. */
+const uint64_t *cucpu_warp(uint32_t mask, uint64_t value, int line, bool with_memory,
+                           void (*call)(const uint64_t *values) = nullptr);
 void cucpu_yield();
 void cucpu_run(void (*body)(void *), void *argument, dim3 grid, dim3 block, size_t shared_bytes);
 
@@ -208,23 +210,35 @@ static inline float __fdividef(float a, float b) {
 #define __logf(x)  logf(x)
 
 /* Tensor core: D (16, 8) += A (16, 16) B (16, 8), float32 += bfloat16, fragments as in the PTX ISA (mma.m16n8k16). */
+struct cucpu_fragments {
+    float *d;
+    const uint32_t *a, *b;
+};
+void cucpu_mma(const uint64_t *fragments);
 static inline void gai_mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUCPU_LINE) {
-    float A[16][16], B[16][8];
-    uint64_t a01[32], a23[32], b01[32];
-    memcpy(a01, cucpu_warp(~0u, a[0] | (uint64_t)a[1] << 32, line, false), sizeof a01);
-    memcpy(a23, cucpu_warp(~0u, a[2] | (uint64_t)a[3] << 32, line, false), sizeof a23);
-    memcpy(b01, cucpu_warp(~0u, b[0] | (uint64_t)b[1] << 32, line, false), sizeof b01);
-    auto value = [](uint64_t four, int i) { return __uint_as_float((uint32_t)(four >> 16 * i & 0xffff) << 16); };
-    for (int l = 0; l < 32; l++)
-        for (int i = 0; i < 2; i++) {
-            int g = l >> 2, t = 2 * (l & 3) + i;
-            A[g][t] = value(a01[l], i), A[g + 8][t] = value(a01[l], 2 + i);
-            A[g][t + 8] = value(a23[l], i), A[g + 8][t + 8] = value(a23[l], 2 + i);
-            B[t][g] = value(b01[l], i), B[t + 8][g] = value(b01[l], 2 + i);
-        }
-    int g = cucpu_current->lane >> 2, t = 2 * (cucpu_current->lane & 3);
-    for (int i = 0; i < 4; i++)
-        for (int k = 0; k < 16; k++) d[i] += A[g + 8 * (i >> 1)][k] * B[k][t + (i & 1)];
+    cucpu_fragments mine = {d, a, b};
+    cucpu_warp(~0u, (uint64_t)(uintptr_t)&mine, line, false, cucpu_mma);
+}
+
+/* Four 8 x 8 matrices from shared memory, as in the PTX ISA (ldmatrix.m8n8.x4): lane l brings the address of row l % 8 of
+ * matrix l / 8; it gets values 2 (l % 4), 2 (l % 4) + 1 of row l / 4 of each matrix, or of each transposed matrix. */
+void cucpu_aligned_to_16(const uint64_t *addresses);
+static inline void cucpu_ldmatrix(uint32_t (&r)[4], const __nv_bfloat16 *row, bool transposed, int line) {
+    const uint64_t *rows = cucpu_warp(~0u, (uint64_t)(uintptr_t)row, line, false, cucpu_aligned_to_16);
+    int g = cucpu_current->lane / 4, t = 2 * (cucpu_current->lane % 4);
+    for (int matrix = 0; matrix < 4; matrix++) {
+        const uint64_t *at = rows + 8 * matrix;
+        uint16_t two[2];
+        for (int i = 0; i < 2; i++)
+            two[i] = ((const uint16_t *)(uintptr_t)at[transposed ? t + i : g])[transposed ? g : t + i];
+        r[matrix] = two[0] | (uint32_t)two[1] << 16;
+    }
+}
+static inline void gai_ldmatrix(uint32_t (&r)[4], const __nv_bfloat16 *row, CUCPU_LINE) {
+    cucpu_ldmatrix(r, row, false, line);
+}
+static inline void gai_ldmatrix_transposed(uint32_t (&r)[4], const __nv_bfloat16 *row, CUCPU_LINE) {
+    cucpu_ldmatrix(r, row, true, line);
 }
 #undef CUCPU_LINE
 
