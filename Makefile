@@ -81,10 +81,12 @@ $(BUILD)/cuda/%.o: tests/cuda/%.cpp $(wildcard tests/cuda/*.h)
 $(BUILD)/cuda/kernels_cpu.o: gated_attention_cuda.cuh gated_attention.h $(wildcard tests/cuda/*.h)
 	@mkdir -p $(BUILD)/cuda
 	$(CXX) $(CUDA_CPU) -O1 -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c $< -o $@
-$(BUILD)/cuda/test_cuda.o: tests/cuda/test_cuda.c tests/cuda/cuda_cpu_control.h $(TEST_HEADERS) | packages-test
+$(BUILD)/cuda/test_%.o: tests/cuda/test_%.c tests/cuda/cuda_cpu_control.h $(TEST_HEADERS) | packages-test
 	@mkdir -p $(BUILD)/cuda
 	$(CC) $(TEST_CFLAGS) -Itests/cuda -c $< -o $@
 $(BUILD)/cuda/test_cpu: $(BUILD)/cuda/test_cuda.o $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
+	$(CXX) $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
+$(BUILD)/cuda/sdpa_cpu: $(BUILD)/cuda/test_sdpa.o $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
 	$(CXX) $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
 
 sanitize: packages-test

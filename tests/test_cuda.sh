@@ -26,11 +26,12 @@ run() {
 }
 
 mkdir -p build/log
-if make -s build/cuda/test_cpu >build/log/cuda-build.log 2>&1; then ok "builds"; else
+if make -s build/cuda/test_cpu build/cuda/sdpa_cpu >build/log/cuda-build.log 2>&1; then ok "builds"; else
     bad "builds" && head -n 20 build/log/cuda-build.log
     echo "$passed passed, $failed failed"
     exit 1
 fi
 run "on the CPU" build/cuda/test_cpu
+run "attention on the CPU" build/cuda/sdpa_cpu
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
