@@ -139,6 +139,7 @@ typedef enum { GA_SINK_NONE, GA_SINK_LEARNED, GA_SINK_ONE } ga_attention_sink;
     X(REAL, MODEL, router_z_coef, 0.001, 0, 1000, "", "of the router's z-loss")                                        \
     X(SIZE, MODEL, max_seq_len, 512, 1, 16777216, "", "positions in a sequence")                                       \
     X(REAL, MODEL, rope_base, 10000, 1, 1e12, "", "base of the rotary position embedding")                             \
+    X(REAL, MODEL, partial_rotary_factor, 1, 0, 1, "", "share of a head's pairs of dimensions that RoPE turns")        \
     X(REAL, MODEL, norm_eps, 1e-6, 0, 1, "", "epsilon of every RMSNorm")                                               \
     X(FLAG, MODEL, qk_norm, 1, 0, 1, "", "RMSNorm of each query and key head, before RoPE")                            \
     X(CHOICE, MODEL, attention_sink, GA_SINK_NONE, 0, 2, "none learned one",                                           \
@@ -2572,13 +2573,18 @@ GAI_FN void gai_initialise_tensor(ga_model *m, const ga_tensor *t) {
     }
 }
 
-/* RoPE: the angle of pair i at position t is t base^(-2i/D). */
+/* Pairs of dimensions of a head that RoPE turns; the others stay as they are. */
+GAI_FN size_t gai_rotary_pairs(const ga_config *c) {
+    return (size_t)((double)c->head_dim * c->partial_rotary_factor) / 2;
+}
+
+/* RoPE: the angle of pair i of the R that turn is t base^(-i/R) at position t. */
 GAI_FN void gai_initialise_rope(ga_model *m) {
     ga_real row[GA_MAX_HEAD_DIM];
-    size_t half = m->sizes.D / 2;
+    size_t half = m->sizes.D / 2, turning = gai_rotary_pairs(&m->config);
     for (size_t t = 0; t < m->config.max_seq_len; t++) {
         for (size_t i = 0; i < half; i++) {
-            double angle = (double)t * pow(m->config.rope_base, -(double)i / (double)half);
+            double angle = i < turning ? (double)t * pow(m->config.rope_base, -(double)i / (double)turning) : 0;
             row[i] = (ga_real)cos(angle), row[half + i] = (ga_real)sin(angle);
         }
         m->device.copy_in(m->device.state, m->rope + t * 2 * half, row, 2 * half * sizeof *row);
@@ -3836,7 +3842,22 @@ GAI_FN ga_result gai_sync_directory(const char *path, ga_error *e) {
  *     +------------------+------------+------------------+------------+----
  *
  * while ours are two tensors, each with its heads in order. That form can say G1, head-specific, multiplicative,
- * sigmoid, computed from X; any other gate stays a tensor of its own. */
+ * sigmoid, computed from X; any other gate stays a tensor of its own.
+ *
+ * Qwen3-Next has the gate by head, [queries of head 0: D | gates: D | queries of head 1 ...], stores w - 1 for the weight
+ * w of a norm, and pairs dimension i < R with i + R when RoPE turns the first 2R of D dimensions, while ours pairs i with
+ * i + D/2 always. Queries and keys may have their dimensions in any order, if it is the same: reading, the pieces
+ *
+ *     file      0 .. R     R .. 2R        2R .. R + D/2   R + D/2 .. D
+ *     becomes   0 .. R     D/2 .. D/2+R   R .. D/2        D/2+R .. D
+ *
+ * go to where our pairs are. */
+typedef enum {
+    GAI_GATE_APART,    /* the gate in a tensor of its own, or none */
+    GAI_GATE_BY_GROUP, /* q_proj holds it, as the released models have it */
+    GAI_GATE_BY_HEAD   /* Qwen3-Next; only read */
+} gai_layout;
+
 GAI_FN bool gai_gate_is_packed(const ga_config *c) {
     return c->gate_position == GA_G1 && c->gate_sharing == GA_SPECIFIC && c->gate_form == GA_MULTIPLICATIVE &&
            c->gate_activation == GA_SIGMOID && c->gate_input == GA_INPUT_QUERY;
@@ -3847,16 +3868,17 @@ typedef struct {
     const char *prefixes[2];
     ga_real *blocks[2];
     size_t n_blocks;
-    bool packed;
+    gai_layout layout;
 } gai_contents;
 
 GAI_FN gai_contents gai_weights_of(const ga_model *m) {
-    gai_contents c = {{"", NULL}, {m->weights, NULL}, 1, gai_gate_is_packed(&m->config)};
+    gai_layout layout = gai_gate_is_packed(&m->config) ? GAI_GATE_BY_GROUP : GAI_GATE_APART;
+    gai_contents c = {{"", NULL}, {m->weights, NULL}, 1, layout};
     return c;
 }
 
 GAI_FN gai_contents gai_moments_of(const ga_model *m) {
-    gai_contents c = {{"moment1.", "moment2."}, {m->moment1, m->moment2}, 2, false};
+    gai_contents c = {{"moment1.", "moment2."}, {m->moment1, m->moment2}, 2, GAI_GATE_APART};
     return c;
 }
 
@@ -3864,6 +3886,8 @@ typedef struct {
     const ga_tensor *tensor;
     ga_real *block;
     bool packed; /* q_proj with the gate inside */
+    gai_layout layout;
+    ga_real shift; /* what is added to each value that is read */
     char name[GAI_STORED_NAME];
     size_t rank;
     uint64_t shape[2];
@@ -3878,10 +3902,12 @@ GAI_FN size_t gai_stored_count(const ga_model *m, const gai_contents *c) {
 GAI_FN bool gai_stored_tensor(const ga_model *m, const gai_contents *c, size_t i, gai_stored *s) {
     size_t block = i / m->n_tensors;
     const ga_tensor *t = &m->tensors[i % m->n_tensors];
-    if (c->packed && t->id == GA_TENSOR_gate_weight) return false;
+    if (c->layout != GAI_GATE_APART && t->id == GA_TENSOR_gate_weight) return false;
     s->tensor = t;
     s->block = c->blocks[block];
-    s->packed = c->packed && t->id == GA_TENSOR_query;
+    s->packed = c->layout != GAI_GATE_APART && t->id == GA_TENSOR_query;
+    s->layout = c->layout;
+    s->shift = c->layout == GAI_GATE_BY_HEAD && t->start == GA_START_ONES;
     snprintf(s->name, sizeof s->name, "%s%s", c->prefixes[block], t->name);
     size_t rows = t->rows + (s->packed ? m->sizes.G : 0);
     s->rank = t->start == GA_START_ONES || t->id == GA_TENSOR_sinks ? 1 : 2;
@@ -3891,10 +3917,32 @@ GAI_FN bool gai_stored_tensor(const ga_model *m, const gai_contents *c, size_t i
     return true;
 }
 
+/* The same for Qwen3-Next's queries, keys and their norms: four pieces of each head, and a fifth for the head's gates. */
+GAI_FN bool gai_stored_run_by_head(const ga_model *m, const gai_stored *s, size_t k, ga_real **values, size_t *n) {
+    const ga_tensor *t = s->tensor;
+    size_t D = m->sizes.D, R = gai_rotary_pairs(&m->config), heads = t->rows * t->columns / D, unit = 1;
+    if (t->rows > 1) heads = t->rows / D, unit = t->columns;
+    const size_t begin[] = {0, D / 2, R, D / 2 + R}, end[] = {R, D / 2 + R, D / 2, D};
+    size_t pieces = s->packed ? 5 : 4, head = k / pieces, piece = k % pieces;
+    if (head >= heads) return false;
+    if (piece == 4) {
+        t = ga_find_tensor(m, GA_TENSOR_gate_weight, t->layer);
+        *values = s->block + t->offset + head * D * unit;
+        *n = D * unit;
+        return true;
+    }
+    *values = s->block + t->offset + (head * D + begin[piece]) * unit;
+    *n = (end[piece] - begin[piece]) * unit;
+    return true;
+}
+
 /* Run k, from 0, of values that follow each other both in the file and in memory; false: there are no more. */
 GAI_FN bool gai_stored_run(const ga_model *m, const gai_stored *s, size_t k, ga_real **values, size_t *n) {
     const ga_tensor *t = s->tensor;
     size_t groups = 1;
+    bool of_heads = t->id == GA_TENSOR_query || t->id == GA_TENSOR_key || t->id == GA_TENSOR_query_norm ||
+                    t->id == GA_TENSOR_key_norm;
+    if (s->layout == GAI_GATE_BY_HEAD && of_heads) return gai_stored_run_by_head(m, s, k, values, n);
     if (s->packed) {
         groups = m->sizes.HK;
         if (k % 2 == 1) t = ga_find_tensor(m, GA_TENSOR_gate_weight, t->layer);
@@ -3952,8 +4000,8 @@ GAI_INLINE float gai_half_of(uint32_t h) {
     return gai_float_of(bits);
 }
 
-/* n values of a file. One loop for each type, without a branch inside: the compiler makes vectors of it. */
-GAI_FN void gai_decode(ga_real *to, const unsigned char *p, size_t n, gai_dtype type) {
+/* n values of a file, plus `shift`. One loop for each type, without a branch inside: the compiler makes vectors of it. */
+GAI_FN void gai_decode(ga_real *to, const unsigned char *p, size_t n, gai_dtype type, ga_real shift) {
     if (type == GAI_F32)
         for (size_t i = 0; i < n; i++) to[i] = (ga_real)gai_float_of((uint32_t)gai_get_bytes(p + 4 * i, 4));
     else if (type == GAI_BF16)
@@ -3962,6 +4010,8 @@ GAI_FN void gai_decode(ga_real *to, const unsigned char *p, size_t n, gai_dtype 
         for (size_t i = 0; i < n; i++) to[i] = (ga_real)gai_half_of((uint32_t)gai_get_bytes(p + 2 * i, 2));
     else
         for (size_t i = 0; i < n; i++) to[i] = (ga_real)gai_double_of(gai_get_bytes(p + 8 * i, 8));
+    if (shift == 0) return;
+    for (size_t i = 0; i < n; i++) to[i] += shift;
 }
 
 /* What this build writes: its own values, nothing lost. */
@@ -4035,13 +4085,13 @@ GAI_FN ga_result gai_stream_bytes(gai_stream *s, unsigned char *bytes, size_t n)
     return gai_fail(s->e, GA_ERR_FILE, "%s: ended while it was read", s->path);
 }
 
-GAI_FN ga_result gai_stream_read(gai_stream *s, ga_real *to, size_t n, gai_dtype type) {
+GAI_FN ga_result gai_stream_read(gai_stream *s, ga_real *to, size_t n, gai_dtype type, ga_real shift) {
     size_t size = gai_dtype_size(type);
     while (n > 0) {
         size_t some = gai_min(n, GAI_CHUNK);
         ga_result result = gai_stream_bytes(s, s->bytes, some * size);
         if (result != GA_OK) return result;
-        gai_decode(s->values, s->bytes, some, type);
+        gai_decode(s->values, s->bytes, some, type, shift);
         s->m->device.copy_in(s->m->device.state, to, s->values, some * sizeof(ga_real));
         to += some;
         n -= some;
@@ -4347,12 +4397,18 @@ GAI_FN ga_result gai_compare(gai_stream *s, const gai_tensor_file *f, const gai_
     return GA_OK;
 }
 
+GAI_FN bool gai_has_end(const char *text, const char *end) {
+    size_t n = strlen(text), tail = strlen(end);
+    return n >= tail && strcmp(text + n - tail, end) == 0;
+}
+
 /* A tensor that the model does not have. Other writers keep the RoPE frequencies, and lm_head beside tied embeddings. */
 GAI_FN ga_result gai_check_extra(gai_tensor_files *all, gai_stream *stream, const gai_tensor_file *f,
                                  const gai_entry *t) {
-    static const char rope[] = "rotary_emb.inv_freq";
-    size_t n = strlen(t->name), tail = sizeof rope - 1;
-    if (n >= tail && strcmp(t->name + n - tail, rope) == 0) return GA_OK;
+    if (gai_has_end(t->name, "rotary_emb.inv_freq")) return GA_OK;
+    if (gai_has_end(t->name, ".bias"))
+        return gai_fail(all->e, GA_ERR_MISMATCH, "%s: tensor %.96s: biases are not supported", f->path,
+                        gai_printable(t->name));
     if (strcmp(t->name, "lm_head.weight") != 0 || !stream->m->config.tied_embeddings)
         return gai_fail(all->e, GA_ERR_MISMATCH, "%s: tensor %.96s: the model has none of this name", f->path,
                         gai_printable(t->name));
@@ -4398,7 +4454,7 @@ GAI_FN ga_result gai_load_values(gai_tensor_files *all, gai_stream *stream, cons
         ga_result result = gai_find_stored(all, &s, &f, &t);
         if (result == GA_OK) result = gai_stream_seek(stream, f->path, t->begin);
         for (size_t k = 0; result == GA_OK && gai_stored_run(stream->m, &s, k, &values, &n); k++)
-            result = gai_stream_read(stream, values, n, t->type);
+            result = gai_stream_read(stream, values, n, t->type, s.shift);
         if (result != GA_OK) return result;
     }
     return GA_OK;
@@ -4412,6 +4468,7 @@ GAI_FN ga_result gai_load_values(gai_tensor_files *all, gai_stream *stream, cons
  * it is mapped ends this one, as with every mapping. */
 struct ga_mapped_files {
     gai_tensor_files all;
+    gai_layout layout;
     ga_real *values; /* GAI_CHUNK */
 };
 
@@ -4436,7 +4493,7 @@ GAI_FN ga_result gai_map_file(gai_tensor_file *f, ga_error *e) {
 }
 
 /* Takes over files that were opened and checked; *all is empty afterwards. */
-GAI_FN ga_result gai_map_values(ga_model *m, gai_tensor_files *all) {
+GAI_FN ga_result gai_map_values(ga_model *m, gai_tensor_files *all, gai_layout layout) {
     for (size_t i = 0; i < all->n; i++) {
         ga_result result = gai_map_file(&all->files[i], all->e);
         if (result != GA_OK) return result;
@@ -4451,6 +4508,7 @@ GAI_FN ga_result gai_map_values(ga_model *m, gai_tensor_files *all) {
     gai_unmap(m->mapped);
     mapped->all = *all;
     mapped->all.e = NULL;
+    mapped->layout = layout;
     mapped->values = values;
     m->mapped = mapped;
     m->expanded = m->sizes.L; /* none */
@@ -4465,16 +4523,18 @@ GAI_FN void gai_unmap(ga_mapped_files *mapped) {
     GA_FREE(mapped);
 }
 
-GAI_FN void gai_expand_values(ga_model *m, ga_real *to, const unsigned char *bytes, size_t n, gai_dtype type) {
+GAI_FN void gai_expand_run(ga_model *m, ga_real *to, const unsigned char *bytes, size_t n, gai_dtype type,
+                           ga_real shift) {
     for (size_t done = 0; done < n; done += GAI_CHUNK) {
         size_t some = gai_min(n - done, GAI_CHUNK);
-        gai_decode(m->mapped->values, bytes + done * gai_dtype_size(type), some, type);
+        gai_decode(m->mapped->values, bytes + done * gai_dtype_size(type), some, type, shift);
         m->device.copy_in(m->device.state, to + done, m->mapped->values, some * sizeof(ga_real));
     }
 }
 
 GAI_FN void gai_expand(ga_model *m, size_t layer) {
     gai_contents c = gai_weights_of(m);
+    c.layout = m->mapped->layout;
     gai_tensor_file *f = NULL;
     gai_entry *entry = NULL;
     gai_stored s;
@@ -4487,7 +4547,7 @@ GAI_FN void gai_expand(ga_model *m, size_t layer) {
         gai_find_stored(&m->mapped->all, &s, &f, &entry);
         const unsigned char *bytes = f->bytes + entry->begin;
         for (size_t k = 0; gai_stored_run(m, &s, k, &values, &n); k++) {
-            gai_expand_values(m, values, bytes, n, entry->type);
+            gai_expand_run(m, values, bytes, n, entry->type, s.shift);
             bytes += n * gai_dtype_size(entry->type);
         }
     }
@@ -4510,7 +4570,8 @@ GAI_FN void gai_expand_embeddings(ga_model *m, ga_real *x, size_t N) {
         m->device.copy_out(m->device.state, tokens, m->tokens + n, rows * sizeof *tokens);
         for (size_t i = 0; i < rows; i++)
             gai_decode(m->mapped->values + i * C,
-                       f->bytes + entry->begin + (size_t)tokens[i] * C * gai_dtype_size(entry->type), C, entry->type);
+                       f->bytes + entry->begin + (size_t)tokens[i] * C * gai_dtype_size(entry->type), C, entry->type,
+                       0);
         m->device.copy_in(m->device.state, x + n * C, m->mapped->values, rows * C * sizeof(ga_real));
     }
 }
@@ -4525,7 +4586,7 @@ GAI_FN ga_result gai_load_tensors(ga_model *m, const char *directory, const char
         result = gai_stream_create(&stream, m, e);
         if (result == GA_OK) result = gai_check_files(&all, &stream, c);
         if (result == GA_OK)
-            result = m->mode == GA_MAPPED ? gai_map_values(m, &all) : gai_load_values(&all, &stream, c);
+            result = m->mode == GA_MAPPED ? gai_map_values(m, &all, c->layout) : gai_load_values(&all, &stream, c);
         gai_stream_destroy(&stream);
     }
     gai_close_files(&all);
@@ -4628,6 +4689,10 @@ GAI_FN ga_result gai_save_tensors(ga_model *m, const char *directory, const char
     X(rope_parameters, NULL, false)                     \
     X(decoder_sparse_step, NULL, false)                 \
     X(mlp_only_layers, NULL, false)                     \
+    X(sliding_window, NULL, false)                      \
+    X(layer_types, NULL, false)                         \
+    X(full_attention_interval, NULL, false)             \
+    X(partial_rotary_factor, NULL, false)               \
     X(gated_attention, NULL, false)
 
 enum {
@@ -4676,6 +4741,13 @@ GAI_FN void gai_print_value(gai_text *t, const ga_config *c, const gai_key *k) {
         gai_print(t, k->kind == GAI_CHOICE ? "\"%s\"" : "%s", text);
 }
 
+/* Whether transformers' Qwen3, with the released models' gate, computes the same: any other model must not be taken for
+ * one by its name. */
+GAI_FN bool gai_speaks_qwen3(const ga_config *c) {
+    return (c->gate_position == GA_NO_GATE || gai_gate_is_packed(c)) && c->partial_rotary_factor == 1 &&
+           !c->sandwich_norm && !(c->attn_clip > 0) && !(c->ffn_clip > 0) && c->attention_sink == GA_SINK_NONE;
+}
+
 GAI_FN ga_result gai_save_config(const ga_model *m, const char *directory, ga_error *e) {
     const ga_config *c = &m->config;
     char path[GAI_PATH], buffer[8192];
@@ -4683,8 +4755,12 @@ GAI_FN ga_result gai_save_config(const ga_model *m, const char *directory, ga_er
     ga_result result = gai_path(path, directory, "/", "config.json", e);
     if (result != GA_OK) return result;
     bool mixture = c->n_experts > 0;
-    gai_print(&t, "{\n  \"architectures\": [\"%s\"],\n", mixture ? "Qwen3MoeForCausalLM" : "Qwen3ForCausalLM");
-    gai_print(&t, "  \"model_type\": \"%s\",\n", mixture ? "qwen3_moe" : "qwen3");
+    if (gai_speaks_qwen3(c)) {
+        gai_print(&t, "{\n  \"architectures\": [\"%s\"],\n", mixture ? "Qwen3MoeForCausalLM" : "Qwen3ForCausalLM");
+        gai_print(&t, "  \"model_type\": \"%s\",\n", mixture ? "qwen3_moe" : "qwen3");
+    } else {
+        gai_print(&t, "{\n  \"model_type\": \"gated_attention\",\n");
+    }
     if (mixture) gai_print(&t, "  \"decoder_sparse_step\": 1,\n  \"mlp_only_layers\": [],\n");
     gai_print(&t, "  \"torch_dtype\": \"%s\",\n", gai_own_dtype() == GAI_F64 ? "float64" : "float32");
     gai_print(&t, "  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n  \"qkv_bias\": false,\n");
@@ -4726,22 +4802,103 @@ GAI_FN ga_result gai_set_value(ga_config *c, const gai_key *k, const char *name,
     return gai_fail(value.e, result, "%s: %s: %.200s", value.path, name, inner.text);
 }
 
+/* Families of models: X(model_type, whether queries and keys have norms, what keeps it from being computed here or NULL).
+ * gated_attention is this header's own name for what no other family can say. */
+#define GAI_FAMILIES(X)                                             \
+    X(qwen3, true, NULL)                                            \
+    X(qwen3_next, true, NULL)                                       \
+    X(qwen3_moe, true, NULL)                                        \
+    X(llama, false, NULL)                                           \
+    X(mistral, false, NULL)                                         \
+    X(gated_attention, false, NULL)                                 \
+    X(qwen2, false, "its queries, keys and values have biases")     \
+    X(qwen2_moe, false, "its queries, keys and values have biases") \
+    X(gpt_oss, false, "its projections have biases")                \
+    X(gemma, false, "its FFN is not SwiGLU")                        \
+    X(gemma2, false, "its FFN is not SwiGLU")                       \
+    X(gemma3_text, false, "its FFN is not SwiGLU")                  \
+    X(phi3, false, "it stores query, key and value as one tensor")  \
+    X(deepseek_v3, false, "its keys and values are projected from a latent")
+
+typedef struct {
+    const char *name; /* in quotes, as in JSON */
+    bool qk_norm;
+    const char *obstacle;
+} gai_family;
+
+/* NULL: unknown. Without a model_type nothing is taken for granted, as in our own. */
+GAI_FN const gai_family *gai_find_family(const gai_json *type) {
+    static const gai_family families[] = {
+#define GAI_X(name, qk_norm, obstacle) {"\"" #name "\"", qk_norm, obstacle},
+        GAI_FAMILIES(GAI_X)
+#undef GAI_X
+    };
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        if (gai_json_is(type, families[i].name)) return &families[i];
+    return NULL;
+}
+
+GAI_FN ga_result gai_check_family(const gai_json *type) {
+    const gai_family *family = gai_find_family(type);
+    if (!type->at || (family && !family->obstacle)) return GA_OK;
+    if (family)
+        return gai_fail(type->e, GA_ERR_CONFIG, "%s: model_type %s is not supported: %s", type->path, family->name,
+                        family->obstacle);
+    return gai_fail(type->e, GA_ERR_CONFIG, "%s: model_type is none that is supported, such as qwen3 and llama",
+                    type->path);
+}
+
+/* Every element of an array is the word `all`. */
+GAI_FN bool gai_json_only(gai_json array, const char *all) {
+    gai_json item;
+    if (gai_json_peek(&array) != '[') return false;
+    while (gai_json_next(&array, NULL, &item))
+        if (!gai_json_is(&item, all)) return false;
+    return true;
+}
+
+GAI_FN bool gai_is_next(const gai_json *values) {
+    return gai_json_is(&values[GAI_HF_model_type], "\"qwen3_next\"");
+}
+
+/* Every layer must be a layer of softmax attention over all positions, followed by a dense FFN. */
+GAI_FN ga_result gai_check_layers(const gai_json *values) {
+    const gai_json *types = &values[GAI_HF_layer_types], *interval = &values[GAI_HF_full_attention_interval];
+    const gai_json *type = &values[GAI_HF_model_type], *window = &values[GAI_HF_sliding_window];
+    bool next = gai_is_next(values);
+    if (types->at && !gai_json_only(*types, "\"full_attention\""))
+        return gai_fail(types->e, GA_ERR_CONFIG,
+                        "%s: layer_types: a hybrid model is not supported, only layers of "
+                        "full_attention",
+                        types->path);
+    if (next && !types->at && !gai_json_is(interval, "1"))
+        return gai_fail(type->e, GA_ERR_CONFIG,
+                        "%s: layer_types are missing: a hybrid model is not supported, only "
+                        "layers of full_attention",
+                        type->path);
+    if (next && !gai_json_is(&values[GAI_HF_num_experts], "0"))
+        return gai_fail(type->e, GA_ERR_CONFIG,
+                        "%s: num_experts is not 0: the shared expert of qwen3_next is not "
+                        "supported",
+                        type->path);
+    if (gai_json_is(type, "\"mistral\"") && window->at)
+        return gai_fail(window->e, GA_ERR_CONFIG, "%s: sliding_window is not supported", window->path);
+    return GA_OK;
+}
+
 /* What this implementation does not compute is refused, not left out. */
 GAI_FN ga_result gai_check_supported(const gai_json *values) {
-    static const int off[] = {GAI_HF_attention_bias,     GAI_HF_qkv_bias,     GAI_HF_mlp_bias,
-                              GAI_HF_use_sliding_window, GAI_HF_rope_scaling, GAI_HF_rope_parameters};
+    static const int off[] = {GAI_HF_attention_bias, GAI_HF_qkv_bias, GAI_HF_mlp_bias, GAI_HF_use_sliding_window};
     for (size_t i = 0; i < sizeof off / sizeof *off; i++) {
         const gai_json *v = &values[off[i]];
         if (v->at && !gai_json_is(v, "false"))
             return gai_fail(v->e, GA_ERR_CONFIG, "%s: %s is not supported", v->path, gai_hf_keys()[off[i]].name);
     }
-    const gai_json *act = &values[GAI_HF_hidden_act], *type = &values[GAI_HF_model_type];
+    const gai_json *act = &values[GAI_HF_hidden_act];
     if (act->at && !gai_json_is(act, "\"silu\""))
         return gai_fail(act->e, GA_ERR_CONFIG, "%s: hidden_act is not silu", act->path);
-    if (type->at && !gai_json_is(type, "\"qwen3\"") && !gai_json_is(type, "\"qwen3_moe\"") &&
-        !gai_json_is(type, "\"llama\""))
-        return gai_fail(type->e, GA_ERR_CONFIG, "%s: model_type is none of qwen3, qwen3_moe, llama", type->path);
-    return GA_OK;
+    ga_result result = gai_check_family(&values[GAI_HF_model_type]);
+    return result == GA_OK ? gai_check_layers(values) : result;
 }
 
 /* A mixture has experts in every layer, or is refused; what a dense model says of experts is passed over, as Hugging Face
@@ -4766,6 +4923,42 @@ GAI_FN ga_result gai_parse_mixture(ga_config *c, gai_json *values) {
                         "%s: mlp_only_layers is not empty: layers without experts are not supported", dense->path);
     c->normalize_top_k = false, c->load_balance_coef = 0.001;
     return GA_OK;
+}
+
+/* rope_scaling, or what newer writers have in its place: rope_parameters, with the base and the share inside. */
+GAI_FN ga_result gai_parse_rope(ga_config *c, const gai_json *values, int key) {
+    static const char *const names[] = {"rope_type", "type", "rope_theta", "partial_rotary_factor"};
+    const gai_json *object = &values[key];
+    gai_json members[4], *type = &members[0];
+    if (!object->at || gai_json_is(object, "false")) return GA_OK;
+    const char *name = gai_hf_keys()[key].name;
+    ga_result result = gai_json_members(*object, names, 4, members, false);
+    if (result != GA_OK) return result;
+    if (!type->at) type = &members[1];
+    char *text = NULL;
+    if (type->at && !gai_json_is(type, "\"default\"")) {
+        if (!gai_json_string(type, &text))
+            return gai_fail(object->e, GA_ERR_FORMAT, "%s: %s: its type is no string", object->path, name);
+        return gai_fail(object->e, GA_ERR_CONFIG, "%s: %s of type %.32s is not supported", object->path, name,
+                        gai_printable(text));
+    }
+    if (members[2].at) result = gai_set_value(c, gai_find_key("rope_base"), names[2], members[2]);
+    if (members[3].at && result == GA_OK)
+        result = gai_set_value(c, gai_find_key("partial_rotary_factor"), names[3], members[3]);
+    return result;
+}
+
+/* Only Qwen3-Next turns a part of the dimensions, a quarter if it does not say. */
+GAI_FN ga_result gai_parse_rotation(ga_config *c, const gai_json *values) {
+    const gai_json *share = &values[GAI_HF_partial_rotary_factor];
+    const char *name = gai_hf_keys()[GAI_HF_partial_rotary_factor].name;
+    bool next = gai_is_next(values);
+    if (next) c->partial_rotary_factor = 0.25;
+    ga_result result = share->at ? gai_set_value(c, gai_find_key(name), name, *share) : GA_OK;
+    if (result == GA_OK) result = gai_parse_rope(c, values, GAI_HF_rope_scaling);
+    if (result == GA_OK) result = gai_parse_rope(c, values, GAI_HF_rope_parameters);
+    if (result != GA_OK || next || c->partial_rotary_factor == 1) return result;
+    return gai_fail(values->e, GA_ERR_CONFIG, "%s: %s is not supported for this model_type", values->path, name);
 }
 
 /* The object of our own keys says what the others cannot. Where both speak they must agree. */
@@ -4805,9 +4998,9 @@ GAI_FN ga_result gai_parse_gate(ga_config *c, const gai_json *hf) {
             return gai_fail(v->e, GA_ERR_FORMAT, "%s: %s is neither true nor false", v->path,
                             gai_hf_keys()[v - hf].name);
     }
+    if (gai_is_next(hf)) on[GA_ELEMENTWISE] = true; /* it has no switches: the gate is always there */
     if (on[0] && on[1])
-        return gai_fail(switches[0]->e, GA_ERR_FORMAT, "%s: headwise and elementwise_attn_output_gate are both true",
-                        switches[0]->path);
+        return gai_fail(hf->e, GA_ERR_FORMAT, "%s: headwise and elementwise_attn_output_gate are both true", hf->path);
     c->gate_position = on[0] || on[1] ? GA_G1 : GA_NO_GATE;
     c->gate_type = on[GA_HEADWISE] ? GA_HEADWISE : GA_ELEMENTWISE;
     return GA_OK;
@@ -4824,7 +5017,7 @@ GAI_FN void gai_reset_model_keys(ga_config *c, bool keep_length) {
     }
 }
 
-GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_length) {
+GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_length, bool *by_head) {
     const gai_hf_key *hf = gai_hf_keys();
     const char *names[GAI_HF_COUNT];
     gai_json values[GAI_HF_COUNT];
@@ -4832,6 +5025,7 @@ GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_lengt
     ga_result result = gai_json_members(object, names, GAI_HF_COUNT, values, false);
     if (result == GA_OK) result = gai_check_supported(values);
     if (result != GA_OK) return result;
+    *by_head = gai_is_next(values);
     gai_reset_model_keys(c, keep_length);
     result = gai_parse_mixture(c, values);
     if (result != GA_OK) return result;
@@ -4842,15 +5036,16 @@ GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_lengt
         result = gai_set_value(c, gai_find_key(hf[i].own), hf[i].name, values[i]);
         if (result != GA_OK) return result;
     }
+    const gai_family *family = gai_find_family(&values[GAI_HF_model_type]);
     if (!values[GAI_HF_num_key_value_heads].at) c->n_kv_heads = c->n_heads;
-    if (!values[GAI_HF_use_qk_norm].at)
-        c->qk_norm = gai_json_is(&values[GAI_HF_model_type], "\"qwen3\"") || c->n_experts > 0;
+    if (!values[GAI_HF_use_qk_norm].at) c->qk_norm = family && family->qk_norm;
     if (!values[GAI_HF_head_dim].at) c->head_dim = c->d_model / c->n_heads;
     if (c->head_dim < 2 || c->head_dim > GA_MAX_HEAD_DIM)
         return gai_fail(object.e, GA_ERR_CONFIG,
                         "%s: head_dim is missing, and hidden_size / num_attention_heads is %zu", object.path,
                         c->head_dim);
-    result = gai_parse_gate(c, values);
+    result = gai_parse_rotation(c, values);
+    if (result == GA_OK) result = gai_parse_gate(c, values);
     if (result != GA_OK || !values[GAI_HF_gated_attention].at) return result;
     bool headwise = gai_switch(c, GA_HEADWISE), elementwise = gai_switch(c, GA_ELEMENTWISE);
     result = gai_parse_own_keys(c, values, keep_length);
@@ -4897,9 +5092,7 @@ GAI_FN bool gai_is_ours(const char *name) {
                                         "optimizer.safetensors", "model.safetensors.index.json"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         if (strcmp(name, files[i]) == 0) return true;
-    static const char tail[] = ".safetensors";
-    size_t n = strlen(name);
-    return strncmp(name, "model-", 6) == 0 && n >= sizeof tail && strcmp(name + n - (sizeof tail - 1), tail) == 0;
+    return strncmp(name, "model-", 6) == 0 && gai_has_end(name, ".safetensors");
 }
 
 /* Removes a directory that held a checkpoint. Whatever else lay in it, such as a tokenizer, moves to `heir`, or with NULL
@@ -5054,24 +5247,30 @@ GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_s
     return result;
 }
 
-GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_length, ga_error *e) {
+/* by_head: the tensors are laid out as Qwen3-Next has them. */
+GAI_FN ga_result gai_load_config(ga_config *c, const char *directory, bool keep_length, bool *by_head, ga_error *e) {
     char found[GAI_PATH], path[GAI_PATH], *text = NULL;
     ga_config read = *c;
     gai_json object;
     ga_result result = gai_locate(found, directory, e);
     if (result == GA_OK) result = gai_path(path, found, "/", "config.json", e);
     if (result == GA_OK) result = gai_json_load(&object, path, &text, e);
-    if (result == GA_OK) result = gai_parse_config(&read, object, keep_length);
+    if (result == GA_OK) result = gai_parse_config(&read, object, keep_length, by_head);
     GA_FREE(text);
     if (result == GA_OK) *c = read;
     return result;
 }
 
+GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_length, ga_error *e) {
+    bool by_head;
+    return gai_load_config(c, directory, keep_length, &by_head, e);
+}
+
 /* Tensors of equal shape may still belong to another model: sigmoid or SiLU, another base of RoPE. What concerns only
  * training may differ. */
-GAI_FN ga_result gai_check_model(const ga_model *m, const char *directory, ga_error *e) {
+GAI_FN ga_result gai_check_model(const ga_model *m, const char *directory, bool *by_head, ga_error *e) {
     ga_config c = m->config;
-    ga_result result = ga_load_config(&c, directory, true, e);
+    ga_result result = gai_load_config(&c, directory, true, by_head, e);
     for (size_t i = 0; result == GA_OK && i < GAI_KEY_COUNT; i++) {
         const gai_key *k = &gai_keys()[i];
         char stored[GA_TEXT], own[GA_TEXT];
@@ -5093,9 +5292,11 @@ GAI_FN ga_result gai_check_model(const ga_model *m, const char *directory, ga_er
 
 GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *state, ga_error *e) {
     char path[GAI_PATH];
+    bool by_head = false;
     gai_contents weights = gai_weights_of(m);
     ga_result result = gai_locate(path, directory, e);
-    if (result == GA_OK) result = gai_check_model(m, path, e);
+    if (result == GA_OK) result = gai_check_model(m, path, &by_head, e);
+    if (by_head) weights.layout = GAI_GATE_BY_HEAD;
     if (result == GA_OK) result = gai_load_tensors(m, path, "/model", &weights, e);
     if (result == GA_OK && state) result = gai_load_state(m, path, state, e);
     if (result == GA_OK && m->mode != GA_MAPPED && m->device.weights_changed)

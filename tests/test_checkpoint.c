@@ -509,6 +509,7 @@ static void test_mapped(void **state) {
     check_mapped("tests/fixtures/hf_baseline", "F16");
     check_mapped("tests/fixtures/hf_headwise", "BF16, tied");
     check_mapped("tests/fixtures/hf_elementwise", "F32, two shards");
+    check_mapped("tests/fixtures/outside_qwen3_next", "gate by head");
     assert_int_equal(heap.blocks, blocks);
 }
 
@@ -710,6 +711,91 @@ static void test_hugging_face(void **state) {
     check_logits("hf_elementwise", "G1", "elementwise"); /* F32, two shards */
 }
 
+/* Models that transformers built and saved itself. */
+static void test_outside_models(void **state) {
+    (void)state;
+    check_logits("outside_llama", "none", "elementwise");
+    check_logits("outside_mistral", "none", "elementwise"); /* one key-value head */
+    check_logits("outside_qwen3", "none", "elementwise");   /* tied */
+    check_logits("outside_qwen3_next", "G1", "elementwise");
+}
+
+/* What is written after reading Qwen3-Next is in our own layout, under a name that no other reader takes for its own. */
+static void test_qwen3_next_rewritten(void **state) {
+    (void)state;
+    ga_model *m = load("tests/fixtures/outside_qwen3_next", GA_INFERENCE, NULL);
+    assert_true(m->config.partial_rotary_factor == 0.25 && gai_rotary_pairs(&m->config) == 2);
+    save(m, in_root("next"), NULL);
+    ga_model *back = load(in_root("next"), GA_INFERENCE, NULL);
+    expect_same_keys(&m->config, &back->config);
+    expect_same_model(m, back, false);
+    contents c = read_file(in_root("next/config.json"));
+    assert_non_null(strstr((char *)c.bytes, "\"model_type\": \"gated_attention\""));
+    free(c.bytes);
+    ga_destroy(m);
+    ga_destroy(back);
+}
+
+/* Models that are computed otherwise are refused by what is in the way. */
+static void test_refused_models(void **state) {
+    (void)state;
+    static const char start[] = "\"vocab_size\": 13, \"hidden_size\": 24, \"intermediate_size\": 10, "
+                                "\"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_experts\": 0";
+    static const struct {
+        const char *keys;
+        ga_result result;
+        const char *word;
+    } cases[] = {
+        {"\"model_type\": \"qwen2\"", GA_ERR_CONFIG,
+         "model_type \"qwen2\" is not supported: its queries, keys and values"},
+        {"\"model_type\": \"phi3\"", GA_ERR_CONFIG, "phi3"},
+        {"\"model_type\": \"mamba\"", GA_ERR_CONFIG, "model_type is none that is supported"},
+        {"\"model_type\": 3", GA_ERR_CONFIG, "model_type"},
+        {"\"model_type\": \"llama\", \"attention_bias\": true", GA_ERR_CONFIG, "attention_bias"},
+        {"\"model_type\": \"llama\", \"mlp_bias\": true", GA_ERR_CONFIG, "mlp_bias"},
+        {"\"model_type\": \"llama\", \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0}", GA_ERR_CONFIG,
+         "rope_scaling of type llama3"},
+        {"\"model_type\": \"llama\", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 8.0}", GA_ERR_CONFIG,
+         "rope_scaling of type linear"},
+        {"\"model_type\": \"llama\", \"rope_parameters\": {\"rope_type\": 1}", GA_ERR_FORMAT, "its type is no string"},
+        {"\"model_type\": \"llama\", \"rope_parameters\": []", GA_ERR_FORMAT, "an object is missing"},
+        {"\"model_type\": \"llama\", \"partial_rotary_factor\": 0.5", GA_ERR_CONFIG, "partial_rotary_factor"},
+        {"\"model_type\": \"mistral\", \"sliding_window\": 4096", GA_ERR_CONFIG, "sliding_window"},
+        {"\"model_type\": \"qwen3\", \"layer_types\": [\"full_attention\", \"sliding_attention\"]", GA_ERR_CONFIG,
+         "layer_types: a hybrid model"},
+        {"\"model_type\": \"qwen3\", \"layer_types\": 1", GA_ERR_CONFIG, "layer_types"},
+        {"\"model_type\": \"qwen3_next\"", GA_ERR_CONFIG, "hybrid"},
+        {"\"model_type\": \"qwen3_next\", \"full_attention_interval\": 4", GA_ERR_CONFIG, "hybrid"},
+        {"\"model_type\": \"qwen3_next\", \"layer_types\": [\"linear_attention\", \"full_attention\"]", GA_ERR_CONFIG,
+         "layer_types: a hybrid model"},
+        {"\"model_type\": \"qwen3_next\", \"full_attention_interval\": 1, \"headwise_attn_output_gate\": true",
+         GA_ERR_FORMAT, "both true"},
+        {"\"model_type\": \"qwen3_next\", \"full_attention_interval\": 1, \"partial_rotary_factor\": 1.5",
+         GA_ERR_CONFIG, "partial_rotary_factor"},
+        {"\"model_type\": \"qwen3_next\", \"full_attention_interval\": 1", GA_OK, ""},
+        {"\"model_type\": \"mistral\", \"head_dim\": null, \"sliding_window\": null", GA_OK, ""},
+        {"\"model_type\": \"llama\", \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 5e5}", GA_OK,
+         ""},
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        char text[1024];
+        ga_error e = {GA_OK, ""};
+        ga_config c = ga_config_default();
+        int n = snprintf(text, sizeof text, "{%s, %s}", cases[i].keys, start);
+        remove_tree(in_root("refused"));
+        assert_int_equal(mkdir(in_root("refused"), 0777), 0);
+        write_file(in_root("refused/config.json"), text, (size_t)n);
+        expect_failure(ga_load_config(&c, in_root("refused"), false, &e), &e, cases[i].result, cases[i].word,
+                       cases[i].keys);
+        if (strstr(text, "rope_theta")) assert_true(c.rope_base == 5e5);
+    }
+    edit_text(in_root("refused/config.json"), "\"num_experts\": 0", "\"num_experts\": 8");
+    edit_text(in_root("refused/config.json"), "\"llama\"", "\"qwen3_next\", \"full_attention_interval\": 1");
+    ga_error e;
+    ga_config c = ga_config_default();
+    expect_failure(ga_load_config(&c, in_root("refused"), false, &e), &e, GA_ERR_CONFIG, "shared expert", "experts");
+}
+
 static void test_hugging_face_yarn(void **state) {
     (void)state;
     ga_error e;
@@ -745,7 +831,7 @@ static void test_half_precision(void **state) {
     for (uint32_t h = 0; h < 65536; h++) {
         unsigned char bytes[2] = {(unsigned char)h, (unsigned char)(h >> 8)};
         ga_real value;
-        gai_decode(&value, bytes, 1, GAI_F16);
+        gai_decode(&value, bytes, 1, GAI_F16, 0);
         double sign = h >> 15 ? -1 : 1, fraction = h & 0x3FF, x = (double)value;
         int exponent = (int)(h >> 10 & 0x1F);
         double expected = exponent == 0 ? sign * ldexp(fraction, -24) : sign * ldexp(1024 + fraction, exponent - 25);
@@ -1055,8 +1141,10 @@ static void test_bad_config(void **state) {
          "use_qk_norm = 0 contradicts"},
         {"config.json", "\"rope_scaling\": null", "\"rope_scaling\": {\"rope_type\": \"yarn\"}", GA_ERR_CONFIG,
          "rope_scaling"},
-        {"config.json", "\"rope_scaling\": null", "\"rope_parameters\": {\"rope_theta\": 1}", GA_ERR_CONFIG,
+        {"config.json", "\"rope_scaling\": null", "\"rope_parameters\": {\"rope_type\": \"yarn\"}", GA_ERR_CONFIG,
          "rope_parameters"},
+        {"config.json", "\"rope_scaling\": null", "\"rope_parameters\": {\"rope_theta\": 1}", GA_ERR_FORMAT,
+         "rope_theta = 1 contradicts"},
         {"config.json", "\"attention_bias\": false", "\"attention_bias\": true", GA_ERR_CONFIG, "attention_bias"},
         {"config.json", "\"qkv_bias\": false", "\"qkv_bias\": true", GA_ERR_CONFIG, "qkv_bias"},
         {"config.json", "\"qkv_bias\": false", "\"mlp_bias\": true", GA_ERR_CONFIG, "mlp_bias"},
@@ -1109,7 +1197,7 @@ static void test_mismatch(void **state) {
     save(m, in_root("good"), NULL);
     check_edits(in_root("good"), edits, COUNT(edits), m, false);
     append_tensor(in_root("good/model.safetensors"), "model.layers.0.self_attn.q_proj.bias", "F32", "[1]", "abcd", 4);
-    expect_failure(ga_load(m, in_root("good"), NULL, &e), &e, GA_ERR_MISMATCH, "self_attn.q_proj.bias", "bias");
+    expect_failure(ga_load(m, in_root("good"), NULL, &e), &e, GA_ERR_MISMATCH, "q_proj.bias: biases", "bias");
     append_tensor(in_root("good/model.safetensors"), "lm_head.weight", "F32", "[0]", "", 0);
     expect_failure(ga_load(m, in_root("good"), NULL, &e), &e, GA_ERR_FORMAT, "lm_head.weight: stands twice", "head");
     ga_destroy(m);
@@ -1500,6 +1588,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_keep_length),
         cmocka_unit_test(test_start_from),
         cmocka_unit_test(test_hugging_face),
+        cmocka_unit_test(test_outside_models),
+        cmocka_unit_test(test_qwen3_next_rewritten),
+        cmocka_unit_test(test_refused_models),
         cmocka_unit_test(test_hugging_face_yarn),
         cmocka_unit_test(test_plain_llama),
         cmocka_unit_test(test_half_precision),
