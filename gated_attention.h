@@ -158,6 +158,7 @@ typedef enum { GA_SINK_NONE, GA_SINK_LEARNED, GA_SINK_ONE } ga_attention_sink;
       "rmsnorm goes with gate_form = self only")                                                                       \
     X(CHOICE, GATE, gate_input, GA_INPUT_QUERY, 0, 2, "query none scalar",                                             \
       "query: X W_theta; none: learned, independent of X (Table 4 row 6); scalar: one learned number a layer")         \
+    X(SIZE, GATE, gate_input_dims, 0, 0, 65536, "", "the gate reads only this many first channels of X; 0: all")       \
     X(FLAG, GATE, gate_frozen, 0, 0, 1, "", "W_theta stays at its random start (a control)")                           \
     X(REAL, GATE, gate_init_std, 0.02, 0, 10, "", "standard deviation of W_theta at the start")                        \
     X(REAL, MODEL, init_std, 0.02, 0, 10, "", "standard deviation of all other matrices at the start")                 \
@@ -283,6 +284,13 @@ typedef struct {
     X(linear_backward,                                                                                                 \
       (ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, const ga_real *w, size_t M, size_t O, size_t I), \
       (dx, dw, dy, x, w, M, O, I))                                                                                     \
+    X(linear_channels_forward,                                                                                         \
+      (ga_real *y, const ga_real *x, size_t stride, const ga_real *w, size_t M, size_t O, size_t I),                   \
+      (y, x, stride, w, M, O, I))                                                                                      \
+    X(linear_channels_backward,                                                                                        \
+      (ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, size_t stride, const ga_real *w, size_t M,       \
+       size_t O, size_t I),                                                                                            \
+      (dx, dw, dy, x, stride, w, M, O, I))                                                                             \
     X(rmsnorm_forward,                                                                                                 \
       (ga_real *h, ga_real *rstd, const ga_real *x, const ga_real *w, size_t N, size_t C, ga_real eps),                \
       (h, rstd, x, w, N, C, eps))                                                                                      \
@@ -423,6 +431,7 @@ GA_API ga_device ga_device_cpu(void);
     X(LAYER, gate_weight, "self_attn.gate.weight", z.G, z.C, z.G > 0, GATE)                                            \
     X(LAYER, key, "self_attn.k_proj.weight", z.HK * z.D, z.C, true, MATRIX)                                            \
     X(LAYER, value, "self_attn.v_proj.weight", z.HK * z.D, z.C, true, MATRIX)                                          \
+    X(LAYER, gate_channels, "self_attn.gate.weight", z.G_channels, c->gate_input_dims, z.G_channels > 0, GATE)         \
     X(LAYER, gate_free, "self_attn.gate.weight", 1, z.G_free, z.G_free > 0, ZEROS)                                     \
     X(LAYER, sinks, "self_attn.sinks", 1, z.HQ, c->attention_sink == GA_SINK_LEARNED, ZEROS)                           \
     X(LAYER, query_norm, "self_attn.q_norm.weight", 1, z.D, c->qk_norm, ONES)                                          \
@@ -460,9 +469,10 @@ typedef struct {
 } ga_tensor;
 
 /* Sizes that follow from a configuration, in the letters above. G: gate logits that are computed from X, columns of the
- * product [query | gate | key | value]; G_free: gate logits that are parameters themselves. */
+ * product [query | gate | key | value]; G_channels: computed from the first gate_input_dims channels of X, in a product of
+ * their own; G_free: gate logits that are parameters themselves. At most one of the three is not 0. */
 typedef struct {
-    size_t C, L, HQ, HK, D, F, V, G, G_free, Z, E, K;
+    size_t C, L, HQ, HK, D, F, V, G, G_channels, G_free, Z, E, K;
 } ga_sizes;
 
 GA_API ga_sizes ga_sizes_of(const ga_config *c);
@@ -485,6 +495,7 @@ typedef struct ga_mapped_files ga_mapped_files;
     X(x, z.C, true)                                /* residual stream before the layer */                              \
     X(h1, z.C, false) X(rstd1, 1, true)            /* 1 attention pre-norm: the X of Eq. 1 and Eq. 5 */                \
     X(qgkv, z.Z, true)                             /* 2 query, gate logits, key, value */                              \
+    X(s, z.G_channels, true)                       /* gate logits of the first channels */                             \
     X(gated, g.position >= GA_G2 && g.position <= GA_G4 ? g.H * g.D : 0, true) /* 3 gate at G2, G3, G4 */              \
     X(q, z.HQ * z.D, true) X(k, z.HK * z.D, true)  /* 4 after QK-norm and RoPE */                                      \
     X(v, z.HK * z.D, true)                         /* contiguous */                                                    \
@@ -545,7 +556,7 @@ typedef struct {
     ga_real *x_final, *h_final, *rstd_final, *losses, *logits;
     ga_real *rope;     /* (max_seq_len, D): cos for D/2 frequencies, then sin */
     ga_real *sink_one; /* (HQ) zeros: sink logits of attention_sink = one; else NULL */
-    ga_real *dx, *dh, *d_qgkv, *dq, *dk, *dv, *dy, *d_o, *du, *da, *scratch;
+    ga_real *dx, *dh, *d_qgkv, *ds, *dq, *dk, *dv, *dy, *d_o, *du, *da, *scratch;
     ga_real *d_rows, *d_router, *d_weights; /* of a mixture: (K * max_rows, C), (max_rows, E), (max_rows, K) */
     int32_t *expert_counts;    /* (L, E) rows of each expert since the last update, summed over micro-batches */
     ga_real *router_sums;      /* (L, E + 1) in the same time: sum of p_e, sum of lse^2 */
@@ -1066,6 +1077,8 @@ GAI_FN ga_result gai_check_gate(const ga_config *c, ga_error *e) {
         why = "gate_sharing=shared at gate_position=G5: after W_O there are no heads";
     else if (c->gate_input == GA_INPUT_SCALAR && (c->gate_type != GA_ELEMENTWISE || c->gate_sharing != GA_SPECIFIC))
         why = "gate_input=scalar is one number a layer: gate_type and gate_sharing do not apply";
+    else if (c->gate_input_dims > 0 && (self || !query))
+        why = "gate_input_dims says how much of X the gate reads: it needs gate_input=query and no gate_form=self";
     else if (c->gate_frozen && !query)
         why = "gate_frozen=1 keeps a random W_theta: it needs gate_input=query";
     else if (c->gate_frozen && c->gate_init_std == 0)
@@ -1073,7 +1086,10 @@ GAI_FN ga_result gai_check_gate(const ga_config *c, ga_error *e) {
     else if (c->qk_norm && (c->gate_position == GA_G3 || c->gate_position == GA_G4) &&
              c->gate_form == GA_MULTIPLICATIVE && (c->gate_type == GA_HEADWISE || c->gate_input == GA_INPUT_SCALAR))
         why = "one score for a whole head at G3 or G4 is undone by QK-norm: set qk_norm=0 or gate_type=elementwise";
-    return why ? gai_fail(e, GA_ERR_CONFIG, "%s", why) : GA_OK;
+    if (why) return gai_fail(e, GA_ERR_CONFIG, "%s", why);
+    if (c->gate_input_dims > c->d_model)
+        return gai_fail(e, GA_ERR_CONFIG, "gate_input_dims=%zu is above d_model=%zu", c->gate_input_dims, c->d_model);
+    return GA_OK;
 }
 
 GA_API ga_result ga_config_check(const ga_config *c, ga_error *e) {
@@ -1122,7 +1138,8 @@ GA_API ga_sizes ga_sizes_of(const ga_config *c) {
     ga_sizes z;
     z.C = c->d_model, z.L = c->n_layers, z.HQ = c->n_heads, z.HK = c->n_kv_heads;
     z.D = c->head_dim, z.F = c->d_ff, z.V = c->vocab_size;
-    z.G = g.input == GA_INPUT_QUERY ? g.logits : 0;
+    z.G = g.input == GA_INPUT_QUERY && c->gate_input_dims == 0 ? g.logits : 0;
+    z.G_channels = g.input == GA_INPUT_QUERY && c->gate_input_dims > 0 ? g.logits : 0;
     z.G_free = g.input == GA_INPUT_QUERY ? 0 : g.logits;
     z.Z = z.HQ * z.D + z.G + 2 * z.HK * z.D;
     z.E = c->n_experts, z.K = ga_router_of(c).K;
@@ -1332,6 +1349,27 @@ GA_API void ga_linear_backward(ga_real *dx, ga_real *dw, const ga_real *dy, cons
                                size_t M, size_t O, size_t I) {
     if (dx) gai_product(dx, I, dy, O, 1, w, I, 1, M, I, O, false);
     gai_product(dw, I, dy, 1, O, x, I, 1, O, I, M, true);
+}
+
+/* A linear map of the first I channels of x, as the gate with gate_input_dims = I has it.
+ *
+ *     y = x[:, :I] w^T
+ *
+ *     y  (M, O)  out
+ *     x  M rows, `stride` >= I apart
+ *     w  (O, I)
+ */
+GA_API void ga_linear_channels_forward(ga_real *y, const ga_real *x, size_t stride, const ga_real *w, size_t M,
+                                       size_t O, size_t I) {
+    gai_product(y, O, x, stride, 1, w, 1, I, M, O, I, false);
+}
+
+/*     dx[:, :I] += dy w,   dw += dy^T x[:, :I]      dx: rows as those of x, added to; dw (O, I) added to; dy (M, O)
+ */
+GA_API void ga_linear_channels_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, size_t stride,
+                                        const ga_real *w, size_t M, size_t O, size_t I) {
+    gai_product(dx, stride, dy, O, 1, w, I, 1, M, I, O, true);
+    gai_product(dw, I, dy, 1, O, x, stride, 1, O, I, M, true);
 }
 
 /* Splits projections into heads: QK-norm, then RoPE in its "rotate half" form (section 2.1 and A.2).
@@ -2364,6 +2402,11 @@ GAI_FN ga_result gai_status(const ga_model *m, ga_error *e) {
 
 /* ==== memory ======================================================================================================= */
 
+/* Whether a tensor is W_theta of Eq. 5. */
+GAI_INLINE bool gai_is_w_theta(int id) {
+    return id == GA_TENSOR_gate_weight || id == GA_TENSOR_gate_channels;
+}
+
 GAI_FN void gai_name_tensor(ga_tensor *t, bool ffn, const char *name) {
     if (t->layer == GA_ALL)
         snprintf(t->name, sizeof t->name, "%s", name);
@@ -2401,7 +2444,7 @@ GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, size_t *n
             t->expert = here == GAI_FFN && z.E > 0 ? part - 1 : GA_ALL;                                        \
             t->offset = offset, t->start = (ga_start)start_;                                                   \
             t->decays = start_ == MATRIX || start_ == GATE;                                                    \
-            t->frozen = GA_TENSOR_##field == GA_TENSOR_gate_weight && c->gate_frozen;                          \
+            t->frozen = c->gate_frozen && gai_is_w_theta(GA_TENSOR_##field);                                   \
             gai_name_tensor(t, here == GAI_FFN, tensor_name);                                                  \
         }                                                                                                      \
         count++, offset += (size_t)(rows_) * (columns_);                                                       \
@@ -2506,6 +2549,7 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->d_router = gai_take_reals(&ffn, N * z.E);
     m->d_weights = gai_take_reals(&ffn, z.E > 0 ? N * z.K : 0);
     m->d_qgkv = gai_take_reals(arena, N * z.Z);
+    m->ds = gai_take_reals(arena, N * z.G_channels);
     m->dq = gai_take_reals(arena, N * z.HQ * z.D);
     m->dk = gai_take_reals(arena, N * z.HK * z.D);
     m->dv = gai_take_reals(arena, N * z.HK * z.D);
@@ -2538,14 +2582,15 @@ GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, g
     memset(s, 0, sizeof *s);
     gai_list_tensors(c, NULL, &s->parameters);
     s->embedding_parameters = z.V * z.C * (c->tied_embeddings ? 1 : 2);
-    s->gate_parameters = z.L * (z.G * z.C + z.G_free);
+    size_t channels = z.G_channels * c->gate_input_dims;
+    s->gate_parameters = z.L * (z.G * z.C + channels + z.G_free);
     s->activated_parameters = s->parameters - (z.E > 0 ? z.L * (z.E - z.K) * 3 * z.F * z.C : 0);
     s->weight_bytes = gai_weight_values(c, mode) * sizeof(ga_real);
     s->gradient_bytes = mode == GA_TRAINING ? s->weight_bytes : 0;
     s->optimizer_bytes = 2 * s->gradient_bytes;
     s->activation_bytes = gai_activation_bytes(c, mode);
     s->total_bytes = s->weight_bytes + s->gradient_bytes + s->optimizer_bytes + s->activation_bytes;
-    double layer = (double)z.C * ((double)(z.Z + z.HQ * z.D + z.E) + 3 * (double)z.K * (double)z.F);
+    double layer = (double)z.C * ((double)(z.Z + z.HQ * z.D + z.E) + 3 * (double)z.K * (double)z.F) + (double)channels;
     double attention = (double)(z.HQ * z.D) * ((double)c->max_seq_len + 1); /* 2 products over (T + 1) / 2 keys */
     s->forward_flops = 2 * ((double)z.L * (layer + attention) + (double)z.V * (double)z.C);
     s->training_flops = 3 * s->forward_flops + (c->recompute ? 2 * (double)z.L * (layer + attention) : 0);
@@ -2717,11 +2762,12 @@ typedef struct {
     size_t past;
 } gai_cache;
 
-/* Where the scores of the gate come from: the gate's section of [query | gate | key | value], or parameters. */
+/* Where the scores of the gate come from: its section of [query | gate | key | value], its own product, or parameters. */
 GAI_FN const ga_real *gai_gate_source(const ga_model *m, const ga_layer_activations *a, const gai_parameters *w,
                                       size_t *stride) {
-    *stride = m->sizes.G ? m->sizes.Z : 0;
-    return m->sizes.G ? a->qgkv + m->sizes.HQ * m->sizes.D : w->gate_free;
+    const ga_sizes *z = &m->sizes;
+    *stride = z->G ? z->Z : z->G_channels;
+    return z->G ? a->qgkv + z->HQ * z->D : z->G_channels ? a->s : w->gate_free;
 }
 
 /* The sink logits of a layer, (HQ), or NULL. */
@@ -2790,7 +2836,9 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
 
     GAI_RUN(m, rmsnorm_forward, a->h1, a->rstd1, a->x, w->attn_norm, N, z.C, eps); /* 1 */
     GAI_RUN(m, linear_forward, a->qgkv, a->h1, w->query, N, z.Z, z.C); /* 2: Eq. 1, and X W_theta of Eq. 5 */
-    if (g.position == GA_G2) {                                         /* 3: Eq. 7 */
+    if (z.G_channels)
+        GAI_RUN(m, linear_channels_forward, a->s, a->h1, z.C, w->gate_channels, N, z.G_channels, c->gate_input_dims);
+    if (g.position == GA_G2) { /* 3: Eq. 7 */
         GAI_RUN(m, gate_forward, a->gated, value, z.Z, s, s_stride, N, g);
         value = a->gated, value_stride = kD;
     } else if (g.position == GA_G3) {
@@ -2857,8 +2905,8 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
     ga_real eps = (ga_real)c->norm_eps;
     size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D, s_stride;
     const ga_real *s = gai_gate_source(m, a, w, &s_stride);
-    ga_real *ds = z.G ? m->d_qgkv + qD : dw->gate_free; /* gradient of the gate logits */
-    const ga_real *d = m->dx;                           /* 18: both the residual and the FFN's output take d x_next */
+    ga_real *ds = z.G ? m->d_qgkv + qD : z.G_channels ? m->ds : dw->gate_free; /* gradient of the gate logits */
+    const ga_real *d = m->dx; /* 18: both the residual and the FFN's output take d x_next */
 
     if (c->sandwich_norm) { /* 17 */
         const ga_real *f = c->ffn_clip > 0 ? a->f_clipped : a->f;
@@ -2891,7 +2939,7 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
         d = m->d_o;
     }
     if (g.position == GA_G5) { /* 8 */
-        GAI_RUN(m, gate_backward, m->dh, z.C, ds, z.Z, d, a->o, z.C, s, s_stride, N, g);
+        GAI_RUN(m, gate_backward, m->dh, z.C, ds, s_stride, d, a->o, z.C, s, s_stride, N, g);
         d = m->dh;
     }
     if (!fresh) { /* 6 and 1 again */
@@ -2902,7 +2950,7 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
     GAI_RUN(m, linear_backward, m->da, dw->attn_output, d, y, w->attn_output, N, z.C, qD); /* 7 */
     const ga_real *dy = m->da;
     if (g.position == GA_G1) { /* 6 */
-        GAI_RUN(m, gate_backward, m->dy, qD, ds, z.Z, dy, a->y, qD, s, s_stride, N, g);
+        GAI_RUN(m, gate_backward, m->dy, qD, ds, s_stride, dy, a->y, qD, s, s_stride, N, g);
         dy = m->dy;
     }
     ga_shape shape = {B, T, T, z.HQ, z.HK, z.D};
@@ -2919,11 +2967,14 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
             at_key ? kD : z.Z, w->key_norm, m->rope, B, T, z.HK, z.D, eps);
     GAI_RUN(m, heads_backward, at_value ? m->da : d_value, NULL, m->dv, at_value ? a->gated : value,
             at_value ? kD : z.Z, at_value ? kD : z.Z, NULL, NULL, B, T, z.HK, z.D, eps);
-    if (at_query) GAI_RUN(m, gate_backward, d_query, z.Z, ds, z.Z, m->da, query, z.Z, s, s_stride, N, g);
-    if (at_key) GAI_RUN(m, gate_backward, d_key, z.Z, ds, z.Z, m->da, key, z.Z, s, s_stride, N, g);
-    if (at_value) GAI_RUN(m, gate_backward, d_value, z.Z, ds, z.Z, m->da, value, z.Z, s, s_stride, N, g);
+    if (at_query) GAI_RUN(m, gate_backward, d_query, z.Z, ds, s_stride, m->da, query, z.Z, s, s_stride, N, g);
+    if (at_key) GAI_RUN(m, gate_backward, d_key, z.Z, ds, s_stride, m->da, key, z.Z, s, s_stride, N, g);
+    if (at_value) GAI_RUN(m, gate_backward, d_value, z.Z, ds, s_stride, m->da, value, z.Z, s, s_stride, N, g);
 
-    GAI_RUN(m, linear_backward, m->dh, dw->query, m->d_qgkv, a->h1, w->query, N, z.Z, z.C);                /* 2 */
+    GAI_RUN(m, linear_backward, m->dh, dw->query, m->d_qgkv, a->h1, w->query, N, z.Z, z.C); /* 2 */
+    if (z.G_channels)
+        GAI_RUN(m, linear_channels_backward, m->dh, dw->gate_channels, m->ds, a->h1, z.C, w->gate_channels, N,
+                z.G_channels, c->gate_input_dims);
     GAI_RUN(m, rmsnorm_backward, m->dx, dw->attn_norm, m->dh, a->x, w->attn_norm, a->rstd1, N, z.C, true); /* 1 */
 }
 
@@ -3860,7 +3911,7 @@ typedef enum {
 
 GAI_FN bool gai_gate_is_packed(const ga_config *c) {
     return c->gate_position == GA_G1 && c->gate_sharing == GA_SPECIFIC && c->gate_form == GA_MULTIPLICATIVE &&
-           c->gate_activation == GA_SIGMOID && c->gate_input == GA_INPUT_QUERY;
+           c->gate_activation == GA_SIGMOID && c->gate_input == GA_INPUT_QUERY && c->gate_input_dims == 0;
 }
 
 /* What a safetensors file holds: the tensors of each block, their names behind the block's prefix. */

@@ -313,6 +313,7 @@ static const char *const gates[] = {
     "sandwich_norm=1 attn_clip=1.5 ffn_clip=0.1 qk_norm=0",
     "attention_sink=learned",
     "attention_sink=one gate_position=none",
+    "gate_input_dims=5",
 };
 
 static void test_round_trip(void **state) {
@@ -387,7 +388,7 @@ static void test_other_gates_stay_apart(void **state) {
     (void)state;
     static const char *const others[][2] = {
         {"gate_position=G2", "[12,12]"},   {"gate_activation=silu", "[24,12]"}, {"gate_sharing=shared", "[24,12]"},
-        {"gate_form=additive", "[24,12]"}, {"gate_input=none", "[1,24]"},
+        {"gate_form=additive", "[24,12]"}, {"gate_input=none", "[1,24]"},       {"gate_input_dims=5", "[24,5]"},
     };
     for (size_t i = 0; i < COUNT(others); i++) {
         char opening[64];

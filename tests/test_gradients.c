@@ -134,6 +134,28 @@ static void test_linear(void **state) {
     }
 }
 
+static double linear_channels(void *context) {
+    operands *a = (operands *)context;
+    ga_linear_channels_forward(a->out, a->x, a->y_stride, a->w, a->N, a->O, a->C);
+    return weighted(a);
+}
+
+static void test_linear_channels(void **state) {
+    (void)state;
+    enum { STRIDE = 9 };
+    for (size_t N = 1; N <= 11; N += 5) {
+        operands a = {.N = N, .C = 4, .O = 7, .y_stride = STRIDE, .outputs = N * 7};
+        a.x = numbers(N * STRIDE), a.w = numbers(28), a.out = reals(a.outputs), a.weight = numbers(a.outputs);
+        double *before = numbers(N * STRIDE), *dx = reals(N * STRIDE), *dw = reals(28);
+        memcpy(dx, before, N * STRIDE * sizeof *dx); /* both are added to */
+        ga_linear_channels_backward(dx, dw, a.weight, a.x, STRIDE, a.w, N, a.O, a.C);
+        for (size_t i = 0; i < N * STRIDE; i++) dx[i] -= before[i];
+        check_all(linear_channels, &a, a.x, dx, N * STRIDE, "linear_channels dx");
+        check_all(linear_channels, &a, a.w, dw, 28, "linear_channels dw");
+        free(a.x), free(a.w), free(a.out), free(a.weight), free(before), free(dx), free(dw);
+    }
+}
+
 static double rmsnorm(void *context) {
     operands *a = (operands *)context;
     ga_rmsnorm_forward(a->out, a->extra, a->x, a->w, a->N, a->C, a->eps);
@@ -502,7 +524,7 @@ static bool has_no_effect(const problem *p, const ga_tensor *t) {
         return offsets[0] == offsets[1]; /* no position chose this expert */
     }
     if (p->T > 1 || p->m->config.attention_sink != GA_SINK_NONE) return false;
-    bool gate = t->id == GA_TENSOR_gate_weight || t->id == GA_TENSOR_gate_free;
+    bool gate = t->id == GA_TENSOR_gate_weight || t->id == GA_TENSOR_gate_channels || t->id == GA_TENSOR_gate_free;
     bool scores = p->m->gate.position == GA_G3 || p->m->gate.position == GA_G4;
     return t->id == GA_TENSOR_query || t->id == GA_TENSOR_key || t->id == GA_TENSOR_query_norm ||
            t->id == GA_TENSOR_key_norm || (gate && scores);
@@ -565,8 +587,9 @@ static void test_all_gates(void **state) {
     (void)state;
     size_t normed = for_each_gate(tiny_config("qk_norm=1"), visit_model, NULL);
     size_t plain = for_each_gate(tiny_config("qk_norm=0"), visit_model, NULL);
-    print_message("    %zu gates with QK-norm, %zu without\n", normed, plain);
-    assert_true(normed > 200 && plain > normed);
+    size_t channels = for_each_gate(tiny_config("qk_norm=0 gate_input_dims=4 n_layers=1"), visit_model, NULL);
+    print_message("    %zu gates with QK-norm, %zu without, %zu that read four channels\n", normed, plain, channels);
+    assert_true(normed > 200 && plain > normed && channels > 100);
 }
 
 /* One of each kind, to the last entry. */
@@ -602,6 +625,15 @@ static void test_head_ratios(void **state) {
     check_model("n_kv_heads=1 gate_position=G1 gate_type=headwise", 1, 5, EVERY_ENTRY);
     check_model("n_heads=3 n_kv_heads=3 head_dim=2 gate_position=G1", 1, 5, EVERY_ENTRY);
     check_model("n_heads=1 n_kv_heads=1 head_dim=8 d_model=3 gate_position=G2", 1, 5, EVERY_ENTRY);
+}
+
+static void test_gate_input_dims(void **state) {
+    (void)state;
+    check_model("gate_position=G1 gate_input_dims=3", 2, 5, EVERY_ENTRY);
+    check_model("gate_position=G1 gate_type=headwise gate_input_dims=1 attention_sink=learned", 2, 5, EVERY_ENTRY);
+    check_model("gate_position=G2 gate_input_dims=6 recompute=1", 2, 5, EVERY_ENTRY);
+    check_model("gate_position=G3 gate_input_dims=2", 2, 5, EVERY_ENTRY);
+    check_model("gate_position=G5 gate_input_dims=5 sandwich_norm=1", 2, 5, EVERY_ENTRY);
 }
 
 static void test_attention_sink(void **state) {
@@ -736,6 +768,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_embedding),
         cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_linear_channels),
         cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_heads),
         cmocka_unit_test(test_sdpa),
@@ -749,6 +782,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_positions),
         cmocka_unit_test(test_sandwich_and_tied),
         cmocka_unit_test(test_head_ratios),
+        cmocka_unit_test(test_gate_input_dims),
         cmocka_unit_test(test_attention_sink),
         cmocka_unit_test(test_depths),
         cmocka_unit_test(test_clipped_outputs),

@@ -254,6 +254,10 @@ static void test_refused_combinations(void **state) {
         {"gate_position=G3 gate_type=headwise", "qk_norm"},
         {"gate_position=G4 gate_type=headwise", "qk_norm"},
         {"gate_position=G4 gate_input=scalar", "qk_norm"},
+        {"gate_input_dims=513", "gate_input_dims"},
+        {"gate_input_dims=12 gate_input=none", "gate_input_dims"},
+        {"gate_input_dims=12 gate_input=scalar", "gate_input_dims"},
+        {"gate_input_dims=12 gate_form=self gate_activation=silu", "gate_input_dims"},
         {"learning_rate=1e-5", "min_lr"},
         {"vocab_size=100 bos_token=100", "bos_token"},
     };
@@ -295,6 +299,7 @@ static void test_paper_combinations(void **state) {
         "gate_position=G1 gate_activation=ns-sigmoid",
         "gate_position=G1 gate_input=scalar",
         "gate_position=G1 gate_frozen=1",
+        "gate_position=G1 gate_type=headwise gate_input_dims=3",
     };
     for (size_t i = 0; i < COUNT(accepted); i++) {
         ga_config c = tiny_config(accepted[i]);
@@ -507,6 +512,8 @@ static const char *gates[] = {
     "gate_position=G3 gate_input=scalar qk_norm=0",
     "attention_sink=learned",
     "attention_sink=one gate_position=none",
+    "gate_input_dims=5",
+    "gate_position=G4 gate_sharing=shared gate_input_dims=12",
 };
 
 static void test_modes_agree(void **state) {
@@ -666,6 +673,33 @@ static void test_decay(void **state) {
     }
     free(before);
     ga_destroy(m);
+}
+
+/* A gate that reads all channels in a product of its own is the gate of the one product. */
+static void test_all_channels(void **state) {
+    (void)state;
+    static const char *positions[] = {"gate_position=G1", "gate_position=G2 gate_type=headwise", "gate_position=G5"};
+    for (size_t i = 0; i < COUNT(positions); i++) {
+        ga_config c = tiny_config(positions[i]), own = c;
+        own.gate_input_dims = own.d_model;
+        ga_model *a = create(&c, GA_TRAINING), *b = create(&own, GA_TRAINING); /* the start depends on names alone */
+        batch x = make_batch(a, 2, 10, 6);
+        expect_near(accumulate(b, &x, 1), accumulate(a, &x, 1), 1e-6, "loss");
+        for (size_t j = 0; j < a->n_tensors; j++) {
+            const ga_tensor *t = &a->tensors[j];
+            bool gate = t->id == GA_TENSOR_gate_weight;
+            const ga_tensor *u = ga_find_tensor(b, gate ? GA_TENSOR_gate_channels : t->id, t->layer);
+            size_t n = t->rows * t->columns;
+            assert_non_null(u);
+            assert_memory_equal(a->weights + t->offset, b->weights + u->offset, n * sizeof *a->weights);
+            double *expected = (double *)calloc(n, sizeof *expected);
+            assert_non_null(expected);
+            for (size_t k = 0; k < n; k++) expected[k] = (double)a->gradients[t->offset + k];
+            expect_below(difference(b->gradients + u->offset, expected, n), 1e-5, "gradient of %s", t->name);
+            free(expected);
+        }
+        ga_destroy(a), ga_destroy(b);
+    }
 }
 
 static void test_frozen_gate(void **state) {
@@ -1004,6 +1038,7 @@ static void test_parameter_counts(void **state) {
         {&seed_model, "gate_position=G1 gate_input=none", 49391872, 3072, 32768000},
         {&seed_model, "gate_position=G1 gate_input=scalar", 49388806, 6, 32768000},
         {&seed_model, "gate_position=G5", 50961664, 1572864, 32768000},
+        {&seed_model, "gate_position=G1 gate_type=headwise gate_input_dims=12", 49389376, 576, 32768000},
         {&seed_model, "gate_position=none attention_sink=learned", 49388848, 0, 32768000},
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
@@ -1034,6 +1069,7 @@ static void test_memory_figures(void **state) {
         "sandwich_norm=1 attn_clip=1 ffn_clip=1",
         "attention_sink=one",
         "gate_position=G2",
+        "gate_position=G2 gate_input_dims=5",
         "vocab_size=2000 d_model=64 n_layers=5 max_seq_len=200 head_dim=32",
     };
     for (size_t i = 0; i < COUNT(settings); i++)
@@ -1183,6 +1219,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_seeds),
         cmocka_unit_test(test_free_gate_starts_at_zero),
         cmocka_unit_test(test_decay),
+        cmocka_unit_test(test_all_channels),
         cmocka_unit_test(test_frozen_gate),
         cmocka_unit_test(test_update),
         cmocka_unit_test(test_divergence),

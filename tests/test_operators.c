@@ -711,6 +711,9 @@ static void run_operators(ga_real *out) {
     ga_linear_forward(TAKE(2 * O), in, w, 2, O, C);
     ga_real *dx = TAKE(N * C), *dw = TAKE(O * C);
     ga_linear_backward(dx, dw, dy, in, w, N, O, C);
+    ga_linear_channels_forward(TAKE(N * O), in, C, w, N, O, 12);
+    dx = TAKE(N * C), dw = TAKE(O * 12);
+    ga_linear_channels_backward(dx, dw, dy, in, C, w, N, O, 12);
     ga_embedding_forward(TAKE(N * C), tokens, w, N, C);
     ga_embedding_backward(TAKE(O * C), tokens, in, N, C);
     ga_real *h = TAKE(N * C), *rstd = TAKE(N);

@@ -77,6 +77,9 @@ CASES = {
     "sink_learned_g1": gate("G1", type="headwise")
     | dict(attention_sink="learned", seq_len=70, max_seq_len=70, batch=1, n_heads=2, n_kv_heads=1),
     "sink_one": dict(attention_sink="one", n_kv_heads=1),
+    # a gate that reads the first channels of the normed hidden states
+    "channels_headwise": gate("G1", type="headwise", input_dims=7),
+    "channels_value": gate("G2", input_dims=3),
     # the rest of the block
     "no_qk_norm": gate("G1") | dict(qk_norm=0),
     "tied": gate("G1") | dict(tied_embeddings=1),
