@@ -42,6 +42,7 @@
 #include <stb/stb_ds.h>
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
+#include "data/spikes.h"
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "gated_attention.h"
 #include "gated_attention_x86.h"
@@ -84,7 +85,8 @@ typedef struct {
     int32_t *inputs, *targets;      /* (batch_size, T) */
     FILE *metrics;
     ga_training_state state;
-    bool saved; /* `last` holds saved_step */
+    spikes spikes; /* of the whole run */
+    bool saved;    /* `last` holds saved_step */
     uint64_t saved_step;
 
     progress progress;
@@ -472,6 +474,7 @@ static bool open_metrics(run *r) {
 
 /* Keeps the lines of the steps that the checkpoint has, so that the file goes on as if the run had never stopped. */
 static bool cut_metrics(run *r) {
+    r->spikes = (spikes){0};
     struct stat status;
     if (fstat(fileno(r->metrics), &status)) return fail(r, 1, "cannot read %s: %s", r->metrics_path, strerror(errno));
     off_t kept = 0;
@@ -481,7 +484,9 @@ static bool cut_metrics(run *r) {
         ssize_t length = getline(&line, &size, r->metrics);
         uint64_t step;
         if (length <= 0 || line[length - 1] != '\n') break;
-        if (sscanf(line, "{\"step\":%" SCNu64 ",", &step) != 1 || step > r->state.step) break;
+        double loss;
+        if (sscanf(line, "{\"step\":%" SCNu64 ",\"loss\":%lf", &step, &loss) != 2 || step > r->state.step) break;
+        spikes_add(&r->spikes, loss);
         kept += length;
     }
     free(line);
@@ -655,7 +660,7 @@ static bool write_metrics(run *r, uint64_t step, const measurement *m) {
     write_number(f, "lr", m->learning_rate);
     write_number(f, "grad_norm", m->grad_norm);
     write_number(f, "tokens_per_s", m->tokens_per_s);
-    fprintf(f, ",\"tokens\":%" PRIu64, step * step_tokens(&r->config));
+    fprintf(f, ",\"tokens\":%" PRIu64 ",\"spikes\":%" PRIu64, step * step_tokens(&r->config), r->spikes.count);
     if (isfinite(m->val_loss)) {
         write_number(f, "val_loss", m->val_loss);
         write_figure(f, r->held_out, "f_attn", "f_attn_by_layer", ga_f_attn);
@@ -818,6 +823,23 @@ static bool accumulate(run *r, measurement *m) {
     return true;
 }
 
+/* Tells of a spike in the loss; ends a run that has unlearned all that it knew, finite as its numbers may be. */
+static bool judge_loss(run *r, measurement *m) {
+    const spikes *s = &r->spikes;
+    spike_kind kind = spikes_add(&r->spikes, m->loss);
+    if (kind == SPIKE_NONE) return true;
+    if (kind == SPIKE_DIVERGED) {
+        char what[160];
+        snprintf(what, sizeof what, "the mean loss of %d steps is %.3f, %.3f at its lowest, %.3f at first",
+                 SPIKE_WINDOW, s->mean, s->lowest, s->first);
+        return diverge(r, r->state.step, m, what);
+    }
+    erase_bar(&r->progress);
+    printf("spike %-5" PRIu64 " step %" PRIu64 ": loss %.4f after a mean of %.4f, standard deviation %.4f\n", s->count,
+           r->state.step, m->loss, s->mean, s->deviation);
+    return true;
+}
+
 /* A step with a finite loss may still have left weights that are none. */
 static bool weights_are_finite(const run *r) {
     const ga_model *m = r->model;
@@ -841,7 +863,7 @@ static bool take_step(run *r, measurement *m) {
     double seconds = now() - begin;
     r->step_seconds += seconds;
     m->tokens_per_s = (double)step_tokens(c) / seconds;
-    return true;
+    return judge_loss(r, m);
 }
 
 static bool evaluate(run *r, double *loss) {
@@ -996,7 +1018,9 @@ static void print_end(const run *r, const measurement *m, int argc, char **argv)
     printf("done        %s steps, loss %.4f", GROUPED(r->steps), m->loss);
     if (evaluated) printf(", held-out loss %.4f (best %.4f", m->val_loss, r->state.best_val_loss);
     if (evaluated && !isnan(r->lowest_loss)) printf(", lowest possible %.4f", r->lowest_loss);
-    printf("%s, %s\n", evaluated ? ")" : "", DURATION(now() - r->started));
+    printf("%s, ", evaluated ? ")" : "");
+    if (r->spikes.count > 0) printf("%s loss spike%s, ", GROUPED(r->spikes.count), r->spikes.count == 1 ? "" : "s");
+    printf("%s\n", DURATION(now() - r->started));
     const char *name = strrchr(r->directory, '/');
     printf("kept in     %s%s%s and %s\n", r->last, evaluated ? ", " : "", evaluated ? r->best : "", r->metrics_path);
     printf("next        ./analyze --models %s:%s --data %s\n", name ? name + 1 : r->directory,

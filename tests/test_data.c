@@ -13,6 +13,7 @@
 #define STB_DS_IMPLEMENTATION
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
+#include "data/spikes.h"
 
 #include <time.h>
 
@@ -1299,6 +1300,64 @@ static void test_answers_only(void **state) {
     data_close(s);
 }
 
+/* ---- Loss spikes ---- */
+
+static double normal(data_random *random) {
+    double u = data_random_uniform(random), v = data_random_uniform(random);
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+/* A falling loss with noise has no spikes; what stands out by eight standard deviations is one, six is none, nor is any
+ * in the first steps, nor the last digit of a loss that never changes. */
+static void test_spikes(void **state) {
+    (void)state;
+    data_random random = data_random_at(1, 0, 0);
+    spikes s = {0};
+    for (int i = 0; i < 5000; i++) {
+        double loss = 2 + 5 * exp(-i / 300.0) + 0.05 * normal(&random);
+        assert_int_equal(spikes_add(&s, loss), SPIKE_NONE);
+    }
+    assert_close(s.mean, 2, 0.02);
+    assert_close(s.deviation, 0.05, 0.015);
+    assert_close(s.lowest, 2, 0.02);
+    spikes low = s, high = s;
+    assert_int_equal(spikes_add(&low, s.mean + 6 * s.deviation), SPIKE_NONE);
+    assert_int_equal(spikes_add(&high, s.mean + 8 * s.deviation), SPIKE_LOSS);
+    assert_int_equal(low.count, 0);
+    assert_int_equal(high.count, 1);
+
+    spikes still = {0};
+    for (int i = 0; i < 32; i++) assert_int_equal(spikes_add(&still, 1 + (i == 20)), SPIKE_NONE);
+    spikes same = {0};
+    for (int i = 0; i < 300; i++) assert_int_equal(spikes_add(&same, 3), SPIKE_NONE);
+    assert_int_equal(spikes_add(&same, 3.001), SPIKE_NONE);
+    assert_int_equal(spikes_add(&same, 3.03), SPIKE_LOSS);
+}
+
+/* Whether losses that fall in 200 steps and stay for 200, then jump, are divergence. */
+static bool diverges(double first, double lowest, double later) {
+    spikes s = {0};
+    for (int i = 0; i < 400; i++) {
+        double loss = i < 200 ? first + (lowest - first) * i / 200 : lowest;
+        if (spikes_add(&s, loss) == SPIKE_DIVERGED) return true;
+    }
+    assert_close(s.lowest, lowest, 1e-9);
+    for (int i = 0; i < 1000; i++)
+        if (spikes_add(&s, later) == SPIKE_DIVERGED) return true;
+    return false;
+}
+
+static void test_divergence(void **state) {
+    (void)state;
+    assert_true(diverges(8, 3, 5.6));
+    assert_false(diverges(8, 3, 5.4));
+    assert_true(diverges(3.2, 3, 4.1));
+    assert_false(diverges(3.2, 3, 3.9));
+    assert_true(diverges(4, 4, 5.1));
+    assert_false(diverges(4, 4, 4.9));
+    assert_true(diverges(4, 9, 9));
+}
+
 /* ---- Labels and help ---- */
 
 static void label(const data_stream *s, int32_t token, const char *expected) {
@@ -1408,6 +1467,8 @@ int main(void) {
         cmocka_unit_test(test_needle_order),
         cmocka_unit_test(test_common_words),
         cmocka_unit_test(test_answers_only),
+        cmocka_unit_test(test_spikes),
+        cmocka_unit_test(test_divergence),
         cmocka_unit_test(test_labels),
         cmocka_unit_test(test_help),
     };

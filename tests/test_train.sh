@@ -242,6 +242,18 @@ put_bytes later/last/model.safetensors $(($(stat -c %s later/last/model.safetens
 cp later/last/model.safetensors kept.safetensors
 refuse "a later divergence keeps the last checkpoint" 1 "step 41: .*diverged.*later/last keeps step 40" $later
 check "as it was" cmp later/last/model.safetensors kept.safetensors
+refuse "a loss that comes back up is divergence, finite as it is" 1 "step 1[0-9]*: the mean loss of 128 steps is [0-9.]*, .* at first .*diverged.*runaway/last keeps step" tiny.cfg max_steps=600 learning_rate=10 min_lr=10 gate_position=none eval_every=0 output_dir=runaway
+check "and metrics.jsonl tells it with its figures" grep -Eq "\"loss\":$number,.*\"spikes\":[0-9]+,\"diverged\":true}\$" runaway/metrics.jsonl
+# A text that repeats itself, and a byte in it that does not: one step's loss is far above those before.
+awk 'BEGIN { for (i = 0; i < 4000; i++) { printf "abcdefgh"; if (i == 3200) for (k = 0; k < 64; k++) printf "~" } }' >spike.txt
+spike="data=spike.txt vocab_size=128 batch_size=1 gradient_accumulation_steps=4 shuffle=0 val_fraction=0 eval_every=0 save_every=100"
+"$train" tiny.cfg $spike max_steps=230 output_dir=spike >spike.out 2>&1
+check "a loss spike is told when it comes" grep -Eq "^spike 1 +step 201: loss [0-9.]* after a mean of" spike.out
+check "and at the end" grep -Eq "^done .* 1 loss spike, " spike.out
+check "and counted in metrics.jsonl" sh -c "[ \$(grep -c '\"spikes\":0' spike/metrics.jsonl) -eq 200 ] && tail -1 spike/metrics.jsonl | grep -q '\"spikes\":1'"
+"$train" tiny.cfg $spike max_steps=205 output_dir=spiked >/dev/null 2>&1
+"$train" tiny.cfg $spike max_steps=206 output_dir=spiked >spiked.out 2>&1
+check "a run that goes on has counted those before" sh -c "tail -1 spiked/metrics.jsonl | grep -q '\"spikes\":1' && ! grep -q '^spike' spiked.out"
 refuse "weights that are not finite are not saved" 1 "diverged.*no checkpoint" tiny.cfg eps=0 vocab_size=4096 save_every=1 output_dir=weights
 
 # ---- bad input
