@@ -56,7 +56,7 @@ curves: train
 	@tests/curves.sh
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
-C_TESTS = gradients operators fixtures model checkpoint data x86 amx
+C_TESTS = gradients operators fixtures model checkpoint data x86 amx analysis
 SH_TESTS = header train analyze readme isa cuda
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)

@@ -54,7 +54,12 @@
  *     Table 4 gate score, M-Act, F-Attn              ga_gate_mean, ga_m_act, ga_f_attn
  *     Fig. 2  F-Attn by layer; attention maps        ga_f_attn(s, layer), ga_map
  *     Fig. 3  histograms of the gate scores          ga_gate_histogram
- *     Fig. 7  mean, deviation, minimum, maximum      ga_gate_mean, ga_gate_std, ga_gate_min, ga_gate_max
+ *     Fig. 4  mean |Y| before and after the gate     ga_output_magnitude
+ *     Fig. 5  share of |Y| below 1e-2 and 1e-3       ga_output_below
+ *     Fig. 6  maxima by layer, position, dimension   ga_activation_max, _max_at, _max_in, ga_activation_peak
+ *     Fig. 7  mean, deviation, minimum, maximum      ga_gate_mean, _std, _min, _max; of a head ga_gate_mean_head, ...
+ *     Eq. 6   effective rank of W_V W_O, of outputs  ga_measure_ranks, ga_effective_rank
+ *     Sinks   heads, positions, entropy, value drain ga_sink_heads, ga_sink_position, ga_attention_entropy, ga_value_drain
  *
  * Licence: MIT, at the end of the file.
  */
@@ -266,6 +271,11 @@ typedef struct {
     double count, sum, sum_of_squares, min, max, below_01, below_05, bins[GA_BINS];
 } ga_gate_sums;
 
+/* Of |x| over many values, for Fig. 4 and 5. */
+typedef struct {
+    double count, sum, below_1e_2, below_1e_3;
+} ga_magnitude_sums;
+
 typedef struct {
     double learning_rate, beta1, beta2, eps, weight_decay, gradient_scale;
     uint64_t step; /* from 1, for the bias correction */
@@ -371,6 +381,17 @@ typedef struct {
     X(sdpa_column,                                                                                                     \
       (ga_real *p, const ga_real *q, const ga_real *k, const ga_real *lse, size_t j, ga_shape n),                      \
       (p, q, k, lse, j, n))                                                                                            \
+    X(sdpa_statistics,                                                                                                 \
+      (ga_real *received, ga_real *entropy, const ga_real *q, const ga_real *k, const ga_real *lse, ga_shape n),       \
+      (received, entropy, q, k, lse, n))                                                                               \
+    X(magnitude_statistics,                                                                                            \
+      (ga_magnitude_sums *sums, const ga_real *x, size_t x_stride, size_t N, size_t W, double factor),                 \
+      (sums, x, x_stride, N, W, factor))                                                                               \
+    X(max_abs_rows, (ga_real *max, ga_real *at, const ga_real *x, size_t N, size_t C), (max, at, x, N, C))             \
+    X(max_abs_columns, (ga_real *max, const ga_real *x, size_t N, size_t C), (max, x, N, C))                           \
+    X(row_norms, (ga_real *norms, const ga_real *x, size_t N, size_t D), (norms, x, N, D))                             \
+    X(head_moments, (double *moments, const ga_real *x, size_t N, size_t H, size_t D), (moments, x, N, H, D))         \
+    X(scale_rows, (ga_real *x, size_t x_stride, size_t N, size_t W, ga_real factor), (x, x_stride, N, W, factor))      \
     X(gate_statistics, (ga_gate_sums *sums, const ga_real *s, size_t s_stride, size_t N, ga_gate g),                   \
       (sums, s, s_stride, N, g))
 /* clang-format on */
@@ -618,15 +639,19 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
 
 /* ---- analysis ----------------------------------------------------------------------------------------------------- */
 
+typedef struct ga_details ga_details;
+
 /* Sums over all windows seen, by layer; the functions below turn them into the paper's figures. */
 typedef struct {
     size_t L, HQ, E;
     bool has_gate, has_sink;
-    double rows;       /* query positions seen, B * T each pass */
-    double *attention; /* (L, HQ) sum over rows of the attention probability on position 0 */
-    double *sink;      /* (L, HQ) the same of the sink logit's share */
-    double *max_abs;   /* (L) max |x| of the residual stream after each layer */
-    ga_gate_sums *gate;
+    size_t gate_heads;   /* heads with scores of their own: 1 when they share them, and at G5 */
+    double rows;         /* query positions seen, B * T each pass */
+    double *attention;   /* (L, HQ) sum over rows of the attention probability on position 0 */
+    double *sink;        /* (L, HQ) the same of the sink logit's share */
+    double *max_abs;     /* (L) max |x| of the residual stream after each layer */
+    ga_gate_sums *gate;  /* (L, gate_heads) */
+    ga_details *details; /* or NULL: what only ga_statistics_create_detailed collects */
     double *expert_rows; /* (L, E) positions sent to each expert */
 } ga_statistics;
 
@@ -644,7 +669,11 @@ struct ga_observer {
     size_t n_maps;
 };
 
+/* F-Attn, M-Act and the gate scores: cheap enough to be shown while training. */
 GA_API ga_statistics *ga_statistics_create(const ga_model *m);
+/* These and all that stands under "details" below: another product of queries and keys, and some passes over Y, the values
+ * and the residual stream, in each layer; no T x T matrix. NULL: no memory. */
+GA_API ga_statistics *ga_statistics_create_detailed(const ga_model *m);
 GA_API void ga_statistics_reset(ga_statistics *s);
 GA_API void ga_statistics_destroy(ga_statistics *s);
 
@@ -667,6 +696,67 @@ GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double share
 GA_API double ga_expert_load(const ga_statistics *s, size_t layer, size_t expert);
 GA_API double ga_expert_max_load(const ga_statistics *s, size_t layer);
 GA_API double ga_expert_dead(const ga_statistics *s, size_t layer);
+/* Of one head's scores (Fig. 7), head < s->gate_heads. */
+GA_API double ga_gate_mean_head(const ga_statistics *s, size_t layer, size_t head);
+GA_API double ga_gate_std_head(const ga_statistics *s, size_t layer, size_t head);
+GA_API double ga_gate_min_head(const ga_statistics *s, size_t layer, size_t head);
+GA_API double ga_gate_max_head(const ga_statistics *s, size_t layer, size_t head);
+/* Share of heads that give position 0 more than `threshold` of their attention (Gu et al. 2024, Sink_1 with 0.3). */
+GA_API double ga_sink_heads(const ga_statistics *s, size_t layer, double threshold);
+
+/* ---- details: NaN, or nothing, where the statistics were made without them ---- */
+
+/* What Y is: the tensor that the gate modulates (SDPA output at G1, value at G2, ...); without a gate the SDPA output.
+ * GA_AFTER_GATE is NaN without a gate; GA_MEAN_GATE, Y times the layer's mean score over the same pass, where no score
+ * multiplies. */
+typedef enum { GA_BEFORE_GATE, GA_AFTER_GATE, GA_MEAN_GATE, GA_STAGES } ga_stage;
+
+GA_API double ga_output_magnitude(const ga_statistics *s, ga_stage stage, size_t layer); /* A.3, Fig. 4: mean |Y| */
+/* A.3, Fig. 5: share of |Y| below 1e-2 or 1e-3; another bound: NaN. */
+GA_API double ga_output_below(const ga_statistics *s, ga_stage stage, size_t layer, double bound);
+
+/* A.4, Fig. 6. What a block adds to the residual stream, after gate, clip and sandwich norm, and the stream after it. */
+typedef enum { GA_ATTENTION_OUTPUT, GA_ATTENTION_RESIDUAL, GA_FFN_OUTPUT, GA_FFN_RESIDUAL, GA_STREAMS } ga_stream;
+
+/* The largest absolute value, and what carries it. */
+typedef struct {
+    double value;
+    size_t position, dimension;
+    int32_t token; /* -1: nothing was seen */
+} ga_peak;
+
+GA_API ga_peak ga_activation_peak(const ga_statistics *s, ga_stream stream, size_t layer);
+GA_API double ga_activation_max(const ga_statistics *s, ga_stream stream, size_t layer); /* GA_ALL: mean over layers */
+GA_API double ga_activation_max_at(const ga_statistics *s, ga_stream stream, size_t layer, size_t position);
+GA_API double ga_activation_max_in(const ga_statistics *s, ga_stream stream, size_t layer, size_t dimension);
+
+/* The attention that `position` gets, mean over the queries that see it. layer, head: an index or GA_ALL. At position 0
+ * this is F-Attn. */
+GA_API double ga_attention_received(const ga_statistics *s, size_t layer, size_t head, size_t position);
+/* Where the sink sits: the position that gets most. Only those in the first half of the longest window are asked, which at
+ * least half of its queries see: a late one may lead by what it gives itself. */
+GA_API size_t ga_sink_position(const ga_statistics *s, size_t layer, size_t head);
+/* Entropy of the attention in nats, mean over queries; ga_entropy_uniform(T) is that of attention spread evenly. */
+GA_API double ga_attention_entropy(const ga_statistics *s, size_t layer, size_t head);
+GA_API double ga_entropy_uniform(size_t T);
+
+/* Value drain: length of the value (key) states of a key-value head at a position; GA_ALL: all positions but the first.
+ * The value is what attention sums, after a gate at G2; the key is after QK-norm and RoPE. */
+GA_API double ga_value_norm(const ga_statistics *s, size_t layer, size_t head, size_t position);
+GA_API double ga_key_norm(const ga_statistics *s, size_t layer, size_t head, size_t position);
+/* Length at the first token over the mean length at the others: far below 1 when its value has drained. */
+GA_API double ga_value_drain(const ga_statistics *s, size_t layer);
+GA_API double ga_key_drain(const ga_statistics *s, size_t layer);
+
+/* Eq. 6: effective rank exp(-sum_i p_i log p_i), p_i = sigma_i / sum_j sigma_j (Roy and Vetterli 2007), between 1 and D, of
+ *     GA_RANK_WEIGHTS   W_V^k W_O^k
+ *     GA_RANK_BEFORE    the rows Y^k W_O^k over all positions seen, Y before the gate at G1
+ *     GA_RANK_AFTER     the same behind it; NaN without one
+ * ga_measure_ranks computes them from the model's weights and what s has seen; then ga_effective_rank tells. */
+typedef enum { GA_RANK_WEIGHTS, GA_RANK_BEFORE, GA_RANK_AFTER, GA_RANKS } ga_rank;
+
+GA_API ga_result ga_measure_ranks(ga_statistics *s, ga_model *m, ga_error *e);
+GA_API double ga_effective_rank(const ga_statistics *s, ga_rank rank, size_t layer, size_t head);
 
 /* ---- generation --------------------------------------------------------------------------------------------------- */
 
@@ -2319,6 +2409,126 @@ GA_API void ga_gate_statistics(ga_gate_sums *sums, const ga_real *s, size_t s_st
             }
 }
 
+/* Where the attention goes and how widely it is spread, from what SDPA keeps: the tiles of P exist one at a time.
+ *
+ *     received_j = sum_i P_ij          the attention that key j gets from all queries that see it
+ *     entropy_i  = -sum_j P_ij log P_ij = sum_j P_ij (lse_i - S_ij)
+ *
+ *     received (B, HQ, S), entropy (B, HQ, T)  out;   q, k, lse as in ga_sdpa_forward
+ */
+GA_API void ga_sdpa_statistics(ga_real *received, ga_real *entropy, const ga_real *q, const ga_real *k,
+                               const ga_real *lse, ga_shape n) {
+    GAI_PARALLEL_TASKS
+    for (size_t bh = 0; bh < n.B * n.HQ; bh++) {
+        ga_real k_tile[GAI_TILE * GA_MAX_HEAD_DIM], s[GAI_TILE * GAI_TILE];
+        size_t b = bh / n.HQ, h = bh % n.HQ, kv = (b * n.S * n.HK + h / (n.HQ / n.HK)) * n.D;
+        memset(received + bh * n.S, 0, n.S * sizeof *received);
+        for (size_t i0 = 0; i0 < n.T; i0 += GAI_TILE) {
+            size_t rows = gai_min(GAI_TILE, n.T - i0), end = n.S - n.T + i0 + rows;
+            double sums[GAI_TILE] = {0};
+            for (size_t j0 = 0; j0 < end; j0 += GAI_TILE) {
+                size_t keys = gai_min(GAI_TILE, n.S - j0);
+                double columns[GAI_TILE] = {0};
+                gai_pack_tile(k_tile, k + kv + j0 * n.HK * n.D, n.HK * n.D, keys, n.D);
+                gai_scores(s, q + ((b * n.T + i0) * n.HQ + h) * n.D, k_tile, rows, n);
+                for (size_t i = 0; i < rows; i++)
+                    for (size_t j = 0; j < gai_visible(i0 + i, j0, keys, n); j++) {
+                        ga_real log_p = s[i * GAI_TILE + j] - lse[bh * n.T + i0 + i];
+                        double p = (double)gai_exp(log_p);
+                        columns[j] += p, sums[i] -= p * (double)log_p;
+                    }
+                for (size_t j = 0; j < keys; j++) received[bh * n.S + j0 + j] += (ga_real)columns[j];
+            }
+            for (size_t i = 0; i < rows; i++) entropy[bh * n.T + i0 + i] = (ga_real)sums[i];
+        }
+    }
+}
+
+/* Adds N rows of W values times `factor` to *sums (Fig. 4 and 5): how many, the sum of |x|, how many are below 1e-2 and
+ * below 1e-3. The rows are x_stride apart. */
+GA_API void ga_magnitude_statistics(ga_magnitude_sums *sums, const ga_real *x, size_t x_stride, size_t N, size_t W,
+                                    double factor) {
+    enum { CHUNKS = 64 }; /* added in order, whatever the threads */
+    ga_magnitude_sums part[CHUNKS];
+    memset(part, 0, sizeof part);
+    GAI_PARALLEL_FOR
+    for (size_t chunk = 0; chunk < CHUNKS; chunk++)
+        for (size_t n = N * chunk / CHUNKS; n < N * (chunk + 1) / CHUNKS; n++)
+            for (size_t i = 0; i < W; i++) {
+                double a = fabs((double)x[n * x_stride + i] * factor);
+                part[chunk].sum += a, part[chunk].below_1e_2 += a < 1e-2, part[chunk].below_1e_3 += a < 1e-3;
+            }
+    for (size_t chunk = 0; chunk < CHUNKS; chunk++) {
+        sums->sum += part[chunk].sum;
+        sums->below_1e_2 += part[chunk].below_1e_2, sums->below_1e_3 += part[chunk].below_1e_3;
+    }
+    sums->count += (double)N * (double)W;
+}
+
+/* The larger of two absolute values; NaN, once there, stays. */
+GAI_INLINE ga_real gai_max_abs(ga_real top, ga_real x) {
+    ga_real a = x < 0 ? -x : x;
+    return a > top || a != a ? a : top;
+}
+
+/* max_n = max_c |x_nc|, NaN if any is, and at_n the first c that has it (Fig. 6: which positions, which dimensions).
+ *
+ *     max, at (N)  out;   x (N, C), C <= 2^24 so that `at` is exact
+ */
+GA_API void ga_max_abs_rows(ga_real *max, ga_real *at, const ga_real *x, size_t N, size_t C) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) {
+        max[n] = at[n] = 0;
+        for (size_t c = 0; c < C; c++) {
+            ga_real next = gai_max_abs(max[n], x[n * C + c]);
+            if (max[n] == max[n] && next != max[n]) max[n] = next, at[n] = (ga_real)c;
+        }
+    }
+}
+
+/* max_c = max_n |x_nc|, NaN if any is;   max (C) out,  x (N, C) */
+GA_API void ga_max_abs_columns(ga_real *max, const ga_real *x, size_t N, size_t C) {
+    enum { CHUNKS = 16 };
+    GAI_PARALLEL_FOR
+    for (size_t chunk = 0; chunk < CHUNKS; chunk++) {
+        size_t begin = C * chunk / CHUNKS, end = C * (chunk + 1) / CHUNKS;
+        for (size_t c = begin; c < end; c++) max[c] = 0;
+        for (size_t n = 0; n < N; n++)
+            for (size_t c = begin; c < end; c++) max[c] = max[c] != max[c] ? max[c] : gai_max_abs(max[c], x[n * C + c]);
+    }
+}
+
+/* norms_n = sqrt(sum_d x_nd^2);   norms (N) out,  x (N, D): with values or keys, a row is a head of a position */
+GA_API void ga_row_norms(ga_real *norms, const ga_real *x, size_t N, size_t D) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++) norms[n] = gai_sqrt(gai_dot(x + n * D, x + n * D, D));
+}
+
+/* The second moment of each head, from which the rank of its output follows (Eq. 6). In double: singular values are roots
+ * of its eigenvalues, and rounding in float would fill up what an output lacks.
+ *
+ *     moments_h = sum_n x_nh x_nh^T        moments (H, D, D)  out, on the device;   x (N, H, D)
+ */
+GA_API void ga_head_moments(double *moments, const ga_real *x, size_t N, size_t H, size_t D) {
+    GAI_PARALLEL_TASKS
+    for (size_t h = 0; h < H; h++) {
+        double *moment = moments + h * D * D;
+        memset(moment, 0, D * D * sizeof *moment);
+        for (size_t n = 0; n < N; n++) {
+            const ga_real *xh = x + (n * H + h) * D;
+            for (size_t i = 0; i < D; i++)
+                for (size_t j = 0; j < D; j++) moment[i * D + j] += (double)xh[i] * (double)xh[j];
+        }
+    }
+}
+
+/* x_ni *= factor for N rows of W values, x_stride apart; factor 0 clears them, whatever they were. */
+GA_API void ga_scale_rows(ga_real *x, size_t x_stride, size_t N, size_t W, ga_real factor) {
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++)
+        for (size_t i = 0; i < W; i++) x[n * x_stride + i] = factor == 0 ? 0 : x[n * x_stride + i] * factor;
+}
+
 /* ==== device ======================================================================================================= */
 
 /* Memory of the CPU device: zeroed, aligned to a cache line; the pointer to free stands just before the block. */
@@ -2500,6 +2710,12 @@ GAI_INLINE ga_real *gai_take_reals(gai_arena *arena, size_t count) {
     return (ga_real *)gai_take(arena, count, sizeof(ga_real));
 }
 
+/* The most values that an observer's operator leaves in m->scratch: those of sdpa_statistics, max_abs_rows, row_norms,
+ * max_abs_columns or head_moments. */
+GAI_FN size_t gai_observed_values(ga_sizes z, size_t N) {
+    return gai_max(gai_max(2 * N * z.HQ, N * z.HK), gai_max(z.C, z.HQ * z.D * z.D * sizeof(double) / sizeof(ga_real)));
+}
+
 /* Lays out all activations of the model over `arena`. Called twice: to measure, and to place. */
 GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     const ga_config *c = &m->config;
@@ -2533,7 +2749,7 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->tokens = (int32_t *)gai_take(arena, N, sizeof(int32_t));
     m->targets = (int32_t *)gai_take(arena, N, sizeof(int32_t));
     if (!training) {
-        m->scratch = gai_take_reals(arena, N * z.HQ);
+        m->scratch = gai_take_reals(arena, gai_observed_values(z, N));
         return;
     }
     m->dx = gai_take_reals(arena, N * z.C);
@@ -2554,7 +2770,7 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->dk = gai_take_reals(arena, N * z.HK * z.D);
     m->dv = gai_take_reals(arena, N * z.HK * z.D);
     m->dy = gai_take_reals(arena, N * z.HQ * z.D);
-    m->scratch = gai_take_reals(arena, N * z.HQ * (2 * z.D + 1));
+    m->scratch = gai_take_reals(arena, gai_max(N * z.HQ * (2 * z.D + 1), gai_observed_values(z, N)));
     arena->used = gai_max(arena->used, ffn.used);
 }
 
@@ -3001,6 +3217,166 @@ GAI_FN void gai_observe_experts(ga_model *m, double *rows, const ga_layer_activa
     for (size_t e = 0; e < m->sizes.E; e++) rows[e] += (double)(offsets[e + 1] - offsets[e]);
 }
 
+/* What the detailed statistics sum up: X(field, values). T is max_seq_len. */
+/* clang-format off */
+#define GAI_DETAILS(X)                                                                          \
+    X(received, L * HQ * T)                                /* attention on each position */     \
+    X(queries, T) X(windows, T)                            /* that see it; that have it */      \
+    X(entropy, L * HQ)                                                                          \
+    X(value_norm, L * HK * T) X(key_norm, L * HK * T)                                           \
+    X(max_at, GA_STREAMS * L * T) X(max_in, GA_STREAMS * L * C) /* max |x| */                   \
+    X(before, L * HQ * D * D) X(after, L * HQ * D * D)     /* moments of the head's output */   \
+    X(ranks, GA_RANKS * L * HQ)
+/* clang-format on */
+
+struct ga_details {
+    size_t L, HQ, HK, T, C, D;
+    size_t values; /* in the block that starts at `received` */
+#define GAI_X(field, values) double *field;
+    GAI_DETAILS(GAI_X)
+#undef GAI_X
+    ga_peak *peaks;                /* (GA_STREAMS, L) */
+    ga_magnitude_sums *magnitudes; /* (GA_STAGES, L) */
+    ga_real *host;                 /* what an operator left in m->scratch */
+    double *moments;               /* what head_moments left there */
+};
+
+/* The values that an operator has just left in m->scratch. */
+GAI_FN const ga_real *gai_observed(ga_model *m, const ga_details *d, size_t n) {
+    m->device.copy_out(m->device.state, d->host, m->scratch, n * sizeof *d->host);
+    return d->host;
+}
+
+GAI_FN void gai_observe_attention(ga_model *m, ga_details *d, const ga_layer_activations *a, size_t l, size_t B,
+                                  size_t T) {
+    ga_shape shape = {B, T, T, d->HQ, d->HK, d->D};
+    size_t n = B * d->HQ * T;
+    GAI_RUN(m, sdpa_statistics, m->scratch, m->scratch + n, a->q, a->k, a->lse, shape);
+    const ga_real *received = gai_observed(m, d, 2 * n), *entropy = received + n;
+    for (size_t i = 0; i < n; i++) {
+        size_t head = l * d->HQ + i / T % d->HQ;
+        d->received[head * d->T + i % T] += (double)received[i];
+        d->entropy[head] += (double)entropy[i];
+    }
+}
+
+/* norms (L, HK, T) of rows (B, T, HK, D) */
+GAI_FN void gai_observe_norms(ga_model *m, ga_details *d, double *norms, const ga_real *rows, size_t l, size_t N,
+                              size_t T) {
+    GAI_RUN(m, row_norms, m->scratch, rows, N * d->HK, d->D);
+    const ga_real *norm = gai_observed(m, d, N * d->HK);
+    for (size_t i = 0; i < N * d->HK; i++) norms[(l * d->HK + i % d->HK) * d->T + i / d->HK % T] += (double)norm[i];
+}
+
+/* What is not below; NaN stays. */
+GAI_INLINE bool gai_exceeds(double x, double top) {
+    return !(x <= top) && top == top;
+}
+
+GAI_FN void gai_observe_stream(ga_model *m, ga_details *d, ga_stream stream, const ga_real *x, size_t l, size_t N,
+                               size_t T) {
+    size_t at = (size_t)stream * d->L + l;
+    double *max_at = d->max_at + at * d->T, *max_in = d->max_in + at * d->C;
+    ga_peak *peak = d->peaks + at;
+    GAI_RUN(m, max_abs_rows, m->scratch, m->scratch + N, x, N, d->C);
+    const ga_real *max = gai_observed(m, d, 2 * N), *dimension = max + N;
+    for (size_t n = 0; n < N; n++) {
+        double top = (double)max[n];
+        if (gai_exceeds(top, max_at[n % T])) max_at[n % T] = top;
+        if (peak->token >= 0 && !gai_exceeds(top, peak->value)) continue;
+        peak->value = top, peak->position = n % T, peak->dimension = (size_t)dimension[n];
+        m->device.copy_out(m->device.state, &peak->token, m->tokens + n, sizeof peak->token);
+    }
+    GAI_RUN(m, max_abs_columns, m->scratch, x, N, d->C);
+    max = gai_observed(m, d, d->C);
+    for (size_t c = 0; c < d->C; c++)
+        if (gai_exceeds((double)max[c], max_in[c])) max_in[c] = (double)max[c];
+}
+
+/* The attention block's and the FFN's output as they are added to the residual stream: passes 8 to 10, 16 and 17. */
+GAI_FN const ga_real *gai_attention_output(const ga_model *m, const ga_layer_activations *a) {
+    const ga_config *c = &m->config;
+    return c->sandwich_norm            ? a->o_normed
+           : c->attn_clip > 0          ? a->o_clipped
+           : m->gate.position == GA_G5 ? a->o_gated
+                                       : a->o;
+}
+
+GAI_FN const ga_real *gai_ffn_output(const ga_model *m, const ga_layer_activations *a) {
+    return m->config.sandwich_norm ? a->f_normed : m->config.ffn_clip > 0 ? a->f_clipped : a->f;
+}
+
+/* Y of Eq. 5 before the gate, and behind it (NULL without one): rows of *width values. */
+GAI_FN const ga_real *gai_modulated(const ga_model *m, const ga_layer_activations *a, size_t *stride, size_t *width,
+                                    const ga_real **after) {
+    ga_sizes z = m->sizes;
+    size_t qD = z.HQ * z.D, kD = z.HK * z.D;
+    switch (m->gate.position) {
+    case GA_G2:
+        *stride = z.Z, *width = kD, *after = a->gated;
+        return a->qgkv + qD + z.G + kD;
+    case GA_G3:
+        *stride = z.Z, *width = kD, *after = a->gated;
+        return a->qgkv + qD + z.G;
+    case GA_G4:
+        *stride = z.Z, *width = qD, *after = a->gated;
+        return a->qgkv;
+    case GA_G5:
+        *stride = *width = z.C, *after = a->o_gated;
+        return a->o;
+    default:
+        *stride = *width = qD, *after = m->gate.position == GA_G1 ? a->y_gated : NULL;
+        return a->y;
+    }
+}
+
+GAI_FN void gai_observe_magnitudes(ga_model *m, ga_magnitude_sums *sums, size_t L, const ga_layer_activations *a,
+                                   double mean_score, size_t N) {
+    size_t stride, width;
+    const ga_real *after, *y = gai_modulated(m, a, &stride, &width, &after);
+    GAI_RUN(m, magnitude_statistics, sums + GA_BEFORE_GATE * L, y, stride, N, width, 1.0);
+    if (after) GAI_RUN(m, magnitude_statistics, sums + GA_AFTER_GATE * L, after, width, N, width, 1.0);
+    if (m->gate.logits > 0 && m->gate.form == GA_MULTIPLICATIVE)
+        GAI_RUN(m, magnitude_statistics, sums + GA_MEAN_GATE * L, y, stride, N, width, mean_score);
+}
+
+GAI_FN void gai_observe_moments(ga_model *m, ga_details *d, double *moments, const ga_real *y, size_t N) {
+    size_t n = d->HQ * d->D * d->D;
+    GAI_RUN(m, head_moments, (double *)m->scratch, y, N, d->HQ, d->D);
+    m->device.copy_out(m->device.state, d->moments, m->scratch, n * sizeof *d->moments);
+    for (size_t i = 0; i < n; i++) moments[i] += d->moments[i];
+}
+
+/* mean_score: of the gate in this layer and this pass */
+GAI_FN void gai_observe_details(ga_model *m, ga_details *d, const ga_layer_activations *a, const ga_real *x_next,
+                                double mean_score, size_t l, size_t B, size_t T) {
+    size_t N = B * T, moments = l * d->HQ * d->D * d->D;
+    gai_observe_attention(m, d, a, l, B, T);
+    gai_observe_norms(m, d, d->value_norm, a->v, l, N, T);
+    gai_observe_norms(m, d, d->key_norm, a->k, l, N, T);
+    gai_observe_stream(m, d, GA_ATTENTION_OUTPUT, gai_attention_output(m, a), l, N, T);
+    gai_observe_stream(m, d, GA_ATTENTION_RESIDUAL, a->x_mid, l, N, T);
+    gai_observe_stream(m, d, GA_FFN_OUTPUT, gai_ffn_output(m, a), l, N, T);
+    gai_observe_stream(m, d, GA_FFN_RESIDUAL, x_next, l, N, T);
+    gai_observe_magnitudes(m, d->magnitudes + l, d->L, a, mean_score, N);
+    gai_observe_moments(m, d, d->before + moments, a->y, N);
+    if (m->gate.position == GA_G1) gai_observe_moments(m, d, d->after + moments, a->y_gated, N);
+    if (l > 0) return;
+    for (size_t j = 0; j < T; j++) d->windows[j] += (double)B, d->queries[j] += (double)(B * (T - j));
+}
+
+/* The scores of one head as a gate of its own; those that heads share are one head's. */
+GAI_FN size_t gai_score_heads(ga_gate g) {
+    return g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H;
+}
+
+GAI_FN void gai_observe_gate(ga_model *m, ga_gate_sums *sums, const ga_real *logits, size_t stride, size_t N) {
+    ga_gate g = m->gate;
+    size_t heads = gai_score_heads(g), values = gai_gate_elementwise(g) ? g.D : 1;
+    if (heads > 1) g.H = 1, g.logits = values;
+    for (size_t h = 0; h < heads; h++) GAI_RUN(m, gate_statistics, sums + h, logits + h * values, stride, N, g);
+}
+
 GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer_activations *a,
                                    const gai_parameters *w, const ga_real *x_next, size_t l, size_t B, size_t T) {
     ga_sizes z = m->sizes;
@@ -3019,7 +3395,12 @@ GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer
     GAI_RUN(m, max_abs, &top, x_next, N * z.C);
     if (!(top <= s->max_abs[l])) s->max_abs[l] = top; /* NaN stays */
     const ga_real *logits = gai_gate_source(m, a, w, &stride);
-    if (s->has_gate) GAI_RUN(m, gate_statistics, &s->gate[l], logits, stride, N, m->gate);
+    ga_gate_sums *gate = s->gate + l * s->gate_heads;
+    double sum = 0, count = 0; /* of the scores of this pass */
+    for (size_t h = 0; h < s->gate_heads; h++) sum -= gate[h].sum, count -= gate[h].count;
+    if (s->has_gate) gai_observe_gate(m, gate, logits, stride, N);
+    for (size_t h = 0; h < s->gate_heads; h++) sum += gate[h].sum, count += gate[h].count;
+    if (s->details) gai_observe_details(m, s->details, a, x_next, sum / count, l, B, T);
     if (z.E > 0) gai_observe_experts(m, s->expert_rows + l * z.E, a);
 }
 
@@ -3256,16 +3637,56 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
 GA_API ga_statistics *ga_statistics_create(const ga_model *m) {
     ga_statistics *s = (ga_statistics *)gai_zeroed(sizeof *s);
     if (!s) return NULL;
-    s->L = m->sizes.L, s->HQ = m->sizes.HQ, s->E = m->sizes.E, s->has_gate = m->gate.logits > 0;
+    s->L = m->sizes.L, s->HQ = m->sizes.HQ, s->E = m->sizes.E;
+    s->has_gate = m->gate.logits > 0, s->gate_heads = gai_score_heads(m->gate);
     s->has_sink = m->config.attention_sink != GA_SINK_NONE;
     s->attention = (double *)gai_zeroed(s->L * s->HQ * sizeof(double));
     s->sink = (double *)gai_zeroed(s->L * s->HQ * sizeof(double));
     s->max_abs = (double *)gai_zeroed(s->L * sizeof(double));
-    s->gate = (ga_gate_sums *)gai_zeroed(s->L * sizeof *s->gate);
+    s->gate = (ga_gate_sums *)gai_zeroed(s->L * s->gate_heads * sizeof *s->gate);
     s->expert_rows = (double *)gai_zeroed((s->L * s->E + 1) * sizeof(double));
     if (s->attention && s->sink && s->max_abs && s->gate && s->expert_rows) return s;
     ga_statistics_destroy(s);
     return NULL;
+}
+
+GAI_FN void gai_reset_details(ga_details *d) {
+    memset(d->received, 0, d->values * sizeof(double));
+    memset(d->peaks, 0, GA_STREAMS * d->L * sizeof *d->peaks);
+    memset(d->magnitudes, 0, GA_STAGES * d->L * sizeof *d->magnitudes);
+    for (size_t i = 0; i < GA_STREAMS * d->L; i++) d->peaks[i].token = -1;
+    for (size_t i = 0; i < GA_RANKS * d->L * d->HQ; i++) d->ranks[i] = (double)NAN;
+}
+
+GA_API ga_statistics *ga_statistics_create_detailed(const ga_model *m) {
+    ga_sizes z = m->sizes;
+    ga_statistics *s = ga_statistics_create(m);
+    ga_details *d = s ? (ga_details *)gai_zeroed(sizeof *d) : NULL;
+    if (!d) {
+        ga_statistics_destroy(s);
+        return NULL;
+    }
+    size_t L = z.L, HQ = z.HQ, HK = z.HK, D = z.D, C = z.C, T = m->config.max_seq_len;
+    s->details = d;
+    d->L = L, d->HQ = HQ, d->HK = HK, d->T = T, d->C = C, d->D = D;
+#define GAI_X(field, count) d->values += (count);
+    GAI_DETAILS(GAI_X)
+#undef GAI_X
+    d->peaks = (ga_peak *)gai_zeroed(GA_STREAMS * L * sizeof *d->peaks);
+    d->magnitudes = (ga_magnitude_sums *)gai_zeroed(GA_STAGES * L * sizeof *d->magnitudes);
+    d->host = (ga_real *)gai_zeroed(gai_observed_values(z, m->max_rows) * sizeof *d->host);
+    d->moments = (double *)gai_zeroed(HQ * D * D * sizeof *d->moments);
+    double *next = (double *)gai_zeroed(d->values * sizeof(double));
+    d->received = next; /* the first field: what is freed */
+    if (!d->peaks || !d->magnitudes || !d->host || !d->moments || !next) {
+        ga_statistics_destroy(s);
+        return NULL;
+    }
+#define GAI_X(field, count) d->field = next, next += (count);
+    GAI_DETAILS(GAI_X)
+#undef GAI_X
+    gai_reset_details(d);
+    return s;
 }
 
 GA_API void ga_statistics_reset(ga_statistics *s) {
@@ -3273,12 +3694,21 @@ GA_API void ga_statistics_reset(ga_statistics *s) {
     memset(s->attention, 0, s->L * s->HQ * sizeof(double));
     memset(s->sink, 0, s->L * s->HQ * sizeof(double));
     memset(s->max_abs, 0, s->L * sizeof(double));
-    memset(s->gate, 0, s->L * sizeof *s->gate);
+    memset(s->gate, 0, s->L * s->gate_heads * sizeof *s->gate);
+    if (s->details) gai_reset_details(s->details);
     memset(s->expert_rows, 0, s->L * s->E * sizeof(double));
 }
 
 GA_API void ga_statistics_destroy(ga_statistics *s) {
     if (!s) return;
+    if (s->details) {
+        GA_FREE(s->details->received);
+        GA_FREE(s->details->peaks);
+        GA_FREE(s->details->magnitudes);
+        GA_FREE(s->details->host);
+        GA_FREE(s->details->moments);
+        GA_FREE(s->details);
+    }
     GA_FREE(s->attention);
     GA_FREE(s->sink);
     GA_FREE(s->max_abs);
@@ -3326,51 +3756,69 @@ GA_API double ga_m_act(const ga_statistics *s, size_t layer) {
     return sum / (double)s->L;
 }
 
-/* The sums of one layer, or of all together. */
-GAI_FN ga_gate_sums gai_gate_sums(const ga_statistics *s, size_t layer) {
-    if (layer != GA_ALL) return s->gate[layer];
-    ga_gate_sums all = s->gate[0];
-    for (size_t l = 1; l < s->L; l++) {
-        const ga_gate_sums *g = &s->gate[l];
+/* The sums of a layer and a head, or of all of them together. */
+GAI_FN ga_gate_sums gai_gate_sums(const ga_statistics *s, size_t layer, size_t head) {
+    ga_gate_sums all;
+    memset(&all, 0, sizeof all);
+    for (size_t i = 0; i < s->L * s->gate_heads; i++) {
+        const ga_gate_sums *g = &s->gate[i];
+        bool wanted = (layer == GA_ALL || i / s->gate_heads == layer) && (head == GA_ALL || i % s->gate_heads == head);
+        if (!wanted || !(g->count > 0)) continue;
+        if (!(all.count > 0) || g->min < all.min) all.min = g->min;
+        if (!(all.count > 0) || g->max > all.max) all.max = g->max;
         all.count += g->count, all.sum += g->sum, all.sum_of_squares += g->sum_of_squares;
         all.below_01 += g->below_01, all.below_05 += g->below_05;
-        if (g->min < all.min) all.min = g->min;
-        if (g->max > all.max) all.max = g->max;
-        for (size_t i = 0; i < GA_BINS; i++) all.bins[i] += g->bins[i];
+        for (size_t b = 0; b < GA_BINS; b++) all.bins[b] += g->bins[b];
     }
     return all;
 }
 
-GA_API double ga_gate_mean(const ga_statistics *s, size_t layer) {
-    ga_gate_sums g = gai_gate_sums(s, layer);
+GA_API double ga_gate_mean_head(const ga_statistics *s, size_t layer, size_t head) {
+    ga_gate_sums g = gai_gate_sums(s, layer, head);
     return g.count > 0 ? g.sum / g.count : (double)NAN;
 }
 
-GA_API double ga_gate_std(const ga_statistics *s, size_t layer) {
-    ga_gate_sums g = gai_gate_sums(s, layer);
+GA_API double ga_gate_mean(const ga_statistics *s, size_t layer) {
+    return ga_gate_mean_head(s, layer, GA_ALL);
+}
+
+GA_API double ga_gate_std_head(const ga_statistics *s, size_t layer, size_t head) {
+    ga_gate_sums g = gai_gate_sums(s, layer, head);
     if (!(g.count > 0)) return (double)NAN;
     double mean = g.sum / g.count, variance = g.sum_of_squares / g.count - mean * mean;
     return variance > 0 ? sqrt(variance) : variance < 0 ? 0 : variance; /* rounding may leave it below 0; NaN stays */
 }
 
-GA_API double ga_gate_min(const ga_statistics *s, size_t layer) {
-    ga_gate_sums g = gai_gate_sums(s, layer);
+GA_API double ga_gate_std(const ga_statistics *s, size_t layer) {
+    return ga_gate_std_head(s, layer, GA_ALL);
+}
+
+GA_API double ga_gate_min_head(const ga_statistics *s, size_t layer, size_t head) {
+    ga_gate_sums g = gai_gate_sums(s, layer, head);
     return g.count > 0 ? g.min : (double)NAN;
 }
 
-GA_API double ga_gate_max(const ga_statistics *s, size_t layer) {
-    ga_gate_sums g = gai_gate_sums(s, layer);
+GA_API double ga_gate_min(const ga_statistics *s, size_t layer) {
+    return ga_gate_min_head(s, layer, GA_ALL);
+}
+
+GA_API double ga_gate_max_head(const ga_statistics *s, size_t layer, size_t head) {
+    ga_gate_sums g = gai_gate_sums(s, layer, head);
     return g.count > 0 ? g.max : (double)NAN;
 }
 
+GA_API double ga_gate_max(const ga_statistics *s, size_t layer) {
+    return ga_gate_max_head(s, layer, GA_ALL);
+}
+
 GA_API double ga_gate_below(const ga_statistics *s, size_t layer, double bound) {
-    ga_gate_sums g = gai_gate_sums(s, layer);
+    ga_gate_sums g = gai_gate_sums(s, layer, GA_ALL);
     if (!(g.count > 0)) return (double)NAN;
     return bound == 0.1 ? g.below_01 / g.count : bound == 0.5 ? g.below_05 / g.count : (double)NAN;
 }
 
 GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double shares[GA_BINS]) {
-    ga_gate_sums g = gai_gate_sums(s, layer);
+    ga_gate_sums g = gai_gate_sums(s, layer, GA_ALL);
     for (size_t i = 0; i < GA_BINS; i++) shares[i] = g.count > 0 ? g.bins[i] / g.count : (double)NAN;
 }
 
@@ -3401,6 +3849,251 @@ GA_API double ga_expert_dead(const ga_statistics *s, size_t layer) {
     double max_load, dead;
     gai_mean_load(s, layer, &max_load, &dead);
     return dead;
+}
+
+GA_API double ga_sink_heads(const ga_statistics *s, size_t layer, double threshold) {
+    size_t first = layer == GA_ALL ? 0 : layer, end = layer == GA_ALL ? s->L : layer + 1, sinks = 0;
+    for (size_t l = first; l < end; l++)
+        for (size_t h = 0; h < s->HQ; h++) sinks += ga_f_attn_head(s, l, h) > threshold;
+    return (double)sinks / (double)((end - first) * s->HQ);
+}
+
+/* ---- details ---- */
+
+GA_API double ga_output_magnitude(const ga_statistics *s, ga_stage stage, size_t layer) {
+    double sum = 0, count = 0;
+    for (size_t l = 0; s->details && l < s->L; l++) {
+        const ga_magnitude_sums *g = &s->details->magnitudes[(size_t)stage * s->L + l];
+        if (layer == GA_ALL || layer == l) sum += g->sum, count += g->count;
+    }
+    return count > 0 ? sum / count : (double)NAN;
+}
+
+GA_API double ga_output_below(const ga_statistics *s, ga_stage stage, size_t layer, double bound) {
+    double below = 0, count = 0;
+    for (size_t l = 0; s->details && l < s->L; l++) {
+        const ga_magnitude_sums *g = &s->details->magnitudes[(size_t)stage * s->L + l];
+        if (layer != GA_ALL && layer != l) continue;
+        below += bound == 1e-2 ? g->below_1e_2 : bound == 1e-3 ? g->below_1e_3 : (double)NAN;
+        count += g->count;
+    }
+    return count > 0 ? below / count : (double)NAN;
+}
+
+GA_API ga_peak ga_activation_peak(const ga_statistics *s, ga_stream stream, size_t layer) {
+    ga_peak none = {(double)NAN, 0, 0, -1};
+    if (!s->details) return none;
+    const ga_peak *peaks = s->details->peaks + (size_t)stream * s->L;
+    size_t top = layer == GA_ALL ? 0 : layer;
+    for (size_t l = 0; layer == GA_ALL && l < s->L; l++)
+        if (gai_exceeds(peaks[l].value, peaks[top].value)) top = l;
+    return peaks[top].token < 0 ? none : peaks[top];
+}
+
+GA_API double ga_activation_max(const ga_statistics *s, ga_stream stream, size_t layer) {
+    if (layer != GA_ALL) return ga_activation_peak(s, stream, layer).value;
+    double sum = 0;
+    for (size_t l = 0; l < s->L; l++) sum += ga_activation_peak(s, stream, l).value;
+    return sum / (double)s->L;
+}
+
+GA_API double ga_activation_max_at(const ga_statistics *s, ga_stream stream, size_t layer, size_t position) {
+    const ga_details *d = s->details;
+    if (!d || position >= d->T || d->windows[position] == 0) return (double)NAN;
+    return d->max_at[((size_t)stream * d->L + layer) * d->T + position];
+}
+
+GA_API double ga_activation_max_in(const ga_statistics *s, ga_stream stream, size_t layer, size_t dimension) {
+    const ga_details *d = s->details;
+    if (!d || dimension >= d->C || d->windows[0] == 0) return (double)NAN;
+    return d->max_in[((size_t)stream * d->L + layer) * d->C + dimension];
+}
+
+/* Mean of x (layers, heads) over the layers and heads that are asked for. */
+GAI_FN double gai_mean_of_heads(const double *x, size_t layers, size_t heads, size_t stride, size_t layer,
+                                size_t head) {
+    double sum = 0;
+    size_t count = 0;
+    for (size_t i = 0; i < layers * heads; i++) {
+        if ((layer != GA_ALL && i / heads != layer) || (head != GA_ALL && i % heads != head)) continue;
+        sum += x[i * stride], count++;
+    }
+    return count ? sum / (double)count : (double)NAN;
+}
+
+GA_API double ga_attention_received(const ga_statistics *s, size_t layer, size_t head, size_t position) {
+    const ga_details *d = s->details;
+    if (!d || position >= d->T) return (double)NAN;
+    return gai_mean_of_heads(d->received + position, d->L, d->HQ, d->T, layer, head) / d->queries[position];
+}
+
+GA_API size_t ga_sink_position(const ga_statistics *s, size_t layer, size_t head) {
+    const ga_details *d = s->details;
+    size_t T = 0, top = 0;
+    while (d && T < d->T && d->windows[T] > 0) T++;
+    for (size_t j = 1; j < (T + 1) / 2; j++)
+        if (ga_attention_received(s, layer, head, j) > ga_attention_received(s, layer, head, top)) top = j;
+    return top;
+}
+
+GA_API double ga_attention_entropy(const ga_statistics *s, size_t layer, size_t head) {
+    const ga_details *d = s->details;
+    return d ? gai_mean_of_heads(d->entropy, d->L, d->HQ, 1, layer, head) / s->rows : (double)NAN;
+}
+
+GA_API double ga_entropy_uniform(size_t T) { /* mean of log(i + 1) over the queries i = 0 .. T-1 */
+    double sum = 0;
+    for (size_t i = T; i > 0; i--) sum += log((double)i);
+    return sum / (double)T;
+}
+
+GAI_FN double gai_mean_norm(const ga_details *d, const double *norms, size_t layer, size_t head, size_t position) {
+    if (!d) return (double)NAN;
+    size_t first = position == GA_ALL ? 1 : position, end = position == GA_ALL ? d->T : position + 1;
+    double sum = 0, windows = 0;
+    for (size_t j = first; j < end && j < d->T; j++) {
+        sum += gai_mean_of_heads(norms + j, d->L, d->HK, d->T, layer, head);
+        windows += d->windows[j];
+    }
+    return windows > 0 ? sum / windows : (double)NAN;
+}
+
+GA_API double ga_value_norm(const ga_statistics *s, size_t layer, size_t head, size_t position) {
+    return gai_mean_norm(s->details, s->details ? s->details->value_norm : NULL, layer, head, position);
+}
+
+GA_API double ga_key_norm(const ga_statistics *s, size_t layer, size_t head, size_t position) {
+    return gai_mean_norm(s->details, s->details ? s->details->key_norm : NULL, layer, head, position);
+}
+
+GA_API double ga_value_drain(const ga_statistics *s, size_t layer) {
+    return ga_value_norm(s, layer, GA_ALL, 0) / ga_value_norm(s, layer, GA_ALL, GA_ALL);
+}
+
+GA_API double ga_key_drain(const ga_statistics *s, size_t layer) {
+    return ga_key_norm(s, layer, GA_ALL, 0) / ga_key_norm(s, layer, GA_ALL, GA_ALL);
+}
+
+/* ---- Eq. 6: effective ranks, on the host and in double ---- */
+
+/* g (D, D) = a a^T, a: D rows of n values */
+GAI_FN void gai_gram(double *g, const ga_real *a, size_t row_stride, size_t column_stride, size_t D, size_t n) {
+    double column[GA_MAX_HEAD_DIM];
+    memset(g, 0, D * D * sizeof *g);
+    for (size_t c = 0; c < n; c++) {
+        for (size_t i = 0; i < D; i++) column[i] = (double)a[i * row_stride + c * column_stride];
+        for (size_t i = 0; i < D; i++)
+            for (size_t j = 0; j < D; j++) g[i * D + j] += column[i] * column[j];
+    }
+}
+
+/* Cholesky: g = l l^T in the lower triangle of g. A direction that g lacks, but for rounding, becomes a column of zeros. */
+GAI_FN void gai_cholesky(double *g, size_t D) {
+    double largest = 0;
+    for (size_t i = 0; i < D; i++) largest = fmax(largest, g[i * D + i]);
+    for (size_t j = 0; j < D; j++) {
+        double *gj = g + j * D, pivot = gj[j];
+        for (size_t k = 0; k < j; k++) pivot -= gj[k] * gj[k];
+        double root = pivot > 1e-14 * largest ? sqrt(pivot) : 0;
+        for (size_t i = j; i < D; i++) {
+            double *gi = g + i * D, sum = gi[j];
+            for (size_t k = 0; k < j; k++) sum -= gi[k] * gj[k];
+            gi[j] = i == j ? root : root > 0 ? sum / root : 0;
+        }
+        for (size_t i = 0; i < j; i++) g[i * D + j] = 0;
+    }
+}
+
+/* Jacobi's rotations: the symmetric matrix a (D, D) becomes diagonal, its eigenvalues. */
+GAI_FN void gai_eigenvalues(double *a, size_t D) {
+    for (size_t sweep = 0; sweep < 30; sweep++) {
+        double off = 0, diagonal = 0;
+        for (size_t i = 0; i < D; i++)
+            for (size_t j = 0; j < D; j++) *(i == j ? &diagonal : &off) += a[i * D + j] * a[i * D + j];
+        if (!(off > 1e-26 * diagonal)) return;
+        for (size_t p = 0; p < D; p++)
+            for (size_t q = p + 1; q < D; q++) {
+                double apq = a[p * D + q];
+                if (apq == 0) continue;
+                double theta = (a[q * D + q] - a[p * D + p]) / (2 * apq);
+                double t = (theta < 0 ? -1 : 1) / (fabs(theta) + sqrt(theta * theta + 1)), c = 1 / sqrt(t * t + 1);
+                double s = t * c;
+                for (size_t k = 0; k < D; k++) {
+                    double x = a[k * D + p], y = a[k * D + q];
+                    a[k * D + p] = c * x - s * y, a[k * D + q] = s * x + c * y;
+                }
+                for (size_t k = 0; k < D; k++) {
+                    double x = a[p * D + k], y = a[q * D + k];
+                    a[p * D + k] = c * x - s * y, a[q * D + k] = s * x + c * y;
+                }
+            }
+    }
+}
+
+/* Effective rank of a b, from left = a^T a and right = b b^T, both (D, D): the squares of the singular values of a b are
+ * the eigenvalues of left right = l l^T right, and so of l^T right l. left and work (D, D) are overwritten. */
+GAI_FN double gai_effective_rank(double *left, const double *right, double *work, size_t D) {
+    double sum = 0, entropy = 0;
+    gai_cholesky(left, D);
+    for (size_t i = 0; i < D; i++)
+        for (size_t j = 0; j < D; j++) {
+            work[i * D + j] = 0;
+            for (size_t k = j; k < D; k++) work[i * D + j] += right[i * D + k] * left[k * D + j];
+        }
+    for (size_t j = 0; j < D; j++) { /* column j of `work` becomes that of l^T right l: row i of l^T starts at i */
+        double column[GA_MAX_HEAD_DIM];
+        for (size_t i = 0; i < D; i++) column[i] = work[i * D + j];
+        for (size_t i = 0; i < D; i++) {
+            work[i * D + j] = 0;
+            for (size_t k = i; k < D; k++) work[i * D + j] += left[k * D + i] * column[k];
+        }
+    }
+    gai_eigenvalues(work, D);
+    for (size_t i = 0; i < D; i++) sum += sqrt(fmax(0, work[i * D + i]));
+    for (size_t i = 0; i < D; i++) {
+        double p = sqrt(fmax(0, work[i * D + i])) / sum;
+        if (p > 0) entropy -= p * log(p);
+    }
+    return sum > 0 ? exp(entropy) : (double)NAN;
+}
+
+GAI_FN void gai_rank_head(ga_details *d, const ga_real *value, const ga_real *output, double *work, size_t l,
+                          size_t h) {
+    size_t D = d->D, DD = D * D, at = l * d->HQ + h;
+    double *left = work, *right = work + DD, *rest = work + 2 * DD;
+    gai_gram(right, output + h * D, 1, d->HQ * D, D, d->C);
+    gai_gram(left, value + h / (d->HQ / d->HK) * D * d->C, d->C, 1, D, d->C);
+    d->ranks[GA_RANK_WEIGHTS * d->L * d->HQ + at] = gai_effective_rank(left, right, rest, D);
+    memcpy(left, d->before + at * DD, DD * sizeof *left);
+    d->ranks[GA_RANK_BEFORE * d->L * d->HQ + at] = gai_effective_rank(left, right, rest, D);
+    memcpy(left, d->after + at * DD, DD * sizeof *left);
+    d->ranks[GA_RANK_AFTER * d->L * d->HQ + at] = gai_effective_rank(left, right, rest, D);
+}
+
+GA_API ga_result ga_measure_ranks(ga_statistics *s, ga_model *m, ga_error *e) {
+    ga_details *d = s->details;
+    if (!d) return gai_fail(e, GA_ERR_INPUT, "effective ranks need detailed statistics");
+    size_t C = d->C, value_bytes = d->HK * d->D * C * sizeof(ga_real),
+           output_bytes = C * d->HQ * d->D * sizeof(ga_real);
+    ga_real *value = (ga_real *)GA_MALLOC(value_bytes), *output = (ga_real *)GA_MALLOC(output_bytes);
+    double *work = (double *)GA_MALLOC(d->HQ * 3 * d->D * d->D * sizeof(double));
+    bool good = value && output && work;
+    for (size_t l = 0; good && l < d->L; l++) {
+        gai_parameters w = gai_weights(m, l);
+        m->device.copy_out(m->device.state, value, w.value, value_bytes);
+        m->device.copy_out(m->device.state, output, w.attn_output, output_bytes);
+        GAI_PARALLEL_TASKS
+        for (size_t h = 0; h < d->HQ; h++) gai_rank_head(d, value, output, work + h * 3 * d->D * d->D, l, h);
+    }
+    GA_FREE(value);
+    GA_FREE(output);
+    GA_FREE(work);
+    return good ? GA_OK : gai_fail(e, GA_ERR_MEMORY, "no memory for the effective ranks");
+}
+
+GA_API double ga_effective_rank(const ga_statistics *s, ga_rank rank, size_t layer, size_t head) {
+    const ga_details *d = s->details;
+    return d ? gai_mean_of_heads(d->ranks + (size_t)rank * d->L * d->HQ, d->L, d->HQ, 1, layer, head) : (double)NAN;
 }
 
 /* ==== generation =================================================================================================== */

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from analysis_fixtures import analysis_of
 from gated_qwen3 import gated_model, pack_gate, packed_model, qwen3_config
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -95,6 +96,12 @@ CASES = {
     "rope_1e6": dict(rope_base=1e6, seq_len=70, max_seq_len=70, batch=1, n_heads=2, n_kv_heads=1),
     "long": gate("G1") | dict(seq_len=132, max_seq_len=160, n_heads=2, n_kv_heads=1),
 }
+# Those whose details analysis_fixtures.py works out too: every position, form and sharing, and what follows W_O.
+ANALYSED = (
+    "baseline", "g1_elementwise", "g1_headwise", "g2_elementwise", "g3_headwise", "g4_shared", "g1_headwise_shared",
+    "g1_additive_silu", "self_rmsnorm", "g2_input_independent_headwise", "g1_scalar", "g5_clip_sandwich_tied", "clip",
+    "gqa_1", "no_qk_norm", "one_position", "long", "sink_learned_g1",
+)
 IGNORED_TARGETS = ("baseline", "tied", "long")
 
 # Real checkpoint directories: configuration, storage type, shards, RoPE scaling.
@@ -268,6 +275,9 @@ def make_case(name, directory):
     verify(name, case, tensors)
     verify_clipping(name, case, model)
     write_safetensors(directory / f"{name}.safetensors", tensors, metadata(case))
+    if name in ANALYSED:
+        figures = analysis_of(model, case, tokens)
+        write_safetensors(directory / "analysis" / f"{name}.safetensors", figures, metadata(case))
 
 
 def checkpoint_model(directory):
@@ -326,7 +336,7 @@ def make_checkpoint(name, directory):
 
 
 def make_all(directory):
-    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "analysis").mkdir(parents=True, exist_ok=True)
     for name in CASES:
         make_case(name, directory)
     for name in CHECKPOINTS:
