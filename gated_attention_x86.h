@@ -516,6 +516,24 @@ GAI_FN void gai_x86_linear_backward(void *state, float *dx, float *dw, const flo
     if (!gai_x86_multiply(s, &s->linear, to_x)) gai_product(dx, I, dy, O, 1, w, I, 1, M, I, O, false);
 }
 
+/* Each expert's product is one of those above, on its own rows: contiguous in x, y and w. */
+GAI_FN void gai_x86_grouped_forward(void *state, float *y, const float *x, const float *w, size_t w_stride,
+                                    const int32_t *offsets, size_t E, size_t O, size_t I) {
+    for (size_t e = 0; e < E; e++) {
+        size_t first = (size_t)offsets[e], rows = (size_t)offsets[e + 1] - first;
+        if (rows > 0) gai_x86_linear_forward(state, y + first * O, x + first * I, w + e * w_stride, rows, O, I);
+    }
+}
+
+GAI_FN void gai_x86_grouped_backward(void *state, float *dx, float *dw, const float *dy, const float *x, const float *w,
+                                     size_t w_stride, const int32_t *offsets, size_t E, size_t O, size_t I) {
+    for (size_t e = 0; e < E; e++) {
+        size_t first = (size_t)offsets[e], rows = (size_t)offsets[e + 1] - first, at = e * w_stride;
+        if (rows > 0)
+            gai_x86_linear_backward(state, dx + first * I, dw + at, dy + first * O, x + first * I, w + at, rows, O, I);
+    }
+}
+
 /* ---- output head and cross-entropy ------------------------------------------------------------------------------- */
 
 /* For a row with target t let e_v = exp(l_v - l_t) for v != t and S = sum e_v. Then
@@ -1032,6 +1050,28 @@ GAI_FN void gai_x86_swiglu_backward(void *state, float *du, const float *da, con
     for (size_t n = 0; n < N; n++) s->vectors.swiglu_backward(du + n * 2 * F, da + n * F, u + n * 2 * F, F);
 }
 
+GAI_FN void gai_x86_expert_swiglu_forward(void *state, float *a, const float *u, const float *weights,
+                                          const int32_t *slots, size_t R, size_t F) {
+    const gai_x86_state *s = (const gai_x86_state *)state;
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < R; i++) {
+        s->vectors.swiglu(a + i * F, u + i * 2 * F, F);
+        s->vectors.scale(a + i * F, a + i * F, NULL, F, weights[slots[i]]);
+    }
+}
+
+GAI_FN void gai_x86_expert_swiglu_backward(void *state, float *du, float *d_weights, const float *da, const float *u,
+                                           const float *weights, const int32_t *slots, size_t R, size_t F) {
+    const gai_x86_state *s = (const gai_x86_state *)state;
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < R; i++) {
+        float *d_act = du + i * 2 * F, *d_up = d_act + F, weight = weights[slots[i]];
+        s->vectors.swiglu_backward(d_act, da + i * F, u + i * 2 * F, F);
+        s->vectors.scale(d_act, d_act, NULL, F, weight);
+        d_weights[slots[i]] = s->vectors.scale(d_up, d_up, u + i * 2 * F + F, F, weight);
+    }
+}
+
 /* ---- what this machine has --------------------------------------------------------------------------------------- */
 
 /* The extended control register 0: which registers the system saves. */
@@ -1121,6 +1161,9 @@ GA_API ga_result ga_device_x86(ga_device *device, ga_x86_settings settings, ga_e
     device->heads_forward = gai_x86_heads_forward, device->heads_backward = gai_x86_heads_backward;
     device->gate_forward = gai_x86_gate_forward, device->gate_backward = gai_x86_gate_backward;
     device->swiglu_forward = gai_x86_swiglu_forward, device->swiglu_backward = gai_x86_swiglu_backward;
+    device->grouped_forward = gai_x86_grouped_forward, device->grouped_backward = gai_x86_grouped_backward;
+    device->expert_swiglu_forward = gai_x86_expert_swiglu_forward;
+    device->expert_swiglu_backward = gai_x86_expert_swiglu_backward;
     return GA_OK;
 #else
     (void)settings;

@@ -202,6 +202,13 @@ static void test_bad_values(void **state) {
         {"seed", "18446744073709551616"},
         {"bos_token", "-2"},
         {"val_fraction", "0.95"},
+        {"n_experts", "-4"},
+        {"n_experts", "1025"},
+        {"experts_per_token", "0"},
+        {"normalize_top_k", "yes"},
+        {"load_balance_coef", "-0.01"},
+        {"load_balance_coef", "nan"},
+        {"router_z_coef", "-1e-9"},
     };
     for (size_t i = 0; i < COUNT(settings); i++) {
         const char *key = settings[i][0], *value = settings[i][1];
@@ -260,6 +267,9 @@ static void test_refused_combinations(void **state) {
         {"gate_input_dims=12 gate_form=self gate_activation=silu", "gate_input_dims"},
         {"learning_rate=1e-5", "min_lr"},
         {"vocab_size=100 bos_token=100", "bos_token"},
+        {"n_experts=1 experts_per_token=1", "n_experts"},
+        {"n_experts=4 experts_per_token=5", "experts_per_token"},
+        {"n_experts=4 experts_per_token=1", "normalize_top_k"},
     };
     for (size_t i = 0; i < COUNT(refused); i++) {
         ga_config c = ga_config_default();
@@ -514,6 +524,8 @@ static const char *gates[] = {
     "attention_sink=one gate_position=none",
     "gate_input_dims=5",
     "gate_position=G4 gate_sharing=shared gate_input_dims=12",
+    "n_experts=6 experts_per_token=2 load_balance_coef=0.5 router_z_coef=0.1",
+    "n_experts=9 experts_per_token=1 normalize_top_k=0 sandwich_norm=1 ffn_clip=0.3",
 };
 
 static void test_modes_agree(void **state) {
@@ -590,7 +602,7 @@ static void test_tensors(void **state) {
             const ga_tensor *t = &m->tensors[j];
             assert_int_equal(t->offset, end);
             end += t->rows * t->columns;
-            assert_ptr_equal(ga_find_tensor(m, t->id, t->layer), t);
+            if (t->expert == GA_ALL || t->expert == 0) assert_ptr_equal(ga_find_tensor(m, t->id, t->layer), t);
             assert_int_equal(t->decays, t->start == GA_START_MATRIX || t->start == GA_START_GATE);
         }
         assert_int_equal(end, m->n_weights);
@@ -1040,6 +1052,8 @@ static void test_parameter_counts(void **state) {
         {&seed_model, "gate_position=G5", 50961664, 1572864, 32768000},
         {&seed_model, "gate_position=G1 gate_type=headwise gate_input_dims=12", 49389376, 576, 32768000},
         {&seed_model, "gate_position=none attention_sink=learned", 49388848, 0, 32768000},
+        /* 6 layers of 7 more FFNs and a router of 8 x 512 */
+        {&seed_model, "gate_position=none n_experts=8", 49388800 + 6 * (7 * 3 * 1376 * 512 + 4096), 0, 32768000},
     };
     for (size_t i = 0; i < COUNT(rows); i++) {
         ga_summary s = summary_of(*rows[i].size, rows[i].more, GA_TRAINING);
@@ -1060,6 +1074,90 @@ static void test_flops(void **state) {
     expect_near(s.training_flops / s.forward_flops, 3, 0.2, "training over forward FLOP");
 }
 
+/* Cost follows the activated parameters: with 2 of 8 experts of half the width it is that of the dense model and routers. */
+static void test_activated(void **state) {
+    (void)state;
+    ga_summary dense = summary_of(seed_model, "gate_position=G1", GA_TRAINING);
+    ga_summary mixture =
+        summary_of(seed_model, "gate_position=G1 n_experts=8 experts_per_token=2 d_ff=688", GA_TRAINING);
+    size_t routers = 6 * 8 * 512;
+    assert_int_equal(dense.activated_parameters, dense.parameters);
+    assert_int_equal(mixture.activated_parameters, dense.parameters + routers);
+    assert_int_equal(mixture.parameters, mixture.activated_parameters + 6 * 6 * 3 * 688 * 512);
+    expect_near(mixture.forward_flops, dense.forward_flops + 2.0 * (double)routers, 1e-12, "forward FLOP of a mixture");
+}
+
+/* Counts of the whole step: over its micro-batches, cleared by the update, untouched by evaluations. */
+static void test_routing(void **state) {
+    (void)state;
+    for (int recompute = 0; recompute < 2; recompute++) {
+        ga_config c = tiny_config("n_experts=5 experts_per_token=2");
+        c.recompute = recompute;
+        ga_model *m = create(&c, GA_TRAINING);
+        batch a = make_batch(m, 2, 13, 1), b = make_batch(m, 1, 9, 2);
+        ga_statistics *s = ga_statistics_create(m);
+        assert_non_null(s);
+        ga_observer observer = {s, NULL, 0};
+        ga_error e;
+        assert_true(isnan(ga_routing_of(m, GA_ALL).load_balance));
+        expect_ok(ga_forward_backward(m, a.tokens, a.targets, 2, 13, 1, &observer, NULL, &e), &e);
+        evaluate(m, &a);
+        expect_ok(ga_forward_backward(m, b.tokens, b.targets, 1, 9, 1, &observer, NULL, &e), &e);
+        double most = 0, least = 1e9, mean = 0;
+        for (size_t l = 0; l < 2; l++) {
+            double sum = 0, top = 0, dead = 0;
+            for (size_t i = 0; i < 5; i++) {
+                int32_t rows = m->expert_counts[l * 5 + i];
+                assert_true(rows == (int32_t)s->expert_rows[l * 5 + i]);
+                expect_near(ga_expert_load(s, l, i), rows * 5.0 / (2 * 35), 1e-12, "load of an expert");
+                sum += rows, top = fmax(top, rows), dead += rows == 0;
+            }
+            assert_true(sum == 2 * 35);
+            ga_routing r = ga_routing_of(m, l);
+            expect_near(r.max_load, top * 5 / 70, 1e-12, "largest load");
+            expect_near(r.dead, dead / 5, 1e-12, "share of dead experts");
+            expect_near(ga_expert_max_load(s, l), r.max_load, 1e-12, "largest load, observed");
+            expect_near(ga_expert_dead(s, l), r.dead, 1e-12, "dead experts, observed");
+            assert_true(r.load_balance > 1.5 && r.load_balance < 5); /* 2 when the load is even */
+            most = fmax(most, r.router_z), least = fmin(least, r.router_z), mean += r.router_z / 2;
+        }
+        assert_true(least > 0);
+        expect_near(ga_routing_of(m, GA_ALL).router_z, mean, 1e-9, "z-loss of all layers");
+        update(m, 1e-3);
+        for (size_t i = 0; i < 10; i++) assert_true(m->expert_counts[i] == 0);
+        assert_true(isnan(ga_routing_of(m, 1).max_load));
+        ga_statistics_destroy(s);
+        ga_destroy(m);
+    }
+    ga_config dense = tiny_config("");
+    ga_model *m = create(&dense, GA_TRAINING);
+    assert_true(isnan(ga_routing_of(m, GA_ALL).dead));
+    ga_destroy(m);
+}
+
+/* The balancing loss alone evens the load out, and counts over a step of several micro-batches. */
+static void test_balancing(void **state) {
+    (void)state;
+    ga_config c = tiny_config("n_experts=8 experts_per_token=2 n_layers=1 learning_rate=1e-2 init_std=0.5");
+    double before = 0, after[2];
+    for (int on = 0; on < 2; on++) {
+        c.load_balance_coef = on ? 1 : 0;
+        ga_model *m = create(&c, GA_TRAINING);
+        for (uint64_t step = 0; step < 60; step++) {
+            for (uint64_t k = 0; k < 2; k++) {
+                batch b = make_batch(m, 2, 20, 2 * (step % 4) + k);
+                accumulate(m, &b, 0.5);
+            }
+            if (step == 0) before = ga_routing_of(m, 0).max_load;
+            after[on] = ga_routing_of(m, 0).max_load;
+            update(m, 1e-2);
+        }
+        ga_destroy(m);
+    }
+    if (!(after[1] < 1.4 && after[1] < after[0] - 0.2)) /* 40 rows an expert: 1.2 by chance */
+        fail_msg("largest load %.2f at the start, %.2f without the loss, %.2f with it", before, after[0], after[1]);
+}
+
 static void test_memory_figures(void **state) {
     (void)state;
     static const char *settings[] = {
@@ -1070,6 +1168,8 @@ static void test_memory_figures(void **state) {
         "attention_sink=one",
         "gate_position=G2",
         "gate_position=G2 gate_input_dims=5",
+        "n_experts=6 experts_per_token=3",
+        "n_experts=6 experts_per_token=3 recompute=1",
         "vocab_size=2000 d_model=64 n_layers=5 max_seq_len=200 head_dim=32",
     };
     for (size_t i = 0; i < COUNT(settings); i++)
@@ -1198,6 +1298,13 @@ static void test_impossible_size(void **state) {
     if (ga_summarize(&c, GA_TRAINING, &s, &e) == GA_OK) assert_true(s.total_bytes / 16 > s.parameters / 2);
     assert_null(ga_create(&c, NULL, GA_TRAINING, &e));
     assert_true(e.result == GA_ERR_MEMORY || e.result == GA_ERR_CONFIG);
+
+    /* rows of a mixture are counted in 32 bits */
+    c = tiny_config("n_experts=64 experts_per_token=32 batch_size=65536 max_seq_len=1024");
+    assert_int_equal(ga_summarize(&c, GA_TRAINING, &s, &e), GA_ERR_CONFIG);
+    assert_true(has_line(&e, "experts_per_token"));
+    c.experts_per_token = 16;
+    assert_int_equal(ga_summarize(&c, GA_TRAINING, &s, &e), GA_OK);
 }
 
 int main(int argc, char **argv) {
@@ -1232,6 +1339,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_random_numbers),
         cmocka_unit_test(test_parameter_counts),
         cmocka_unit_test(test_flops),
+        cmocka_unit_test(test_activated),
+        cmocka_unit_test(test_routing),
+        cmocka_unit_test(test_balancing),
         cmocka_unit_test(test_memory_figures),
         cmocka_unit_test(test_memory_runs_out),
         cmocka_unit_test(test_device_memory),

@@ -550,6 +550,174 @@ static void test_swiglu(void **state) {
         }
 }
 
+/* ---- mixture of experts ---------------------------------------------------------------------------------------------- */
+
+static int32_t *indices(size_t n) {
+    int32_t *x = (int32_t *)calloc(n, sizeof *x);
+    assert_non_null(x);
+    return x;
+}
+
+/* The router's choice has at its place j what j others exceed, or equal and stand before. */
+static void check_route(size_t N, size_t E, size_t K, bool normalize, bool ties) {
+    ga_router r = {E, K, normalize};
+    uint64_t random = N * 10007 + E * 101 + K;
+    ga_real *z = normal_reals(N * E, 2, &random), *p = reals(N * E), *lse = reals(N), *weights = reals(N * K);
+    ga_real *sums = normal_reals(E + 1, 1, &random);
+    int32_t *experts = indices(N * K), *rows = indices(N * K), *slots = indices(N * K), *offsets = indices(E + 1);
+    int32_t *counts = indices(E);
+    double *rp = doubles(N * E), *rl = doubles(N), *rw = doubles(N * K), *rs = doubles(E + 1);
+    for (size_t i = 0; ties && i < N * E; i++) z[i] = (ga_real)(int)z[i];
+    for (size_t e = 0; e <= E; e++) rs[e] = (double)sums[e];
+    ga_route_forward(p, lse, weights, experts, z, N, r);
+    for (size_t n = 0; n < N; n++) {
+        double sum = 0, of_chosen = 0;
+        for (size_t e = 0; e < E; e++) sum += exp((double)z[n * E + e]);
+        rl[n] = log(sum), rs[E] += rl[n] * rl[n];
+        for (size_t e = 0; e < E; e++) rp[n * E + e] = exp((double)z[n * E + e]) / sum, rs[e] += rp[n * E + e];
+        for (size_t j = 0; j < K; j++) {
+            size_t e = (size_t)experts[n * K + j], before = 0;
+            assert_true(e < E);
+            for (size_t i = 0; i < E; i++)
+                before += z[n * E + i] > z[n * E + e] || (z[n * E + i] == z[n * E + e] && i < e);
+            assert_int_equal(before, j);
+            of_chosen += rp[n * E + e];
+        }
+        for (size_t j = 0; j < K; j++)
+            rw[n * K + j] = rp[n * E + (size_t)experts[n * K + j]] / (normalize ? of_chosen : 1);
+    }
+    expect_close(p, rp, N * E, "probabilities");
+    expect_close(lse, rl, N, "router lse");
+    expect_close(weights, rw, N * K, "weights of the experts");
+    ga_route_forward(z, lse, weights, experts, z, N, r);
+    assert_memory_equal(z, p, N * E * sizeof *z); /* in place */
+
+    /* every slot has one row, rows of an expert stand together and follow the positions */
+    ga_route_rows(rows, slots, offsets, experts, N, r);
+    assert_true(offsets[0] == 0 && (size_t)offsets[E] == N * K);
+    for (size_t e = 0; e < E; e++)
+        for (int32_t i = offsets[e]; i < offsets[e + 1]; i++) {
+            assert_int_equal(experts[slots[i]], e);
+            assert_int_equal(rows[slots[i]], i);
+            if (i > offsets[e]) assert_true(slots[i] > slots[i - 1]);
+        }
+    counts[E - 1] = 5;
+    ga_route_sums(counts, sums, offsets, p, lse, N, r);
+    expect_close(sums, rs, E + 1, "sums of the router");
+    for (size_t e = 0; e < E; e++) assert_int_equal(counts[e] - (e + 1 == E ? 5 : 0), offsets[e + 1] - offsets[e]);
+    free(z), free(p), free(lse), free(weights), free(sums), free(rp), free(rl), free(rw), free(rs);
+    free(experts), free(rows), free(slots), free(offsets), free(counts);
+}
+
+static void test_route(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT(sizes); i++)
+        for (size_t j = 1; j < COUNT(sizes); j++) {
+            check_route(sizes[i], sizes[j], 2, true, false);
+            check_route(sizes[i], sizes[j], 3, false, true);
+        }
+    check_route(5, 8, 8, true, true);
+    check_route(2, GA_MAX_EXPERTS, 9, false, false);
+    /* what is not a number still goes somewhere, and shows */
+    ga_real z[] = {NAN, 1, 2, NAN, NAN, NAN, 3, 1, (ga_real)INFINITY}, p[9], lse[3], weights[6];
+    int32_t experts[6];
+    ga_route_forward(p, lse, weights, experts, z, 3, (ga_router){3, 2, true});
+    for (size_t i = 0; i < 6; i++) assert_true(experts[i] >= 0 && experts[i] < 3);
+    assert_true(isnan(weights[0]) && isnan(weights[3]) && isnan(weights[4]) && isnan(lse[1]));
+}
+
+/* Gathering and summing are each other's transposes: with <x, y> = sum x_i y_i, <gather x, y> = <x, sum y>. */
+static void test_rows(void **state) {
+    (void)state;
+    enum { N = 13, E = 5, K = 3, C = 17 };
+    uint64_t random = 3;
+    ga_real *z = normal_reals(N * E, 1, &random), *x = normal_reals(N * C, 1, &random);
+    ga_real *y = normal_reals(N * K * C, 1, &random), *gathered = reals(N * K * C), *summed = reals(N * C);
+    ga_real p[N * E], lse[N], weights[N * K];
+    int32_t experts[N * K], rows[N * K], slots[N * K], offsets[E + 1];
+    double left = 0, right = 0;
+    ga_route_forward(p, lse, weights, experts, z, N, (ga_router){E, K, true});
+    ga_route_rows(rows, slots, offsets, experts, N, (ga_router){E, K, true});
+    ga_gather_rows(gathered, x, slots, N * K, C, K);
+    ga_sum_rows(summed, y, rows, N, C, K);
+    for (size_t s = 0; s < N * K; s++)
+        assert_memory_equal(gathered + (size_t)rows[s] * C, x + s / K * C, C * sizeof *x);
+    for (size_t i = 0; i < N * K * C; i++) left += (double)gathered[i] * (double)y[i];
+    for (size_t i = 0; i < N * C; i++) right += (double)x[i] * (double)summed[i];
+    expect_near(left, right, 1e-5, "the two products");
+    free(z), free(x), free(y), free(gathered), free(summed);
+}
+
+/* Each expert is ga_linear on its rows, to the bit where that does not change its way. */
+static void check_grouped(size_t rows, size_t O, size_t I) {
+    enum { E = 4 };
+    uint64_t random = rows * 10007 + O * 101 + I;
+    int32_t offsets[E + 1] = {0, (int32_t)rows, (int32_t)rows, (int32_t)(rows + 1), (int32_t)(3 * rows + 1)};
+    size_t R = 3 * rows + 1, stride = O * I + 3;
+    ga_real *x = normal_reals(R * I, 1, &random), *w = normal_reals(E * stride, 1, &random);
+    ga_real *dy = normal_reals(R * O, 1, &random), *dw = normal_reals(E * stride, 1, &random);
+    ga_real *y = normal_reals(R * O, 1, &random), *dx = normal_reals(R * I, 1, &random);
+    double *ry = doubles(R * O), *rdx = doubles(R * I), *rdw = doubles(E * stride);
+    for (size_t i = 0; i < E * stride; i++) rdw[i] = (double)dw[i];
+    for (size_t e = 0; e < E; e++)
+        for (size_t m = (size_t)offsets[e]; m < (size_t)offsets[e + 1]; m++)
+            for (size_t o = 0; o < O; o++)
+                for (size_t i = 0; i < I; i++) {
+                    ry[m * O + o] += (double)x[m * I + i] * (double)w[e * stride + o * I + i];
+                    rdx[m * I + i] += (double)dy[m * O + o] * (double)w[e * stride + o * I + i];
+                    rdw[e * stride + o * I + i] += (double)dy[m * O + o] * (double)x[m * I + i];
+                }
+    ga_grouped_forward(y, x, w, stride, offsets, E, O, I);
+    ga_grouped_backward(dx, dw, dy, x, w, stride, offsets, E, O, I);
+    expect_close(y, ry, R * O, "grouped y");
+    expect_close(dx, rdx, R * I, "grouped dx");
+    expect_close(dw, rdw, E * stride, "grouped dw");
+    free(x), free(w), free(dy), free(dw), free(y), free(dx), free(ry), free(rdx), free(rdw);
+}
+
+static void test_grouped(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT(sizes); i++)
+        for (size_t j = 0; j < COUNT(sizes); j += 2) {
+            check_grouped(sizes[i], sizes[j], 17);
+            check_grouped(sizes[i], 9, sizes[j]);
+        }
+    check_grouped(600, 70, 33); /* beyond every block size */
+    check_grouped(2, 530, 300);
+}
+
+static void test_expert_swiglu(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT(sizes); i++)
+        for (size_t j = 0; j < COUNT(sizes); j++) {
+            size_t R = sizes[i], F = sizes[j];
+            uint64_t random = R * 1000 + F;
+            ga_real *u = normal_reals(R * 2 * F, 3, &random), *a = reals(R * F), *du = reals(R * 2 * F);
+            ga_real *da = normal_reals(R * F, 1, &random), *w = normal_reals(R, 1, &random), *dw = reals(R);
+            int32_t *slots = indices(R);
+            double *ra = doubles(R * F), *rdu = doubles(R * 2 * F), *rdw = doubles(R);
+            for (size_t n = 0; n < R; n++) {
+                slots[n] = (int32_t)((n * 7 + 2) % R); /* 7 divides none of the sizes but 63 */
+                if (R % 7 == 0) slots[n] = (int32_t)(R - 1 - n);
+                size_t s = (size_t)slots[n];
+                for (size_t f = 0; f < F; f++) {
+                    double x = (double)u[n * 2 * F + f], up = (double)u[n * 2 * F + F + f], q = sigmoid(x);
+                    double d = (double)da[n * F + f];
+                    ra[n * F + f] = (double)w[s] * x * q * up;
+                    rdu[n * 2 * F + f] = (double)w[s] * d * up * (q + x * q * (1 - q));
+                    rdu[n * 2 * F + F + f] = (double)w[s] * d * x * q;
+                    rdw[s] += d * x * q * up;
+                }
+            }
+            ga_expert_swiglu_forward(a, u, w, slots, R, F);
+            ga_expert_swiglu_backward(du, dw, da, u, w, slots, R, F);
+            expect_close(a, ra, R * F, "expert swiglu a");
+            expect_close(du, rdu, R * 2 * F, "expert swiglu du");
+            expect_close(dw, rdw, R, "expert swiglu d weights");
+            free(u), free(a), free(du), free(da), free(w), free(dw), free(slots), free(ra), free(rdu), free(rdw);
+        }
+}
+
 static void check_head_loss(size_t N, size_t C, size_t V) {
     uint64_t random = N * 10007 + C * 101 + V;
     ga_real *x = normal_reals(N * C, 1, &random), *w = normal_reals(V * C, 1, &random),
@@ -737,6 +905,22 @@ static void run_operators(ga_real *out) {
     ga_gate_backward(dx, HQ * D, dw, HQ * D, dy, in, HQ * D, w, HQ * D, N, ga_gate_of(&c));
     ga_swiglu_forward(TAKE(N * C / 2), in, N, C / 2);
     ga_swiglu_backward(TAKE(N * C), dy, in, N, C / 2);
+    enum { E = 6, K = 2, R = N * K };
+    ga_router r = {E, K, true};
+    int32_t experts[R], rows[R], slots[R], offsets[E + 1], counts[E] = {0};
+    ga_real *p = TAKE(N * E), *router_lse = TAKE(N), *weights = TAKE(R), *gathered = TAKE(R * O);
+    ga_route_forward(p, router_lse, weights, experts, in, N, r);
+    ga_route_rows(rows, slots, offsets, experts, N, r);
+    ga_route_sums(counts, TAKE(E + 1), offsets, p, router_lse, N, r);
+    ga_route_backward(TAKE(N * E), dy, p, router_lse, experts, counts, N, r, 0.1f, 0.1f);
+    ga_gather_rows(gathered, in, slots, R, O, K);
+    ga_sum_rows(TAKE(N * O), gathered, rows, N, O, K);
+    dx = TAKE(R * O), dw = TAKE(E * 20 * O);
+    ga_grouped_forward(TAKE(R * 20), gathered, w, 20 * O, offsets, E, 20, O);
+    ga_grouped_backward(dx, dw, in, gathered, w, 20 * O, offsets, E, 20, O);
+    ga_expert_swiglu_forward(TAKE(R * C / 2), in, weights, slots, R, C / 2);
+    dx = TAKE(R * C), dw = TAKE(R);
+    ga_expert_swiglu_backward(dx, dw, dy, in, weights, slots, R, C / 2);
     ga_real *losses = TAKE(N), *logits = reals(GA_HEAD_ROWS * O);
     dx = TAKE(N * C), dw = TAKE(O * C);
     ga_head_loss(losses, dx, dw, logits, in, w, tokens, N, C, O, 0.1f);
@@ -744,20 +928,20 @@ static void run_operators(ga_real *out) {
     ga_sum_of_squares(sums, in, WORKSPACE);
     *TAKE(1) = (ga_real)(sums[0] - WORKSPACE);
 #undef TAKE
-    assert_true(next - out < 4 * WORKSPACE);
+    assert_true(next - out < 8 * WORKSPACE);
     free(in), free(rope), free(scratch), free(logits), free(sums);
 }
 
 static void test_threads(void **state) {
     (void)state;
-    ga_real *one = reals(4 * WORKSPACE), *more = reals(4 * WORKSPACE);
+    ga_real *one = reals(8 * WORKSPACE), *more = reals(8 * WORKSPACE);
     use_threads(1);
     run_operators(one);
     for (int threads = 2; threads <= 3; threads++) {
         use_threads(threads);
-        memset(more, 0, 4 * WORKSPACE * sizeof *more);
+        memset(more, 0, 8 * WORKSPACE * sizeof *more);
         run_operators(more);
-        for (size_t i = 0; i < 4 * WORKSPACE; i++)
+        for (size_t i = 0; i < 8 * WORKSPACE; i++)
             if (memcmp(&one[i], &more[i], sizeof *one) != 0)
                 fail_msg("value %zu is %.9g with 1 thread and %.9g with %d", i, (double)one[i], (double)more[i],
                          threads);
@@ -774,13 +958,14 @@ static void test_names(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exp),         cmocka_unit_test(test_linear),        cmocka_unit_test(test_linear_nan),
-        cmocka_unit_test(test_embedding),   cmocka_unit_test(test_add),           cmocka_unit_test(test_clip),
-        cmocka_unit_test(test_rmsnorm),     cmocka_unit_test(test_heads),         cmocka_unit_test(test_sdpa),
-        cmocka_unit_test(test_sdpa_cached), cmocka_unit_test(test_sdpa_nan),      cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_swiglu),      cmocka_unit_test(test_head_loss),     cmocka_unit_test(test_adamw),
-        cmocka_unit_test(test_sums),        cmocka_unit_test(test_learning_rate), cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_exp),           cmocka_unit_test(test_linear),   cmocka_unit_test(test_linear_nan),
+        cmocka_unit_test(test_embedding),     cmocka_unit_test(test_add),      cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_rmsnorm),       cmocka_unit_test(test_heads),    cmocka_unit_test(test_sdpa),
+        cmocka_unit_test(test_sdpa_cached),   cmocka_unit_test(test_sdpa_nan), cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_route),         cmocka_unit_test(test_rows),     cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_expert_swiglu), cmocka_unit_test(test_swiglu),   cmocka_unit_test(test_head_loss),
+        cmocka_unit_test(test_adamw),         cmocka_unit_test(test_sums),     cmocka_unit_test(test_learning_rate),
+        cmocka_unit_test(test_threads),       cmocka_unit_test(test_names),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     use_default_threads();

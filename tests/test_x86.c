@@ -354,6 +354,74 @@ static void check_swiglu(const subject *s, size_t N, size_t F) {
     for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
 }
 
+/* ---- mixture of experts ---- */
+
+/* As check_linear, for each expert; one has no rows. */
+static void check_grouped(const subject *s, size_t rows, size_t O, size_t I) {
+    enum { E = 4 };
+    const ga_device *d = &s->device;
+    uint64_t random = rows * 10000 + O * 100 + I;
+    int32_t offsets[E + 1] = {0, (int32_t)rows, (int32_t)rows, (int32_t)(rows + 1), (int32_t)(3 * rows + 1)};
+    size_t R = 3 * rows + 1, stride = O * I + 3;
+    ga_real *x = normal_reals(R * I, 1, &random), *dy = normal_reals(R * O, 1, &random);
+    ga_real *w = (ga_real *)d->allocate(d->state, E * stride * sizeof *w);
+    assert_non_null(w);
+    fill_normal(w, E * stride, 0, 1, &random);
+    ga_real *y = reals(R * O), *dx = reals(R * I), *dw = normal_reals(E * stride, 1, &random);
+    ga_real *dw_expected = copy_of(dw, E * stride), *y_expected = reals(R * O), *dx_expected = reals(R * I);
+    ga_real *xr = rounded_copy(x, R * I, s->bf16), *wr = rounded_copy(w, E * stride, s->bf16),
+            *dyr = rounded_copy(dy, R * O, s->bf16);
+    char where[128];
+    snprintf(where, sizeof where, "%s, %zu rows O %zu I %zu", s->what, rows, O, I);
+    d->grouped_forward(d->state, y, x, w, stride, offsets, E, O, I);
+    ga_grouped_forward(y_expected, xr, wr, stride, offsets, E, O, I);
+    expect_same(y, y_expected, R * O, 1e-5, "grouped_forward", where);
+    d->grouped_backward(d->state, dx, dw, dy, x, w, stride, offsets, E, O, I);
+    ga_grouped_backward(dx_expected, dw_expected, dyr, xr, wr, stride, offsets, E, O, I);
+    expect_same(dx, dx_expected, R * I, 1e-5, "grouped_backward, dx", where);
+    expect_same(dw, dw_expected, E * stride, 1e-5, "grouped_backward, dw", where);
+    ga_real *all[] = {x, dy, y, dx, dw, dw_expected, y_expected, dx_expected, xr, wr, dyr};
+    for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
+    d->release(d->state, w);
+}
+
+static void check_expert_swiglu(const subject *s, size_t R, size_t F) {
+    const ga_device *d = &s->device;
+    uint64_t random = R * 100 + F;
+    int32_t *slots = (int32_t *)calloc(R, sizeof *slots);
+    assert_non_null(slots);
+    for (size_t i = 0; i < R; i++) slots[i] = (int32_t)(R - 1 - i);
+    ga_real *u = normal_reals(R * 2 * F, 3, &random), *da = normal_reals(R * F, 1, &random), *a = reals(R * F);
+    ga_real *w = normal_reals(R, 1, &random), *dw = reals(R), *dw_expected = reals(R);
+    ga_real *a_expected = reals(R * F), *du = reals(R * 2 * F), *du_expected = reals(R * 2 * F);
+    char where[128];
+    snprintf(where, sizeof where, "%s, R %zu F %zu", s->what, R, F);
+    d->expert_swiglu_forward(d->state, a, u, w, slots, R, F);
+    ga_expert_swiglu_forward(a_expected, u, w, slots, R, F);
+    expect_same(a, a_expected, R * F, 1e-6, "expert_swiglu_forward", where);
+    d->expert_swiglu_backward(d->state, du, dw, da, u, w, slots, R, F);
+    ga_expert_swiglu_backward(du_expected, dw_expected, da, u, w, slots, R, F);
+    expect_same(du, du_expected, R * 2 * F, 1e-6, "expert_swiglu_backward", where);
+    expect_same(dw, dw_expected, R, 2e-6, "expert_swiglu_backward, d weights", where);
+    ga_real *all[] = {u, da, a, w, dw, dw_expected, a_expected, du, du_expected};
+    for (size_t i = 0; i < COUNT(all); i++) free(all[i]);
+    free(slots);
+}
+
+static void test_mixture(void **unused) {
+    (void)unused;
+    EACH_SUBJECT(s) {
+        for (size_t a = 0; a < COUNT(odd); a++)
+            for (size_t b = 0; b < COUNT(odd); b++) {
+                check_grouped(&s, odd[a], odd[b], 35);
+                check_grouped(&s, odd[a], 20, odd[b]);
+                check_expert_swiglu(&s, odd[a], odd[b]);
+            }
+        check_grouped(&s, 5, 33, 1051);
+        check_grouped(&s, 300, 40, 35);
+    }
+}
+
 static void test_elementwise(void **unused) {
     (void)unused;
     static const size_t widths[] = {2, 10, 16, 34, 64, 66, 128, GA_MAX_HEAD_DIM};
@@ -421,12 +489,12 @@ static void test_not_finite(void **unused) {
 /* ---- threads, choice ----------------------------------------------------------------------------------------------------------- */
 
 /* Loss and gradients of a small model, bit by bit. */
-static void test_threads(void **unused) {
-    (void)unused;
+static void check_threads(const char *more) {
     EACH_SUBJECT(s) {
         ga_config c = ga_config_default();
         configure(&c, "vocab_size=301 d_model=72 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=18 d_ff=130 "
                       "max_seq_len=150 batch_size=2");
+        configure(&c, more);
         int32_t tokens[300], targets[300];
         uint64_t random = 1;
         fill_tokens(tokens, 300, 301, &random), fill_tokens(targets, 300, 301, &random);
@@ -447,6 +515,12 @@ static void test_threads(void **unused) {
         use_threads(1);
         free(first);
     }
+}
+
+static void test_threads(void **unused) {
+    (void)unused;
+    check_threads("");
+    check_threads("n_experts=7 experts_per_token=3 d_ff=50");
 }
 
 static void test_choice(void **unused) {
@@ -474,7 +548,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_linear), cmocka_unit_test(test_changed_weights), cmocka_unit_test(test_sdpa),
         cmocka_unit_test(test_head),   cmocka_unit_test(test_not_finite),      cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_choice), cmocka_unit_test(test_elementwise),
+        cmocka_unit_test(test_choice), cmocka_unit_test(test_elementwise),     cmocka_unit_test(test_mixture),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
