@@ -413,6 +413,13 @@ enum { GA_HEAD_ROWS = 256 }; /* rows of logits that exist at one time */
 
 /* ---- device ------------------------------------------------------------------------------------------------------- */
 
+typedef enum {
+    GA_TRAINING,  /* weights, gradients, both moments, the activations of all layers */
+    GA_INFERENCE, /* weights and the activations of one layer: evaluation, analysis, generation */
+    GA_MAPPED /* as GA_INFERENCE, for models larger than memory: ga_load maps the checkpoint's files, whose weights stay
+                   * there in their own type; each layer is expanded to ga_real when its turn comes */
+} ga_mode;
+
 /* Where tensors live and who computes on them. ga_device_cpu() is the plain C table; a companion header starts from it
  * and replaces entries. The model only ever touches tensors through these pointers. */
 typedef struct {
@@ -425,6 +432,9 @@ typedef struct {
     void (*zero)(void *state, void *p, size_t bytes);
     void (*weights_changed)(void *state, const ga_real *weights, size_t n); /* packed copies are stale; may be NULL */
     ga_result (*status)(void *state, ga_error *e); /* the first failure since the last call; NULL: nothing can fail */
+    size_t (*own_bytes)(void *state, const ga_config *c,
+                        ga_mode mode); /* what it takes beside the model; may be NULL */
+    size_t (*free_bytes)(void *state); /* memory that is left; NULL: not known */
 #define GAI_JOIN(...)                      __VA_ARGS__
 #define GAI_STRIP(...)                     GAI_JOIN __VA_ARGS__
 #define GAI_X(name, parameters, arguments) void (*name)(void *state, GAI_STRIP(parameters));
@@ -499,13 +509,6 @@ typedef struct {
 GA_API ga_sizes ga_sizes_of(const ga_config *c);
 
 /* ---- model -------------------------------------------------------------------------------------------------------- */
-
-typedef enum {
-    GA_TRAINING,  /* weights, gradients, both moments, the activations of all layers */
-    GA_INFERENCE, /* weights and the activations of one layer: evaluation, analysis, generation */
-    GA_MAPPED /* as GA_INFERENCE, for models larger than memory: ga_load maps the checkpoint's files, whose weights stay
-                   * there in their own type; each layer is expanded to ga_real when its turn comes */
-} ga_mode;
 
 typedef struct ga_mapped_files ga_mapped_files;
 
@@ -2575,7 +2578,7 @@ GA_API ga_device ga_device_cpu(void) {
     d.name = "cpu, plain C", d.state = NULL;
     d.allocate = gai_cpu_allocate, d.release = gai_cpu_release;
     d.copy_in = gai_cpu_copy, d.copy_out = gai_cpu_copy, d.zero = gai_cpu_zero;
-    d.weights_changed = NULL, d.status = NULL;
+    d.weights_changed = NULL, d.status = NULL, d.own_bytes = NULL, d.free_bytes = NULL;
 #define GAI_X(name, parameters, arguments) d.name = gai_cpu_##name;
     GA_OPERATORS(GAI_X)
 #undef GAI_X

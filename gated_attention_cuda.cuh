@@ -56,10 +56,8 @@ bool ga_device_cuda_bf16(const ga_device *device);
 #if defined(GATED_ATTENTION_CUDA_IMPLEMENTATION) && !defined(GATED_ATTENTION_CUDA_IMPLEMENTED)
 #define GATED_ATTENTION_CUDA_IMPLEMENTED
 
-#include <cfloat>
-#include <climits>
 #include <cmath>
-#include <cstdarg>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -98,7 +96,11 @@ static __device__ __forceinline__ void gai_mma_m16n8k16(float (&d)[4], const uin
 
 /* ---- state, errors, memory ---------------------------------------------------------------------------------------- */
 
-enum { GAI_CUDA_BLOCKS = 16, GAI_CUDA_WORKSPACE = 32 << 20 };
+enum {
+    GAI_CUDA_BLOCKS = 16,          /* of weights with a packed copy */
+    GAI_CUDA_WORKSPACE = 32 << 20, /* bytes of cuBLAS's own memory */
+    GAI_CUDA_SHARED = 48 << 10     /* bytes of shared memory that a block gets without asking */
+};
 
 /* A block of weights and its copy in bfloat16. */
 typedef struct {
@@ -117,8 +119,8 @@ typedef struct {
     void *
         workspace; /* of cuBLAS: its own, so that its choices, and with them the bits, do not depend on anything else */
     gai_cuda_packed packed[GAI_CUDA_BLOCKS];
-    char *scratch; /* for the time of one operator */
-    size_t scratch_bytes;
+    char *scratch;                  /* for the time of one operator */
+    size_t scratch_bytes, reserved; /* reserved: the most that an operator of the models so far needs */
 } gai_cuda;
 
 static void gai_cuda_fail(gai_cuda *d, ga_result result, const char *file, int line, const char *call,
@@ -158,12 +160,19 @@ static bool gai_cuda_checked(gai_cuda *d, cublasStatus_t e, const char *file, in
 static inline size_t gai_cuda_ceil(size_t a, size_t b) {
     return (a + b - 1) / b;
 }
+static inline size_t gai_cuda_min(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+static inline size_t gai_cuda_max(size_t a, size_t b) {
+    return a > b ? a : b;
+}
 
 /* Memory for the time of one operator, aligned to 256 bytes; NULL after a failure. What is asked for in one call is all
  * that the operator gets. */
-static void *gai_cuda_scratch(gai_cuda *d, size_t bytes) {
+static char *gai_cuda_scratch(gai_cuda *d, size_t bytes) {
     if (d->error.result != GA_OK) return NULL;
     if (bytes <= d->scratch_bytes) return d->scratch;
+    if (bytes < d->reserved) bytes = d->reserved;
     if (d->scratch && !GAI_CUDA(d, cudaFree(d->scratch))) return NULL;
     d->scratch = NULL, d->scratch_bytes = 0;
     if (!GAI_CUDA(d, cudaMalloc((void **)&d->scratch, bytes))) return NULL;
@@ -184,14 +193,17 @@ static void *gai_cuda_allocate(void *state, size_t bytes) {
     return p;
 }
 
+static void gai_cuda_drop_packed(gai_cuda *d, gai_cuda_packed *b) {
+    if (b->packed) gai_cuda_checked(d, cudaFree(b->packed), __FILE__, __LINE__, "cudaFree of packed weights");
+    memset(b, 0, sizeof *b);
+}
+
 static void gai_cuda_release(void *state, void *p) {
     gai_cuda *d = (gai_cuda *)state;
+    if (!p) return;
     for (int i = 0; i < GAI_CUDA_BLOCKS; i++)
-        if (p && d->packed[i].weights == p) {
-            (void)cudaFree(d->packed[i].packed); /* on the way out: an earlier error matters more */
-            memset(&d->packed[i], 0, sizeof d->packed[i]);
-        }
-    (void)cudaFree(p);
+        if (d->packed[i].weights == p) gai_cuda_drop_packed(d, &d->packed[i]);
+    gai_cuda_checked(d, cudaFree(p), __FILE__, __LINE__, "cudaFree");
 }
 
 static void gai_cuda_copy_in(void *state, void *to, const void *from_host, size_t bytes) {
@@ -219,6 +231,17 @@ static ga_result gai_cuda_status(void *state, ga_error *e) {
 
 static const unsigned GAI_WARP = 0xffffffffu; /* all lanes */
 
+enum {
+    GAI_CUDA_THREADS = 256, /* of a block, where nothing else is said */
+    GAI_CUDA_PARTS = 256    /* most partial sums of a sum over rows; they are added in order */
+};
+
+/* Sums over groups of `width` lanes: every lane gets its group's. */
+static __device__ __forceinline__ float gai_group_sum(float v, int width) {
+    for (int o = width / 2; o > 0; o >>= 1) v += __shfl_xor_sync(GAI_WARP, v, o);
+    return v;
+}
+
 static __device__ __forceinline__ float gai_warp_sum(float v) {
 #pragma unroll
     for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(GAI_WARP, v, o);
@@ -231,7 +254,7 @@ static __device__ __forceinline__ float gai_warp_max(float v) {
     return v;
 }
 
-/* The sum over the block, for every thread; blocks of up to 1024 threads in whole warps. */
+/* Sum and maximum over the block, for every thread; blocks of whole warps. */
 static __device__ __forceinline__ float gai_block_sum(float v) {
     GAI_SHARED(float, part, [32]);
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
@@ -243,7 +266,18 @@ static __device__ __forceinline__ float gai_block_sum(float v) {
     return v;
 }
 
-/* VEC values at once: 16 bytes where sizes and addresses allow it (VEC 4), else one by one. */
+static __device__ __forceinline__ float gai_block_max(float v) {
+    GAI_SHARED(float, part, [32]);
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    v = gai_warp_max(v);
+    if (lane == 0) part[warp] = v;
+    __syncthreads();
+    v = gai_warp_max(lane < warps ? part[lane] : -INFINITY);
+    __syncthreads();
+    return v;
+}
+
+/* VEC neighbours at once: 16 bytes where sizes and addresses allow it (VEC 4), else one by one. */
 template <int VEC>
 struct gai_pack {
     float v[VEC];
@@ -268,49 +302,476 @@ static __device__ __forceinline__ void gai_store(float *p, const gai_pack<VEC> &
         *p = x.v[0];
 }
 
-/* Whether 16-byte accesses work: `parts` has one bit or more below 16 where an address or a stride forbids them. */
-static inline bool gai_vectors(uintptr_t parts) {
+/* The same rounded to bfloat16, to nearest even. */
+template <int VEC>
+static __device__ __forceinline__ void gai_store(__nv_bfloat16 *p, const gai_pack<VEC> &x) {
+    if constexpr (VEC == 4) {
+        __nv_bfloat162 two[2] = {__floats2bfloat162_rn(x.v[0], x.v[1]), __floats2bfloat162_rn(x.v[2], x.v[3])};
+        uint2 bits;
+        memcpy(&bits, two, sizeof bits);
+        *reinterpret_cast<uint2 *>(p) = bits;
+    } else
+        *p = __float2bfloat16(x.v[0]);
+}
+
+#define GAI_EACH(i) _Pragma("unroll") for (int i = 0; i < VEC; i++)
+
+/* The index of the first of this thread's neighbours in an array that the whole grid walks once. */
+template <int VEC>
+static __device__ __forceinline__ size_t gai_index() {
+    return ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * VEC;
+}
+
+/* Whether 16-byte accesses work: bits below 16 in the union of addresses and strides in bytes say that they do not. */
+static inline bool gai_aligned(uintptr_t parts) {
     return parts % 16 == 0;
 }
-static inline uintptr_t gai_at(const void *p) {
+static inline uintptr_t gai_bits(const void *p) {
     return (uintptr_t)p;
+}
+static inline uintptr_t gai_bits(size_t reals) {
+    return reals * sizeof(float);
+}
+template <class A, class B, class... C>
+static inline uintptr_t gai_bits(A a, B b, C... c) {
+    return gai_bits(a) | gai_bits(b, c...);
+}
+
+static inline unsigned gai_blocks(size_t n, size_t each) {
+    return (unsigned)gai_cuda_ceil(n, each);
+}
+
+/* Threads of a block that walks along a row of n items. */
+static inline unsigned gai_row_threads(size_t n) {
+    return (unsigned)gai_cuda_min(GAI_CUDA_THREADS, gai_cuda_max(1, gai_cuda_ceil(n, 32)) * 32);
+}
+
+/* Launches kernel<4> or kernel<1> over arrays of n values, one pack for each thread. */
+#define GAI_LAUNCH_ARRAY(d, four, kernel, n, ...)                                                            \
+    do {                                                                                                     \
+        if (four)                                                                                            \
+            GAI_LAUNCH(d, kernel<4>, gai_blocks(n, 4 * GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0, __VA_ARGS__); \
+        else                                                                                                 \
+            GAI_LAUNCH(d, kernel<1>, gai_blocks(n, GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0, __VA_ARGS__);     \
+    } while (0)
+
+/* Launches kernel<4> or kernel<1> with one block for each of N rows of n values. */
+#define GAI_LAUNCH_ROWS(d, four, kernel, N, n, shared_bytes, ...)                                         \
+    do {                                                                                                  \
+        if (four)                                                                                         \
+            GAI_LAUNCH(d, kernel<4>, (unsigned)(N), gai_row_threads((n) / 4), shared_bytes, __VA_ARGS__); \
+        else                                                                                              \
+            GAI_LAUNCH(d, kernel<1>, (unsigned)(N), gai_row_threads(n), shared_bytes, __VA_ARGS__);       \
+    } while (0)
+
+/* sums_i (+)= part_0i + part_1i + ...; blocks of 32 columns by 8 strands of parts. */
+static __global__ void __launch_bounds__(256)
+    gai_k_add_parts(float *sums, const float *parts, size_t count, size_t n, bool add) {
+    GAI_SHARED(float, strand, [8][32]);
+    size_t i = (size_t)blockIdx.x * 32 + threadIdx.x;
+    float sum = 0;
+    if (i < n)
+        for (size_t p = threadIdx.y; p < count; p += 8) sum += parts[p * n + i];
+    strand[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y > 0 || i >= n) return;
+    for (int s = 1; s < 8; s++) sum += strand[s][threadIdx.x];
+    sums[i] = add ? sums[i] + sum : sum;
+}
+
+static void gai_cuda_add_parts(gai_cuda *d, float *sums, const float *parts, size_t count, size_t n, bool add) {
+    GAI_LAUNCH(d, gai_k_add_parts, gai_blocks(n, 32), dim3(32, 8), 0, sums, parts, count, n, add);
+}
+
+static __device__ __forceinline__ float gai_k_sigmoid(float x) {
+    return 1 / (1 + expf(-x));
+}
+
+/* ---- products ----------------------------------------------------------------------------------------------------- */
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS) gai_k_to_bf16(__nv_bfloat16 *y, const float *x, size_t n) {
+    size_t i = gai_index<VEC>();
+    if (i < n) gai_store<VEC>(y + i, gai_load<VEC>(x + i));
+}
+
+static void gai_cuda_to_bf16(gai_cuda *d, __nv_bfloat16 *y, const float *x, size_t n) {
+    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(x, n)), gai_k_to_bf16, n, y, x, n);
+}
+
+/* Bytes of n values of an operand in bfloat16, so that the next one is aligned too. */
+static size_t gai_cuda_half_bytes(size_t n) {
+    return gai_cuda_ceil(n * sizeof(__nv_bfloat16), 256) * 256;
+}
+
+/* An operand of a product. */
+typedef struct {
+    const void *p;
+    cudaDataType type;
+} gai_cuda_operand;
+
+/* x as products read it: itself, or rounded into memory at *at, which moves on. */
+static gai_cuda_operand gai_cuda_operand_of(gai_cuda *d, const float *x, size_t n, char **at) {
+    gai_cuda_operand plain = {x, CUDA_R_32F}, rounded = {*at, CUDA_R_16BF};
+    if (!d->bf16) return plain;
+    gai_cuda_to_bf16(d, (__nv_bfloat16 *)*at, x, n);
+    *at += gai_cuda_half_bytes(n);
+    return rounded;
+}
+
+/* The same for weights, of which there may be a packed copy. */
+static gai_cuda_operand gai_cuda_weights_of(gai_cuda *d, const float *w, size_t n, char **at) {
+    for (int i = 0; d->bf16 && i < GAI_CUDA_BLOCKS; i++) {
+        const gai_cuda_packed *b = &d->packed[i];
+        if (!b->weights || w < b->weights || w + n > b->weights + b->n) continue;
+        gai_cuda_operand packed = {b->packed + (w - b->weights), CUDA_R_16BF};
+        return packed;
+    }
+    return gai_cuda_operand_of(d, w, n, at);
+}
+
+static size_t gai_cuda_operand_bytes(const gai_cuda *d, size_t n) {
+    return d->bf16 ? gai_cuda_half_bytes(n) : 0;
+}
+
+/* Renews the packed copy of a block of weights. Without room for one the products round the weights each time. */
+static void gai_cuda_weights_changed(void *state, const float *weights, size_t n) {
+    gai_cuda *d = (gai_cuda *)state;
+    (void)gai_cuda_scratch(d, d->reserved);
+    if (!d->bf16) return;
+    gai_cuda_packed *b = NULL;
+    for (int i = GAI_CUDA_BLOCKS; i-- > 0;)
+        if (d->packed[i].weights == weights || (!d->packed[i].weights && !b)) b = &d->packed[i];
+    if (!b) return;
+    if (b->weights == weights && b->n < n) gai_cuda_drop_packed(d, b);
+    if (!b->weights) {
+        if (!GAI_CUDA(d, cudaMalloc((void **)&b->packed, n * sizeof *b->packed))) return;
+        b->weights = weights, b->n = n;
+    }
+    gai_cuda_to_bf16(d, b->packed, weights, n);
+}
+
+/* C (+)= A B as cuBLAS sees it, in columns: a row-major (M, N) is an (N, M) there. */
+static void gai_cuda_gemm(gai_cuda *d, float *c, size_t ldc, gai_cuda_operand a, bool a_turned, size_t lda,
+                          gai_cuda_operand b, bool b_turned, size_t ldb, size_t m, size_t n, size_t k, bool add) {
+    const float one = 1, keep = add ? 1 : 0;
+    (void)GAI_CUDA(d, cublasGemmEx(d->blas, a_turned ? CUBLAS_OP_T : CUBLAS_OP_N, b_turned ? CUBLAS_OP_T : CUBLAS_OP_N,
+                                   (int)m, (int)n, (int)k, &one, a.p, a.type, (int)lda, b.p, b.type, (int)ldb, &keep, c,
+                                   CUDA_R_32F, (int)ldc, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+}
+
+/* y = x w^T,  dx = dy w,  dw += dy^T x. */
+static void gai_cuda_product(gai_cuda *d, float *y, gai_cuda_operand x, gai_cuda_operand w, size_t M, size_t O,
+                             size_t I) {
+    gai_cuda_gemm(d, y, O, w, true, I, x, false, I, O, M, I, false);
+}
+static void gai_cuda_product_dx(gai_cuda *d, float *dx, gai_cuda_operand dy, gai_cuda_operand w, size_t M, size_t O,
+                                size_t I) {
+    gai_cuda_gemm(d, dx, I, w, false, I, dy, false, O, I, M, O, false);
+}
+static void gai_cuda_product_dw(gai_cuda *d, float *dw, gai_cuda_operand dy, gai_cuda_operand x, size_t M, size_t O,
+                                size_t I) {
+    gai_cuda_gemm(d, dw, I, x, false, I, dy, true, O, I, O, M, true);
+}
+
+static void gai_cuda_linear_forward(void *state, float *y, const float *x, const float *w, size_t M, size_t O,
+                                    size_t I) {
+    gai_cuda *d = (gai_cuda *)state;
+    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_operand_bytes(d, O * I));
+    gai_cuda_operand xs = gai_cuda_operand_of(d, x, M * I, &at), ws = gai_cuda_weights_of(d, w, O * I, &at);
+    gai_cuda_product(d, y, xs, ws, M, O, I);
+}
+
+static void gai_cuda_linear_backward(void *state, float *dx, float *dw, const float *dy, const float *x, const float *w,
+                                     size_t M, size_t O, size_t I) {
+    gai_cuda *d = (gai_cuda *)state;
+    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_operand_bytes(d, O * I) +
+                                       gai_cuda_operand_bytes(d, M * O));
+    gai_cuda_operand dys = gai_cuda_operand_of(d, dy, M * O, &at), xs = gai_cuda_operand_of(d, x, M * I, &at);
+    gai_cuda_product_dw(d, dw, dys, xs, M, O, I);
+    if (dx) gai_cuda_product_dx(d, dx, dys, gai_cuda_weights_of(d, w, O * I, &at), M, O, I);
+}
+
+/* ---- embedding ---------------------------------------------------------------------------------------------------- */
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_embedding_forward(float *x, const int32_t *tokens, const float *w, size_t C) {
+    const float *row = w + (size_t)tokens[blockIdx.x] * C;
+    for (size_t c = threadIdx.x * VEC; c < C; c += blockDim.x * VEC)
+        gai_store<VEC>(x + blockIdx.x * C + c, gai_load<VEC>(row + c));
+}
+
+static void gai_cuda_embedding_forward(void *state, float *x, const int32_t *tokens, const float *w, size_t N,
+                                       size_t C) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH_ROWS(d, gai_aligned(gai_bits(x, w, C)), gai_k_embedding_forward, N, C, 0, x, tokens, w, C);
+}
+
+/* The block of the first row with a token adds up all rows with it, in their order; the others have nothing to do. A
+ * block looks at 128 tokens at a time, and keeps a bit for each that is its own. */
+template <int VEC>
+static __global__ void __launch_bounds__(128)
+    gai_k_embedding_backward(float *dw, const int32_t *tokens, const float *dx, size_t N, size_t C) {
+    GAI_SHARED(unsigned, same, [4]);
+    int32_t token = tokens[blockIdx.x];
+    size_t c = ((size_t)blockIdx.y * blockDim.x + threadIdx.x) * VEC;
+    gai_pack<VEC> sum = {};
+    if (c < C) sum = gai_load<VEC>(dw + (size_t)token * C + c);
+    for (size_t n0 = 0; n0 < N; n0 += 128) {
+        size_t n = n0 + threadIdx.x;
+        unsigned bits = __ballot_sync(GAI_WARP, n < N && tokens[n] == token);
+        if (threadIdx.x % 32 == 0) same[threadIdx.x / 32] = bits;
+        __syncthreads();
+        for (int warp = 0; warp < 4; warp++)
+            for (unsigned left = same[warp]; left; left &= left - 1) {
+                size_t row = n0 + (size_t)(warp * 32 + __ffs((int)left) - 1);
+                if (row < blockIdx.x) return; /* the whole block: an earlier one has this token */
+                if (c >= C) continue;
+                gai_pack<VEC> more = gai_load<VEC>(dx + row * C + c);
+                GAI_EACH(i) sum.v[i] += more.v[i];
+            }
+        __syncthreads();
+    }
+    if (c < C) gai_store<VEC>(dw + (size_t)token * C + c, sum);
+}
+
+static void gai_cuda_embedding_backward(void *state, float *dw, const int32_t *tokens, const float *dx, size_t N,
+                                        size_t C) {
+    gai_cuda *d = (gai_cuda *)state;
+    if (gai_aligned(gai_bits(dw, dx, C)))
+        GAI_LAUNCH(d, gai_k_embedding_backward<4>, dim3((unsigned)N, gai_blocks(C, 4 * 128)), 128, 0, dw, tokens, dx, N,
+                   C);
+    else
+        GAI_LAUNCH(d, gai_k_embedding_backward<1>, dim3((unsigned)N, gai_blocks(C, 128)), 128, 0, dw, tokens, dx, N, C);
 }
 
 /* ---- RMSNorm ------------------------------------------------------------------------------------------------------ */
 
-/* One block for each row. */
 template <int VEC>
-static __global__ void __launch_bounds__(256)
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     gai_k_rmsnorm_forward(float *h, float *rstd, const float *x, const float *w, size_t C, float eps) {
     const float *xn = x + blockIdx.x * C;
     float *hn = h + blockIdx.x * C, sum = 0;
     for (size_t c = threadIdx.x * VEC; c < C; c += blockDim.x * VEC) {
         gai_pack<VEC> a = gai_load<VEC>(xn + c);
-#pragma unroll
-        for (int i = 0; i < VEC; i++) sum += a.v[i] * a.v[i];
+        GAI_EACH(i) sum += a.v[i] * a.v[i];
     }
     float r = 1 / sqrtf(gai_block_sum(sum) / (float)C + eps);
     for (size_t c = threadIdx.x * VEC; c < C; c += blockDim.x * VEC) {
         gai_pack<VEC> a = gai_load<VEC>(xn + c), b = gai_load<VEC>(w + c);
-#pragma unroll
-        for (int i = 0; i < VEC; i++) a.v[i] = b.v[i] * a.v[i] * r;
+        GAI_EACH(i) a.v[i] = b.v[i] * a.v[i] * r;
         gai_store<VEC>(hn + c, a);
     }
     if (threadIdx.x == 0) rstd[blockIdx.x] = r;
 }
 
-/* Threads of a block that works on a row of n packs. */
-static inline unsigned gai_row_threads(size_t n) {
-    return n >= 256 ? 256 : n <= 32 ? 32 : (unsigned)gai_cuda_ceil(n, 32) * 32;
-}
-
 static void gai_cuda_rmsnorm_forward(void *state, float *h, float *rstd, const float *x, const float *w, size_t N,
                                      size_t C, float eps) {
     gai_cuda *d = (gai_cuda *)state;
-    if (gai_vectors(gai_at(h) | gai_at(x) | gai_at(w) | C * sizeof *x))
-        GAI_LAUNCH(d, gai_k_rmsnorm_forward<4>, (unsigned)N, gai_row_threads(C / 4), 0, h, rstd, x, w, C, eps);
+    GAI_LAUNCH_ROWS(d, gai_aligned(gai_bits(h, x, w, C)), gai_k_rmsnorm_forward, N, C, 0, h, rstd, x, w, C, eps);
+}
+
+/* A block takes every gridDim-th row, and keeps its part of dw: in shared memory, or in `parts` itself where a row is too
+ * long. A thread stays with its columns, so that nobody waits. dx may be dh. */
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_rmsnorm_backward(float *dx, float *parts, const float *dh, const float *x, const float *w, const float *rstd,
+                           size_t N, size_t C, bool add, bool shared) {
+    GAI_DYNAMIC_SHARED(float, on_chip);
+    float *part = parts + blockIdx.x * C, *dw = shared ? on_chip : part;
+    for (size_t n = blockIdx.x; n < N; n += gridDim.x) {
+        const float *xn = x + n * C, *dhn = dh + n * C;
+        float r = rstd[n], sum = 0;
+        for (size_t c = threadIdx.x * VEC; c < C; c += blockDim.x * VEC) {
+            gai_pack<VEC> g = gai_load<VEC>(dhn + c), a = gai_load<VEC>(xn + c), b = gai_load<VEC>(w + c), total = {};
+            if (n != blockIdx.x) total = gai_load<VEC>(dw + c);
+            GAI_EACH(i) {
+                sum += b.v[i] * g.v[i] * a.v[i];
+                total.v[i] += g.v[i] * a.v[i] * r;
+            }
+            gai_store<VEC>(dw + c, total);
+        }
+        float along = r * r * (gai_block_sum(sum) / (float)C);
+        for (size_t c = threadIdx.x * VEC; c < C; c += blockDim.x * VEC) {
+            gai_pack<VEC> g = gai_load<VEC>(dhn + c), a = gai_load<VEC>(xn + c), b = gai_load<VEC>(w + c), old = {};
+            if (add) old = gai_load<VEC>(dx + n * C + c);
+            GAI_EACH(i) g.v[i] = old.v[i] + r * (b.v[i] * g.v[i] - a.v[i] * along);
+            gai_store<VEC>(dx + n * C + c, g);
+        }
+    }
+    if (!shared) return;
+    for (size_t c = threadIdx.x * VEC; c < C; c += blockDim.x * VEC) gai_store<VEC>(part + c, gai_load<VEC>(dw + c));
+}
+
+static size_t gai_cuda_parts(size_t rows) {
+    return gai_cuda_min(rows, GAI_CUDA_PARTS);
+}
+
+static void gai_cuda_rmsnorm_backward(void *state, float *dx, float *dw, const float *dh, const float *x,
+                                      const float *w, const float *rstd, size_t N, size_t C, bool add) {
+    gai_cuda *d = (gai_cuda *)state;
+    size_t parts = gai_cuda_parts(N), bytes = C * sizeof *x;
+    bool shared = bytes <= GAI_CUDA_SHARED;
+    float *part = (float *)gai_cuda_scratch(d, parts * bytes);
+    GAI_LAUNCH_ROWS(d, gai_aligned(gai_bits(dx, dh, x, w, C)), gai_k_rmsnorm_backward, parts, C, shared ? bytes : 0, dx,
+                    part, dh, x, w, rstd, N, C, add, shared);
+    gai_cuda_add_parts(d, dw, part, parts, C, true);
+}
+
+/* ---- heads: QK-norm and RoPE -------------------------------------------------------------------------------------- */
+
+/* `lanes` threads work on a head; each has pairs (i, i + D/2) of its values, VEC neighbours at a time, ROUNDS times. */
+template <int VEC>
+struct gai_heads {
+    enum { ROUNDS = VEC == 4 ? 1 : 4 }; /* D <= 256: 32 lanes x 4 values, or 32 lanes x 4 rounds */
+    gai_pack<VEC> a[ROUNDS], b[ROUNDS];
+};
+
+#define GAI_EACH_PAIR(k, i)                                       \
+    _Pragma("unroll") for (int k = 0; k < gai_heads<VEC>::ROUNDS; \
+                           k++) if (size_t i = (size_t)(k * lanes + lane) * VEC; i < D / 2)
+
+template <int VEC>
+static __device__ __forceinline__ gai_heads<VEC> gai_load_head(const float *x, int lane, int lanes, size_t D) {
+    gai_heads<VEC> h = {};
+    GAI_EACH_PAIR(k, i) h.a[k] = gai_load<VEC>(x + i), h.b[k] = gai_load<VEC>(x + D / 2 + i);
+    return h;
+}
+
+/* 1 / sqrt(mean(x^2) + eps), for all lanes of the head. */
+template <int VEC>
+static __device__ __forceinline__ float gai_head_rstd(const gai_heads<VEC> &h, int lanes, size_t D, float eps) {
+    float sum = 0;
+#pragma unroll
+    for (int k = 0; k < gai_heads<VEC>::ROUNDS; k++)
+        GAI_EACH(j) sum += h.a[k].v[j] * h.a[k].v[j] + h.b[k].v[j] * h.b[k].v[j]; /* zeros where there are none */
+    return 1 / sqrtf(gai_group_sum(sum, lanes) / (float)D + eps);
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_heads_forward(float *y, const float *x, size_t x_stride, const float *w, const float *rope, size_t N,
+                        size_t T, size_t H, size_t D, float eps, int lanes) {
+    int lane = threadIdx.x & (lanes - 1);
+    size_t head = (size_t)blockIdx.x * (blockDim.x / lanes) + threadIdx.x / lanes;
+    bool real = head < N * H; /* the others keep their warp company */
+    size_t n = real ? head / H : 0, at = real ? head : 0;
+    gai_heads<VEC> h = gai_load_head<VEC>(x + n * x_stride + at % H * D, lane, lanes, D);
+    float r = w ? gai_head_rstd<VEC>(h, lanes, D, eps) : 1;
+    GAI_EACH_PAIR(k, i) {
+        if (!real) continue;
+        if (w) {
+            gai_pack<VEC> wa = gai_load<VEC>(w + i), wb = gai_load<VEC>(w + D / 2 + i);
+            GAI_EACH(j) h.a[k].v[j] *= wa.v[j] * r, h.b[k].v[j] *= wb.v[j] * r;
+        }
+        if (rope) {
+            const float *turn = rope + n % T * D + i;
+            gai_pack<VEC> cosine = gai_load<VEC>(turn), sine = gai_load<VEC>(turn + D / 2);
+            GAI_EACH(j) {
+                float a = h.a[k].v[j], b = h.b[k].v[j];
+                h.a[k].v[j] = a * cosine.v[j] - b * sine.v[j];
+                h.b[k].v[j] = b * cosine.v[j] + a * sine.v[j];
+            }
+        }
+        gai_store<VEC>(y + at * D + i, h.a[k]);
+        gai_store<VEC>(y + at * D + D / 2 + i, h.b[k]);
+    }
+}
+
+/* Threads for each head: a power of two that covers its pairs. */
+static int gai_cuda_head_lanes(size_t D, size_t vec) {
+    int lanes = 1;
+    while (lanes < 32 && (size_t)lanes * vec < D / 2) lanes *= 2;
+    return lanes;
+}
+
+static void gai_cuda_heads_forward(void *state, float *y, const float *x, size_t x_stride, const float *w,
+                                   const float *rope, size_t B, size_t T, size_t H, size_t D, float eps) {
+    gai_cuda *d = (gai_cuda *)state;
+    bool four = gai_aligned(gai_bits(y, x, x_stride, w, rope, D / 2));
+    int lanes = gai_cuda_head_lanes(D, four ? 4 : 1);
+    unsigned blocks = gai_blocks(B * T * H, (size_t)(GAI_CUDA_THREADS / lanes));
+    if (four)
+        GAI_LAUNCH(d, gai_k_heads_forward<4>, blocks, GAI_CUDA_THREADS, 0, y, x, x_stride, w, rope, B * T, T, H, D, eps,
+                   lanes);
     else
-        GAI_LAUNCH(d, gai_k_rmsnorm_forward<1>, (unsigned)N, gai_row_threads(C), 0, h, rstd, x, w, C, eps);
+        GAI_LAUNCH(d, gai_k_heads_forward<1>, blocks, GAI_CUDA_THREADS, 0, y, x, x_stride, w, rope, B * T, T, H, D, eps,
+                   lanes);
+}
+
+/* A block takes every gridDim-th batch of heads; a thread adds up dw for its pairs, then the block over its heads. */
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_heads_backward(float *dx, float *parts, const float *dy, const float *x, size_t x_stride, size_t dx_stride,
+                         const float *w, const float *rope, size_t N, size_t T, size_t H, size_t D, float eps,
+                         int lanes) {
+    GAI_DYNAMIC_SHARED(float, totals); /* (heads of the block, D) */
+    int lane = threadIdx.x & (lanes - 1), mine = threadIdx.x / lanes, heads = GAI_CUDA_THREADS / lanes;
+    gai_heads<VEC> dw = {};
+    for (size_t first = (size_t)blockIdx.x * heads; first < N * H; first += (size_t)gridDim.x * heads) {
+        bool real = first + mine < N * H;
+        size_t at = real ? first + mine : 0, n = at / H;
+        gai_heads<VEC> u = gai_load_head<VEC>(dy + at * D, lane, lanes, D);
+        if (rope) GAI_EACH_PAIR(k, i) {
+                const float *turn = rope + n % T * D + i;
+                gai_pack<VEC> cosine = gai_load<VEC>(turn), sine = gai_load<VEC>(turn + D / 2);
+                GAI_EACH(j) {
+                    float a = u.a[k].v[j], b = u.b[k].v[j];
+                    u.a[k].v[j] = a * cosine.v[j] + b * sine.v[j];
+                    u.b[k].v[j] = b * cosine.v[j] - a * sine.v[j];
+                }
+            }
+        if (w) {
+            gai_heads<VEC> v = gai_load_head<VEC>(x + n * x_stride + at % H * D, lane, lanes, D);
+            float r = gai_head_rstd<VEC>(v, lanes, D, eps), sum = 0;
+            GAI_EACH_PAIR(k, i) {
+                gai_pack<VEC> wa = gai_load<VEC>(w + i), wb = gai_load<VEC>(w + D / 2 + i);
+                GAI_EACH(j) {
+                    if (real) dw.a[k].v[j] += u.a[k].v[j] * v.a[k].v[j] * r;
+                    if (real) dw.b[k].v[j] += u.b[k].v[j] * v.b[k].v[j] * r;
+                    u.a[k].v[j] *= wa.v[j], u.b[k].v[j] *= wb.v[j];
+                    sum += u.a[k].v[j] * v.a[k].v[j] + u.b[k].v[j] * v.b[k].v[j];
+                }
+            }
+            float along = r * r * (gai_group_sum(sum, lanes) / (float)D);
+            GAI_EACH_PAIR(k, i) GAI_EACH(j) {
+                u.a[k].v[j] = r * (u.a[k].v[j] - v.a[k].v[j] * along);
+                u.b[k].v[j] = r * (u.b[k].v[j] - v.b[k].v[j] * along);
+            }
+        }
+        float *to = dx + n * dx_stride + at % H * D;
+        if (real) GAI_EACH_PAIR(k, i) gai_store<VEC>(to + i, u.a[k]), gai_store<VEC>(to + D / 2 + i, u.b[k]);
+    }
+    if (!w) return;
+    GAI_EACH_PAIR(k, i) {
+        gai_store<VEC>(totals + mine * D + i, dw.a[k]);
+        gai_store<VEC>(totals + mine * D + D / 2 + i, dw.b[k]);
+    }
+    __syncthreads();
+    for (size_t i = threadIdx.x; i < D; i += blockDim.x) {
+        float sum = 0;
+        for (int h = 0; h < heads; h++) sum += totals[h * D + i];
+        parts[blockIdx.x * D + i] = sum;
+    }
+}
+
+static void gai_cuda_heads_backward(void *state, float *dx, float *dw, const float *dy, const float *x, size_t x_stride,
+                                    size_t dx_stride, const float *w, const float *rope, size_t B, size_t T, size_t H,
+                                    size_t D, float eps) {
+    gai_cuda *d = (gai_cuda *)state;
+    bool four = gai_aligned(gai_bits(dx, dy, x, x_stride, dx_stride, w, rope, D / 2));
+    int lanes = gai_cuda_head_lanes(D, four ? 4 : 1);
+    size_t heads = (size_t)(GAI_CUDA_THREADS / lanes), batches = gai_cuda_ceil(B * T * H, heads);
+    size_t blocks = w ? gai_cuda_parts(batches) : batches, shared_bytes = w ? heads * D * sizeof *x : 0;
+    float *parts = w ? (float *)gai_cuda_scratch(d, blocks * D * sizeof *x) : NULL;
+    if (four)
+        GAI_LAUNCH(d, gai_k_heads_backward<4>, (unsigned)blocks, GAI_CUDA_THREADS, shared_bytes, dx, parts, dy, x,
+                   x_stride, dx_stride, w, rope, B * T, T, H, D, eps, lanes);
+    else
+        GAI_LAUNCH(d, gai_k_heads_backward<1>, (unsigned)blocks, GAI_CUDA_THREADS, shared_bytes, dx, parts, dy, x,
+                   x_stride, dx_stride, w, rope, B * T, T, H, D, eps, lanes);
+    if (w) gai_cuda_add_parts(d, dw, parts, blocks, D, true);
 }
 
 /* ==== attention ==================================================================================================== */
@@ -1043,7 +1504,7 @@ static unsigned gai_attention_blocks(size_t heads, size_t rows) {
 
 /* Whether attention of this shape runs on tensor cores; `addresses` as in gai_vectors. */
 static bool gai_takes_flash(const gai_cuda *d, ga_shape n, uintptr_t addresses) {
-    return d->bf16 && n.D <= 128 && gai_vectors(addresses | n.D * sizeof(float));
+    return d->bf16 && n.D <= 128 && gai_aligned(addresses | n.D * sizeof(float));
 }
 
 /* The version of a kernel for heads of n.D values: flash, filled up with zeros to WIDTH, or plain. */
@@ -1068,7 +1529,7 @@ static void gai_cuda_sdpa_forward(void *state, float *y, float *lse, const float
     gai_attention a = gai_attention_of(n);
     int heads = (int)(n.B * n.HQ);
     unsigned blocks = gai_attention_blocks(heads, n.T);
-    if (gai_takes_flash(d, n, gai_at(y) | gai_at(q) | gai_at(k) | gai_at(v))) {
+    if (gai_takes_flash(d, n, gai_bits(y) | gai_bits(q) | gai_bits(k) | gai_bits(v))) {
         auto flash = GAI_FLASH_KERNEL(gai_k_flash_forward, n.D);
         GAI_LAUNCH(d, flash, blocks, GAI_FLASH_THREADS, gai_flash_shared(n.D, 0), y, lse, q, k, v, sink, heads, a);
     } else {
@@ -1086,8 +1547,9 @@ static void gai_cuda_sdpa_backward(void *state, float *dq, float *dk, float *dv,
     gai_attention a = gai_attention_of(n);
     size_t rows = n.B * n.T * n.HQ, kv_values = n.B * n.T * n.HK * n.D;
     float *dk_heads = scratch, *dv_heads = dk_heads + rows * n.D, *delta = dv_heads + rows * n.D;
-    bool is_flash = gai_takes_flash(
-        d, n, gai_at(dq) | gai_at(dk) | gai_at(dv) | gai_at(scratch) | gai_at(dy) | gai_at(q) | gai_at(k) | gai_at(v));
+    bool is_flash = gai_takes_flash(d, n,
+                                    gai_bits(dq) | gai_bits(dk) | gai_bits(dv) | gai_bits(scratch) | gai_bits(dy) |
+                                        gai_bits(q) | gai_bits(k) | gai_bits(v));
     int group = (int)(n.HQ / n.HK), heads = (int)(n.B * n.HQ), owners = (int)(n.B * n.HK);
     bool by_head = group > 1 && gai_attention_blocks(owners, n.T) < 2 * (unsigned)d->properties.multiProcessorCount;
     if (by_head) group = 1, owners = heads;
@@ -1122,12 +1584,661 @@ static void gai_cuda_sdpa_column(void *state, float *p, const float *q, const fl
     gai_cuda *d = (gai_cuda *)state;
     size_t rows = n.B * n.HQ * n.T;
     GAI_LAUNCH(d, gai_k_attention_column, (unsigned)gai_cuda_ceil(rows, 4), 128, 0, p, q, k, lse, (int)j, rows,
-               gai_takes_flash(d, n, gai_at(q) | gai_at(k)), gai_attention_of(n));
+               gai_takes_flash(d, n, gai_bits(q) | gai_bits(k)), gai_attention_of(n));
 }
 
 /* ==== end of attention ============================================================================================= */
 
+/* ---- the gate ----------------------------------------------------------------------------------------------------- */
+
+/* sigma of Eq. 5 and its derivative. */
+static __device__ __forceinline__ float gai_k_activation(float x, ga_gate_activation activation) {
+    float p = gai_k_sigmoid(x);
+    return activation == GA_SIGMOID      ? p
+           : activation == GA_SILU       ? x * p
+           : activation == GA_NS_SIGMOID ? 0.5f + 0.5f * p
+                                         : x;
+}
+
+static __device__ __forceinline__ float gai_k_derivative(float x, ga_gate_activation activation) {
+    float p = gai_k_sigmoid(x);
+    return activation == GA_SIGMOID      ? p * (1 - p)
+           : activation == GA_SILU       ? p * (1 + x * (1 - p))
+           : activation == GA_NS_SIGMOID ? 0.5f * p * (1 - p)
+                                         : 1;
+}
+
+static __host__ __device__ __forceinline__ bool gai_cuda_elementwise(const ga_gate &g) {
+    return g.type == GA_ELEMENTWISE && g.input != GA_INPUT_SCALAR;
+}
+
+/* The mean over the heads of the scores of value c: what all heads share. */
+template <int VEC>
+static __device__ __forceinline__ gai_pack<VEC> gai_shared_score(const float *s, size_t c, const ga_gate &g) {
+    gai_pack<VEC> score = {};
+    for (size_t h = 0; h < g.H; h++) {
+        gai_pack<VEC> x = gai_load<VEC>(s + h * g.D + c);
+        GAI_EACH(i) score.v[i] += gai_k_activation(x.v[i], g.activation);
+    }
+    GAI_EACH(i) score.v[i] /= (float)g.H;
+    return score;
+}
+
+/* Elementwise: a thread for each pack of a row's values, in all heads when they share their scores. */
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_gate_elementwise(float *o, const float *y, size_t y_stride, const float *s, size_t s_stride, size_t N,
+                           ga_gate g) {
+    bool shared = g.sharing == GA_SHARED;
+    size_t width = g.H * g.D, items = shared ? g.D : width, heads = shared ? g.H : 1;
+    size_t at = gai_index<VEC>(), n = at / items, c = at % items;
+    if (n >= N) return;
+    gai_pack<VEC> score;
+    if (shared)
+        score = gai_shared_score<VEC>(s + n * s_stride, c, g);
+    else {
+        score = gai_load<VEC>(s + n * s_stride + c);
+        GAI_EACH(i) score.v[i] = gai_k_activation(score.v[i], g.activation);
+    }
+    for (size_t h = 0; h < heads; h++, c += g.D) {
+        gai_pack<VEC> v = gai_load<VEC>(y + n * y_stride + c);
+        GAI_EACH(i) v.v[i] = g.form == GA_MULTIPLICATIVE ? v.v[i] * score.v[i] : v.v[i] + score.v[i];
+        gai_store<VEC>(o + n * width + c, v);
+    }
+}
+
+/* One number for each head of a row, or for all: scores (H) in shared memory, by the whole block. */
+static __device__ __forceinline__ void gai_head_scores(float *scores, const float *s, const ga_gate &g) {
+    float sum = 0;
+    for (size_t h = threadIdx.x; h < g.H; h += blockDim.x) {
+        scores[h] = gai_k_activation(s[g.input == GA_INPUT_SCALAR ? 0 : h], g.activation);
+        sum += scores[h];
+    }
+    if (g.sharing == GA_SHARED) {
+        sum = gai_block_sum(sum) / (float)g.H;
+        for (size_t h = threadIdx.x; h < g.H; h += blockDim.x) scores[h] = sum;
+    }
+    __syncthreads();
+}
+
+/* Headwise and scalar: a block for each row. */
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_gate_headwise(float *o, const float *y, size_t y_stride, const float *s, size_t s_stride, ga_gate g) {
+    GAI_DYNAMIC_SHARED(float, scores);
+    size_t n = blockIdx.x, width = g.H * g.D;
+    gai_head_scores(scores, s + n * s_stride, g);
+    for (size_t c = threadIdx.x * VEC; c < width; c += blockDim.x * VEC) {
+        gai_pack<VEC> v = gai_load<VEC>(y + n * y_stride + c);
+        float score = scores[c / g.D];
+        GAI_EACH(i) v.v[i] = g.form == GA_MULTIPLICATIVE ? v.v[i] * score : v.v[i] + score;
+        gai_store<VEC>(o + n * width + c, v);
+    }
+}
+
+/* Without parameters (Table 3 rows 5 and 6): a warp for each head of each row. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_gate_self(float *o, const float *y, size_t y_stride, size_t N, ga_gate g) {
+    size_t head = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (head >= N * g.H) return; /* the whole warp */
+    const float *yh = y + head / g.H * y_stride + head % g.H * g.D;
+    float sum = 0;
+    for (size_t d = threadIdx.x % 32; d < g.D; d += 32) sum += yh[d] * yh[d];
+    float r = 1 / sqrtf(gai_warp_sum(sum) / (float)g.D + g.eps);
+    for (size_t d = threadIdx.x % 32; d < g.D; d += 32)
+        o[head * g.D + d] = g.activation == GA_RMSNORM ? yh[d] * r : yh[d] * gai_k_sigmoid(yh[d]);
+}
+
+static void gai_cuda_gate_forward(void *state, float *o, const float *y, size_t y_stride, const float *s,
+                                  size_t s_stride, size_t N, ga_gate g) {
+    gai_cuda *d = (gai_cuda *)state;
+    size_t items = N * (g.sharing == GA_SHARED ? g.D : g.H * g.D);
+    bool four = gai_aligned(gai_bits(o, y, y_stride, g.D));
+    if (g.form == GA_SELF)
+        GAI_LAUNCH(d, gai_k_gate_self, gai_blocks(N * g.H, GAI_CUDA_THREADS / 32), GAI_CUDA_THREADS, 0, o, y, y_stride,
+                   N, g);
+    else if (gai_cuda_elementwise(g))
+        GAI_LAUNCH_ARRAY(d, four && gai_aligned(gai_bits(s, s_stride)), gai_k_gate_elementwise, items, o, y, y_stride,
+                         s, s_stride, N, g);
+    else
+        GAI_LAUNCH_ROWS(d, four, gai_k_gate_headwise, N, g.H * g.D, g.H * sizeof *o, o, y, y_stride, s, s_stride, g);
+}
+
+/* Elementwise, as in the forward pass. */
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_gate_elementwise_backward(float *dy, size_t dy_stride, float *ds, size_t ds_stride, const float *d_o,
+                                    const float *y, size_t y_stride, const float *s, size_t s_stride, size_t N,
+                                    ga_gate g) {
+    bool shared = g.sharing == GA_SHARED, times = g.form == GA_MULTIPLICATIVE;
+    size_t width = g.H * g.D, items = shared ? g.D : width, heads = shared ? g.H : 1;
+    size_t at = gai_index<VEC>(), n = at / items, first = at % items;
+    if (n >= N) return;
+    const float *sn = s + n * s_stride;
+    gai_pack<VEC> score, total = {};
+    if (shared)
+        score = gai_shared_score<VEC>(sn, first, g);
+    else {
+        score = gai_load<VEC>(sn + first);
+        GAI_EACH(i) score.v[i] = gai_k_activation(score.v[i], g.activation);
+    }
+    for (size_t h = 0, c = first; h < heads; h++, c += g.D) {
+        gai_pack<VEC> d = gai_load<VEC>(d_o + n * width + c), v = gai_load<VEC>(y + n * y_stride + c);
+        GAI_EACH(i) total.v[i] += times ? d.v[i] * v.v[i] : d.v[i];
+        GAI_EACH(i) d.v[i] *= times ? score.v[i] : 1;
+        gai_store<VEC>(dy + n * dy_stride + c, d);
+    }
+    for (size_t h = 0, c = first; h < heads; h++, c += g.D) {
+        gai_pack<VEC> x = gai_load<VEC>(sn + c);
+        GAI_EACH(i) x.v[i] = total.v[i] / (float)heads * gai_k_derivative(x.v[i], g.activation);
+        gai_store<VEC>(ds + n * ds_stride + c, x);
+    }
+}
+
+/* Headwise: a block for each row, a warp for each head in turn. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_gate_headwise_backward(float *dy, size_t dy_stride, float *ds, size_t ds_stride, const float *d_o,
+                                 const float *y, size_t y_stride, const float *s, size_t s_stride, ga_gate g) {
+    GAI_DYNAMIC_SHARED(float, scores); /* (H), then (H) sums of d score */
+    float *sums = scores + g.H;
+    size_t n = blockIdx.x, width = g.H * g.D;
+    const float *sn = s + n * s_stride;
+    bool times = g.form == GA_MULTIPLICATIVE;
+    gai_head_scores(scores, sn, g);
+    for (size_t h = threadIdx.x / 32; h < g.H; h += blockDim.x / 32) {
+        float sum = 0, score = scores[h];
+        for (size_t c = h * g.D + threadIdx.x % 32; c < (h + 1) * g.D; c += 32) {
+            float d = d_o[n * width + c];
+            sum += times ? d * y[n * y_stride + c] : d;
+            dy[n * dy_stride + c] = times ? d * score : d;
+        }
+        sum = gai_warp_sum(sum);
+        if (threadIdx.x % 32 == 0) sums[h] = sum;
+    }
+    __syncthreads();
+    float all = 0;
+    if (g.sharing == GA_SHARED) {
+        for (size_t h = threadIdx.x; h < g.H; h += blockDim.x) all += sums[h];
+        all = gai_block_sum(all) / (float)g.H;
+    }
+    for (size_t h = threadIdx.x; h < g.H; h += blockDim.x)
+        ds[n * ds_stride + h] = (g.sharing == GA_SHARED ? all : sums[h]) * gai_k_derivative(sn[h], g.activation);
+}
+
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_gate_self_backward(float *dy, size_t dy_stride, const float *d_o, const float *y, size_t y_stride, size_t N,
+                             ga_gate g) {
+    size_t head = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (head >= N * g.H) return; /* the whole warp */
+    const float *yh = y + head / g.H * y_stride + head % g.H * g.D, *dh = d_o + head * g.D;
+    float *to = dy + head / g.H * dy_stride + head % g.H * g.D, squares = 0, sum = 0;
+    for (size_t d = threadIdx.x % 32; d < g.D; d += 32) squares += yh[d] * yh[d], sum += dh[d] * yh[d];
+    float r = 1 / sqrtf(gai_warp_sum(squares) / (float)g.D + g.eps), mean = gai_warp_sum(sum) / (float)g.D;
+    for (size_t d = threadIdx.x % 32; d < g.D; d += 32)
+        to[d] =
+            g.activation == GA_RMSNORM ? r * (dh[d] - r * r * yh[d] * mean) : dh[d] * gai_k_derivative(yh[d], GA_SILU);
+}
+
+/* Gates that are parameters: the same logits for every row. Part blockIdx.y of the rows; a thread for each value of Y. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_gate_free_backward(float *dy, size_t dy_stride, float *parts, const float *d_o, const float *y,
+                             size_t y_stride, const float *s, size_t N, ga_gate g) {
+    size_t width = g.H * g.D, c = gai_index<1>();
+    if (c >= width) return;
+    bool times = g.form == GA_MULTIPLICATIVE;
+    size_t step = gai_cuda_elementwise(g) ? g.D : 1, first = gai_cuda_elementwise(g) ? c % g.D : 0;
+    float score = 0, sum = 0;
+    if (g.input == GA_INPUT_SCALAR)
+        score = gai_k_activation(s[0], g.activation);
+    else if (g.sharing == GA_SPECIFIC)
+        score = gai_k_activation(s[gai_cuda_elementwise(g) ? c : c / g.D], g.activation);
+    else {
+        for (size_t h = 0; h < g.H; h++) score += gai_k_activation(s[first + h * step], g.activation);
+        score /= (float)g.H;
+    }
+    for (size_t n = N * blockIdx.y / gridDim.y; n < N * (blockIdx.y + 1) / gridDim.y; n++) {
+        float d = d_o[n * width + c];
+        sum += times ? d * y[n * y_stride + c] : d;
+        dy[n * dy_stride + c] = times ? d * score : d;
+    }
+    parts[blockIdx.y * width + c] = sum;
+}
+
+/* ds of such gates from the sums of d score over all rows, (H, D): a warp adds up what one logit reaches. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_gate_free_logits(float *ds, const float *sums, const float *s, ga_gate g) {
+    size_t j = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (j >= g.logits) return; /* the whole warp */
+    bool shared = g.sharing == GA_SHARED, elementwise = gai_cuda_elementwise(g);
+    size_t first = 0, count = g.H * g.D, step = 1; /* a scalar, and headwise scores that are shared, reach all */
+    if (elementwise)
+        first = shared ? j % g.D : j, count = shared ? g.H : 1, step = g.D;
+    else if (!shared && g.input != GA_INPUT_SCALAR)
+        first = j * g.D, count = g.D;
+    float sum = 0;
+    for (size_t i = threadIdx.x % 32; i < count; i += 32) sum += sums[first + i * step];
+    sum = gai_warp_sum(sum) / (shared && g.input != GA_INPUT_SCALAR ? (float)g.H : 1);
+    if (threadIdx.x % 32 == 0) ds[j] += sum * gai_k_derivative(s[j], g.activation);
+}
+
+static void gai_cuda_gate_free(gai_cuda *d, float *dy, size_t dy_stride, float *ds, const float *d_o, const float *y,
+                               size_t y_stride, const float *s, size_t N, ga_gate g) {
+    size_t width = g.H * g.D, parts = gai_cuda_parts(gai_cuda_ceil(N, 16));
+    float *sums = (float *)gai_cuda_scratch(d, (parts + 1) * width * sizeof *sums), *part = sums + width;
+    GAI_LAUNCH(d, gai_k_gate_free_backward, dim3(gai_blocks(width, GAI_CUDA_THREADS), (unsigned)parts),
+               GAI_CUDA_THREADS, 0, dy, dy_stride, part, d_o, y, y_stride, s, N, g);
+    gai_cuda_add_parts(d, sums, part, parts, width, false);
+    GAI_LAUNCH(d, gai_k_gate_free_logits, gai_blocks(g.logits, GAI_CUDA_THREADS / 32), GAI_CUDA_THREADS, 0, ds, sums, s,
+               g);
+}
+
+static void gai_cuda_gate_backward(void *state, float *dy, size_t dy_stride, float *ds, size_t ds_stride,
+                                   const float *d_o, const float *y, size_t y_stride, const float *s, size_t s_stride,
+                                   size_t N, ga_gate g) {
+    gai_cuda *d = (gai_cuda *)state;
+    size_t items = N * (g.sharing == GA_SHARED ? g.D : g.H * g.D);
+    bool four = gai_aligned(gai_bits(dy, dy_stride, ds, ds_stride, d_o, y, y_stride, s, s_stride, g.D));
+    if (g.form == GA_SELF)
+        GAI_LAUNCH(d, gai_k_gate_self_backward, gai_blocks(N * g.H, GAI_CUDA_THREADS / 32), GAI_CUDA_THREADS, 0, dy,
+                   dy_stride, d_o, y, y_stride, N, g);
+    else if (s_stride == 0)
+        gai_cuda_gate_free(d, dy, dy_stride, ds, d_o, y, y_stride, s, N, g);
+    else if (gai_cuda_elementwise(g))
+        GAI_LAUNCH_ARRAY(d, four, gai_k_gate_elementwise_backward, items, dy, dy_stride, ds, ds_stride, d_o, y,
+                         y_stride, s, s_stride, N, g);
+    else
+        GAI_LAUNCH(d, gai_k_gate_headwise_backward, (unsigned)N, GAI_CUDA_THREADS, 2 * g.H * sizeof *ds, dy, dy_stride,
+                   ds, ds_stride, d_o, y, y_stride, s, s_stride, g);
+}
+
+/* ---- SwiGLU, clip, add -------------------------------------------------------------------------------------------- */
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_swiglu_forward(float *a, const float *u, size_t N, size_t F) {
+    size_t at = gai_index<VEC>();
+    if (at >= N * F) return;
+    const float *from = u + at / F * 2 * F + at % F;
+    gai_pack<VEC> act = gai_load<VEC>(from), up = gai_load<VEC>(from + F);
+    GAI_EACH(i) act.v[i] *= gai_k_sigmoid(act.v[i]) * up.v[i];
+    gai_store<VEC>(a + at, act);
+}
+
+static void gai_cuda_swiglu_forward(void *state, float *a, const float *u, size_t N, size_t F) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(a, u, F)), gai_k_swiglu_forward, N * F, a, u, N, F);
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_swiglu_backward(float *du, const float *da, const float *u, size_t N, size_t F) {
+    size_t at = gai_index<VEC>();
+    if (at >= N * F) return;
+    size_t row = at / F * 2 * F + at % F;
+    gai_pack<VEC> act = gai_load<VEC>(u + row), up = gai_load<VEC>(u + row + F), d = gai_load<VEC>(da + at), d_act;
+    GAI_EACH(i) {
+        float p = gai_k_sigmoid(act.v[i]);
+        d_act.v[i] = d.v[i] * up.v[i] * p * (1 + act.v[i] * (1 - p));
+        d.v[i] *= act.v[i] * p;
+    }
+    gai_store<VEC>(du + row, d_act);
+    gai_store<VEC>(du + row + F, d);
+}
+
+static void gai_cuda_swiglu_backward(void *state, float *du, const float *da, const float *u, size_t N, size_t F) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(du, da, u, F)), gai_k_swiglu_backward, N * F, du, da, u, N, F);
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_clip_forward(float *y, const float *x, size_t n, float limit) {
+    size_t at = gai_index<VEC>();
+    if (at >= n) return;
+    gai_pack<VEC> v = gai_load<VEC>(x + at);
+    GAI_EACH(i) v.v[i] = v.v[i] > limit ? limit : v.v[i] < -limit ? -limit : v.v[i]; /* NaN stays */
+    gai_store<VEC>(y + at, v);
+}
+
+static void gai_cuda_clip_forward(void *state, float *y, const float *x, size_t n, float limit) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(y, x, n)), gai_k_clip_forward, n, y, x, n, limit);
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_clip_backward(float *dx, const float *dy, const float *x, size_t n, float limit) {
+    size_t at = gai_index<VEC>();
+    if (at >= n) return;
+    gai_pack<VEC> v = gai_load<VEC>(x + at), d = gai_load<VEC>(dy + at);
+    GAI_EACH(i) if (v.v[i] > limit || v.v[i] < -limit) d.v[i] = 0;
+    gai_store<VEC>(dx + at, d);
+}
+
+static void gai_cuda_clip_backward(void *state, float *dx, const float *dy, const float *x, size_t n, float limit) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(dx, dy, x, n)), gai_k_clip_backward, n, dx, dy, x, n, limit);
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_add(float *y, const float *a, const float *b, size_t n) {
+    size_t at = gai_index<VEC>();
+    if (at >= n) return;
+    gai_pack<VEC> v = gai_load<VEC>(a + at), w = gai_load<VEC>(b + at);
+    GAI_EACH(i) v.v[i] += w.v[i];
+    gai_store<VEC>(y + at, v);
+}
+
+static void gai_cuda_add(void *state, float *y, const float *a, const float *b, size_t n) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(y, a, b, n)), gai_k_add, n, y, a, b, n);
+}
+
+/* ---- output head and cross-entropy -------------------------------------------------------------------------------- */
+
+/* A block for each row: the loss, and unless `gradients` is NULL scale (softmax - onehot), which may be written over the
+ * logits. The first pass keeps a running maximum, so that there are two passes, the second from the cache. */
+template <int VEC, class GRADIENT>
+static __device__ __forceinline__ void gai_cross_entropy_row(float *losses, GRADIENT *gradients, const float *logits,
+                                                             const int32_t *targets, size_t V, float scale) {
+    const float *row = logits + blockIdx.x * V;
+    int32_t target = targets[blockIdx.x];
+    float top = -INFINITY, sum = 0;
+    for (size_t v = threadIdx.x * VEC; v < V && target >= 0; v += blockDim.x * VEC) {
+        gai_pack<VEC> x = gai_load<VEC>(row + v);
+        float higher = top;
+        GAI_EACH(i) higher = fmaxf(higher, x.v[i]);
+        if (higher > top) sum *= expf(top - higher), top = higher;
+        GAI_EACH(i) sum += expf(x.v[i] - top);
+    }
+    float highest = gai_block_max(top);
+    sum = gai_block_sum(top > -INFINITY ? sum * expf(top - highest) : sum);
+    float at_target = target >= 0 ? row[target] : 0;
+    __syncthreads(); /* before anybody writes over the logits */
+    if (threadIdx.x == 0) losses[blockIdx.x] = target >= 0 ? logf(sum) + highest - at_target : 0;
+    if (!gradients) return;
+    for (size_t v = threadIdx.x * VEC; v < V; v += blockDim.x * VEC) {
+        gai_pack<VEC> x = gai_load<VEC>(row + v);
+        GAI_EACH(i) {
+            float p = expf(x.v[i] - highest) * (scale / sum) - ((int32_t)(v + i) == target ? scale : 0);
+            x.v[i] = target >= 0 ? p : 0;
+        }
+        gai_store<VEC>(gradients + blockIdx.x * V + v, x);
+    }
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(1024) gai_k_cross_entropy(float *losses, float *gradients, const float *logits,
+                                                                   const int32_t *targets, size_t V, float scale) {
+    gai_cross_entropy_row<VEC>(losses, gradients, logits, targets, V, scale);
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(1024)
+    gai_k_cross_entropy_bf16(float *losses, __nv_bfloat16 *gradients, const float *logits, const int32_t *targets,
+                             size_t V, float scale) {
+    gai_cross_entropy_row<VEC>(losses, gradients, logits, targets, V, scale);
+}
+
+/* Threads of a block that walks along a vocabulary twice. */
+static unsigned gai_cuda_vocabulary_threads(size_t V) {
+    return V >= 8192 ? 1024 : 256;
+}
+
+/* Rows whose gradients of the logits exist at one time in bfloat16: dw is read and written once for all of them. */
+static size_t gai_cuda_head_rows(const gai_cuda *d, size_t N, size_t V) {
+    enum { BYTES = 256 << 20 };
+    if (!d->bf16) return gai_cuda_min(N, GA_HEAD_ROWS);
+    size_t slices = BYTES / (V * sizeof(__nv_bfloat16)) / GA_HEAD_ROWS;
+    return gai_cuda_min(N, gai_cuda_max(slices, 1) * GA_HEAD_ROWS);
+}
+
+static void gai_cuda_head_loss(void *state, float *losses, float *dx, float *dw, float *logits, const float *x,
+                               const float *w, const int32_t *targets, size_t N, size_t C, size_t V, float scale) {
+    gai_cuda *d = (gai_cuda *)state;
+    size_t group = gai_cuda_head_rows(d, N, V);
+    bool four = gai_aligned(gai_bits(logits, V));
+    unsigned threads = gai_cuda_vocabulary_threads(V);
+    char *scratch = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, V * C) + gai_cuda_operand_bytes(d, group * C) +
+                                            gai_cuda_operand_bytes(d, group * V));
+    gai_cuda_operand ws = gai_cuda_weights_of(d, w, V * C, &scratch);
+    for (size_t g0 = 0; g0 < N; g0 += group) {
+        size_t count = gai_cuda_min(group, N - g0);
+        char *at = scratch;
+        gai_cuda_operand xs = gai_cuda_operand_of(d, x + g0 * C, count * C, &at), gradients = {logits, CUDA_R_32F};
+        if (d->bf16) gradients.p = at, gradients.type = CUDA_R_16BF;
+        for (size_t n0 = 0; n0 < count; n0 += GA_HEAD_ROWS) {
+            size_t rows = gai_cuda_min(GA_HEAD_ROWS, count - n0), n = g0 + n0;
+            gai_cuda_operand slice = {(const char *)xs.p + n0 * C * (d->bf16 ? 2 : 4), xs.type};
+            gai_cuda_product(d, logits, slice, ws, rows, V, C);
+            if (d->bf16) {
+                __nv_bfloat16 *to = dx ? (__nv_bfloat16 *)at + n0 * V : NULL;
+                if (four)
+                    GAI_LAUNCH(d, gai_k_cross_entropy_bf16<4>, (unsigned)rows, threads, 0, losses + n, to, logits,
+                               targets + n, V, scale);
+                else
+                    GAI_LAUNCH(d, gai_k_cross_entropy_bf16<1>, (unsigned)rows, threads, 0, losses + n, to, logits,
+                               targets + n, V, scale);
+            } else if (four)
+                GAI_LAUNCH(d, gai_k_cross_entropy<4>, (unsigned)rows, threads, 0, losses + n, dx ? logits : NULL,
+                           logits, targets + n, V, scale);
+            else
+                GAI_LAUNCH(d, gai_k_cross_entropy<1>, (unsigned)rows, threads, 0, losses + n, dx ? logits : NULL,
+                           logits, targets + n, V, scale);
+        }
+        if (!dx) continue;
+        gai_cuda_product_dw(d, dw, gradients, xs, count, V, C);
+        gai_cuda_product_dx(d, dx + g0 * C, gradients, ws, count, V, C);
+    }
+}
+
+/* ---- optimiser ---------------------------------------------------------------------------------------------------- */
+
+/* What a step needs of the settings, in float. */
+typedef struct {
+    float b1, b2, eps, scale, keep, rate, root;
+} gai_cuda_adamw_numbers;
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_adamw(float *p, const float *g, float *m, float *v, size_t n, gai_cuda_adamw_numbers a) {
+    size_t at = gai_index<VEC>();
+    if (at >= n) return;
+    gai_pack<VEC> P = gai_load<VEC>(p + at), G = gai_load<VEC>(g + at), M = gai_load<VEC>(m + at),
+                  S = gai_load<VEC>(v + at);
+    GAI_EACH(i) {
+        float x = G.v[i] * a.scale;
+        M.v[i] = a.b1 * M.v[i] + (1 - a.b1) * x;
+        S.v[i] = a.b2 * S.v[i] + (1 - a.b2) * x * x;
+        P.v[i] = P.v[i] * a.keep - a.rate * M.v[i] / (sqrtf(S.v[i]) * a.root + a.eps);
+    }
+    gai_store<VEC>(p + at, P);
+    gai_store<VEC>(m + at, M);
+    gai_store<VEC>(v + at, S);
+}
+
+static void gai_cuda_adamw(void *state, float *p, const float *g, float *m, float *v, size_t n, ga_adamw_settings a) {
+    gai_cuda *d = (gai_cuda *)state;
+    double step = (double)a.step;
+    gai_cuda_adamw_numbers numbers = {(float)a.beta1,
+                                      (float)a.beta2,
+                                      (float)a.eps,
+                                      (float)a.gradient_scale,
+                                      (float)(1 - a.learning_rate * a.weight_decay),
+                                      (float)(a.learning_rate / (1 - pow(a.beta1, step))),
+                                      (float)(1 / sqrt(1 - pow(a.beta2, step)))};
+    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(p, g, m, v, n)), gai_k_adamw, n, p, g, m, v, n, numbers);
+}
+
+/* In double: a thread's own sum, then those of the block in order. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_sum_of_squares(double *parts, const float *x, size_t n) {
+    GAI_SHARED(double, sums, [GAI_CUDA_THREADS]);
+    double sum = 0;
+    for (size_t i = gai_index<1>(); i < n; i += (size_t)gridDim.x * blockDim.x) sum += (double)x[i] * (double)x[i];
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x >= 32) return;
+    for (int t = threadIdx.x + 32; t < GAI_CUDA_THREADS; t += 32) sum += sums[t];
+    sums[threadIdx.x] = sum;
+    __syncwarp();
+    if (threadIdx.x > 0) return;
+    for (int t = 1; t < 32; t++) sum += sums[t];
+    parts[blockIdx.x] = sum;
+}
+
+static __global__ void __launch_bounds__(32) gai_k_add_doubles(double *parts, size_t count) {
+    if (threadIdx.x > 0) return;
+    double sum = 0;
+    for (size_t i = 0; i < count; i++) sum += parts[i];
+    parts[0] = sum;
+}
+
+static void gai_cuda_sum_of_squares(void *state, double *sum, const float *x, size_t n) {
+    gai_cuda *d = (gai_cuda *)state;
+    size_t blocks = gai_cuda_parts(gai_cuda_ceil(n, GAI_CUDA_THREADS * 4));
+    double *parts = (double *)gai_cuda_scratch(d, blocks * sizeof *parts);
+    GAI_LAUNCH(d, gai_k_sum_of_squares, (unsigned)blocks, GAI_CUDA_THREADS, 0, parts, x, n);
+    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, parts, blocks);
+    gai_cuda_copy_out(state, sum, parts, sizeof *sum);
+}
+
+/* ---- analysis ----------------------------------------------------------------------------------------------------- */
+
+/* Without its sign a float's bits grow with its value, and NaN stands above all: an integer maximum. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS) gai_k_max_abs(unsigned *top, const float *x, size_t n) {
+    unsigned mine = 0;
+    for (size_t i = gai_index<1>(); i < n; i += (size_t)gridDim.x * blockDim.x) {
+        unsigned bits = __float_as_uint(x[i]) & 0x7fffffffu;
+        mine = bits > mine ? bits : mine;
+    }
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) {
+        unsigned other = __shfl_xor_sync(GAI_WARP, mine, o);
+        mine = other > mine ? other : mine;
+    }
+    if (threadIdx.x % 32 == 0) atomicMax(top, mine);
+}
+
+static void gai_cuda_max_abs(void *state, double *max, const float *x, size_t n) {
+    gai_cuda *d = (gai_cuda *)state;
+    unsigned *top = (unsigned *)gai_cuda_scratch(d, sizeof *top);
+    gai_cuda_zero(state, top, sizeof *top);
+    GAI_LAUNCH(d, gai_k_max_abs, (unsigned)gai_cuda_parts(gai_cuda_ceil(n, GAI_CUDA_THREADS)), GAI_CUDA_THREADS, 0, top,
+               x, n);
+    float value;
+    gai_cuda_copy_out(state, &value, top, sizeof value);
+    *max = (double)value;
+}
+
+/* Score j of row n: each once, a shared one not H times. */
+static __device__ __forceinline__ float gai_one_score(const float *s, size_t j, const ga_gate &g) {
+    if (g.input == GA_INPUT_SCALAR || g.sharing == GA_SPECIFIC) return gai_k_activation(s[j], g.activation);
+    if (gai_cuda_elementwise(g)) return gai_shared_score<1>(s, j, g).v[0];
+    float sum = 0;
+    for (size_t h = 0; h < g.H; h++) sum += gai_k_activation(s[h], g.activation);
+    return sum / (float)g.H;
+}
+
+/* A block takes every gridDim-th item. Counts are integers; the sums are added in order by the last step. */
+enum { GAI_CUDA_SUMS = sizeof(ga_gate_sums) / sizeof(double) };
+
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_gate_statistics(ga_gate_sums *parts, const float *s, size_t s_stride, size_t N, size_t scores, ga_gate g) {
+    GAI_SHARED(unsigned, counts, [GA_BINS + 2]);
+    GAI_SHARED(double, sums, [2][GAI_CUDA_THREADS]);
+    GAI_SHARED(float, ends, [2][GAI_CUDA_THREADS]);
+    for (int i = threadIdx.x; i < GA_BINS + 2; i += blockDim.x) counts[i] = 0;
+    __syncthreads();
+    double sum = 0, squares = 0;
+    float low = INFINITY, high = -INFINITY;
+    for (size_t i = gai_index<1>(); i < N * scores; i += (size_t)gridDim.x * blockDim.x) {
+        float x = gai_one_score(s + i / scores * s_stride, i % scores, g);
+        double bin = floor((double)x * GA_BINS);
+        sum += (double)x, squares += (double)x * (double)x;
+        low = fminf(low, x), high = fmaxf(high, x);
+        atomicAdd(&counts[bin > 0 ? bin < GA_BINS - 1 ? (int)bin : GA_BINS - 1 : 0], 1u);
+        if ((double)x < 0.1) atomicAdd(&counts[GA_BINS], 1u);
+        if ((double)x < 0.5) atomicAdd(&counts[GA_BINS + 1], 1u);
+    }
+    sums[0][threadIdx.x] = sum, sums[1][threadIdx.x] = squares;
+    ends[0][threadIdx.x] = low, ends[1][threadIdx.x] = high;
+    __syncthreads();
+    ga_gate_sums *part = parts + blockIdx.x;
+    for (int i = threadIdx.x; i < GA_BINS; i += blockDim.x) part->bins[i] = counts[i];
+    if (threadIdx.x > 0) return;
+    for (int t = 1; t < GAI_CUDA_THREADS; t++) {
+        sum += sums[0][t], squares += sums[1][t];
+        low = fminf(low, ends[0][t]), high = fmaxf(high, ends[1][t]);
+    }
+    part->sum = sum, part->sum_of_squares = squares, part->min = (double)low, part->max = (double)high;
+    part->below_01 = counts[GA_BINS], part->below_05 = counts[GA_BINS + 1], part->count = 0;
+}
+
+/* The same field of all parts, by the thread of that field. */
+static __global__ void __launch_bounds__(64) gai_k_add_statistics(ga_gate_sums *parts, size_t count) {
+    if (threadIdx.x >= GAI_CUDA_SUMS) return;
+    double *fields = (double *)parts, total = fields[threadIdx.x];
+    for (size_t p = 1; p < count; p++) {
+        double x = fields[p * GAI_CUDA_SUMS + threadIdx.x];
+        if (threadIdx.x == offsetof(ga_gate_sums, min) / sizeof(double))
+            total = x < total ? x : total;
+        else if (threadIdx.x == offsetof(ga_gate_sums, max) / sizeof(double))
+            total = x > total ? x : total;
+        else
+            total += x;
+    }
+    fields[threadIdx.x] = total;
+}
+
+static void gai_cuda_gate_statistics(void *state, ga_gate_sums *sums, const float *s, size_t s_stride, size_t N,
+                                     ga_gate g) {
+    gai_cuda *d = (gai_cuda *)state;
+    size_t heads = g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H;
+    size_t scores = heads * (gai_cuda_elementwise(g) ? g.D : 1);
+    size_t blocks = gai_cuda_parts(gai_cuda_ceil(N * scores, GAI_CUDA_THREADS));
+    ga_gate_sums *parts = (ga_gate_sums *)gai_cuda_scratch(d, blocks * sizeof *parts), more;
+    GAI_LAUNCH(d, gai_k_gate_statistics, (unsigned)blocks, GAI_CUDA_THREADS, 0, parts, s, s_stride, N, scores, g);
+    GAI_LAUNCH(d, gai_k_add_statistics, 1, 64, 0, parts, blocks);
+    gai_cuda_copy_out(state, &more, parts, sizeof more);
+    if (sums->count == 0 || more.min < sums->min) sums->min = more.min;
+    if (sums->count == 0 || more.max > sums->max) sums->max = more.max;
+    sums->count += (double)(N * scores), sums->sum += more.sum, sums->sum_of_squares += more.sum_of_squares;
+    sums->below_01 += more.below_01, sums->below_05 += more.below_05;
+    for (int i = 0; i < GA_BINS; i++) sums->bins[i] += more.bins[i];
+}
+
 /* ---- device ------------------------------------------------------------------------------------------------------- */
+
+/* Memory beside the model's own blocks: packed weights, and the scratch of the most demanding operator. */
+static size_t gai_cuda_own_bytes(void *state, const ga_config *c, ga_mode mode) {
+    gai_cuda *d = (gai_cuda *)state;
+    ga_sizes z = ga_sizes_of(c);
+    ga_gate g = ga_gate_of(c);
+    ga_summary summary;
+    if (ga_summarize(c, mode, &summary, NULL) != GA_OK) return 0;
+    size_t N = c->batch_size * c->max_seq_len, qD = z.HQ * z.D, scratch = 0;
+    size_t x[] = {z.C, qD, z.C, z.F}, y[] = {z.Z, z.C, 2 * z.F, z.C}; /* the products of a layer */
+    for (size_t i = 0; i < sizeof x / sizeof *x; i++) {
+        size_t backward = mode == GA_TRAINING ? gai_cuda_operand_bytes(d, N * y[i]) : 0;
+        scratch = gai_cuda_max(scratch, gai_cuda_operand_bytes(d, N * x[i]) + backward);
+    }
+    size_t rows = gai_cuda_head_rows(d, N, z.V);
+    scratch = gai_cuda_max(scratch, gai_cuda_operand_bytes(d, rows * z.C) + gai_cuda_operand_bytes(d, rows * z.V));
+    scratch = gai_cuda_max(scratch, GAI_CUDA_PARTS * gai_cuda_max(z.C, z.D) * sizeof(float));
+    scratch = gai_cuda_max(scratch, GAI_CUDA_PARTS * sizeof(ga_gate_sums));
+    if (z.G_free) scratch = gai_cuda_max(scratch, (GAI_CUDA_PARTS + 1) * g.H * g.D * sizeof(float));
+    d->reserved = gai_cuda_max(d->reserved, scratch);
+    size_t packed = d->bf16 ? summary.weight_bytes / sizeof(float) * sizeof(__nv_bfloat16) : 0;
+    return packed + (d->reserved > d->scratch_bytes ? d->reserved - d->scratch_bytes : 0);
+}
+
+static size_t gai_cuda_free_bytes(void *state) {
+    size_t available = 0, total;
+    (void)GAI_CUDA((gai_cuda *)state, cudaMemGetInfo(&available, &total));
+    return available;
+}
 
 static ga_result gai_cuda_open(gai_cuda *d, ga_cuda_settings settings) {
     int count = 0;
@@ -1184,9 +2295,31 @@ ga_result ga_device_cuda(ga_device *device, ga_cuda_settings settings, ga_error 
     device->allocate = gai_cuda_allocate, device->release = gai_cuda_release;
     device->copy_in = gai_cuda_copy_in, device->copy_out = gai_cuda_copy_out, device->zero = gai_cuda_zero;
     device->status = gai_cuda_status;
+    device->weights_changed = gai_cuda_weights_changed;
+    device->own_bytes = gai_cuda_own_bytes, device->free_bytes = gai_cuda_free_bytes;
+    device->embedding_forward = gai_cuda_embedding_forward;
+    device->embedding_backward = gai_cuda_embedding_backward;
+    device->linear_forward = gai_cuda_linear_forward;
+    device->linear_backward = gai_cuda_linear_backward;
     device->rmsnorm_forward = gai_cuda_rmsnorm_forward;
-    device->sdpa_forward = gai_cuda_sdpa_forward, device->sdpa_backward = gai_cuda_sdpa_backward;
+    device->rmsnorm_backward = gai_cuda_rmsnorm_backward;
+    device->heads_forward = gai_cuda_heads_forward;
+    device->heads_backward = gai_cuda_heads_backward;
+    device->sdpa_forward = gai_cuda_sdpa_forward;
+    device->sdpa_backward = gai_cuda_sdpa_backward;
+    device->gate_forward = gai_cuda_gate_forward;
+    device->gate_backward = gai_cuda_gate_backward;
+    device->swiglu_forward = gai_cuda_swiglu_forward;
+    device->swiglu_backward = gai_cuda_swiglu_backward;
+    device->clip_forward = gai_cuda_clip_forward;
+    device->clip_backward = gai_cuda_clip_backward;
+    device->add = gai_cuda_add;
+    device->head_loss = gai_cuda_head_loss;
+    device->adamw = gai_cuda_adamw;
+    device->sum_of_squares = gai_cuda_sum_of_squares;
+    device->max_abs = gai_cuda_max_abs;
     device->sdpa_column = gai_cuda_sdpa_column;
+    device->gate_statistics = gai_cuda_gate_statistics;
     return GA_OK;
 }
 

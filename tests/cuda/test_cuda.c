@@ -1,17 +1,24 @@
-/* Every operator of gated_attention_cuda.cuh against plain C, on odd sizes; whole training steps of each variant. The same
- * file for a GPU and for the CPU by cuda_cpu.h. */
+/* Every operator of gated_attention_cuda.cuh but attention (test_sdpa.c) against plain C, on odd sizes; whole training
+ * steps, statistics and generation of each variant; failures. The same file for a GPU and for the CPU by cuda_cpu.h. */
 #define _POSIX_C_SOURCE 200809L
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "gated_attention.h"
 #include "gated_attention_cuda.cuh"
 #include "testing.h"
+#ifdef GAI_CUDA_CPU
+#include "cuda_cpu_control.h"
+#endif
+
+/* ---- a device, and numbers that are on both sides -------------------------------------------------------------------- */
 
 static ga_device device; /* of the test that runs */
+static bool bf16;
 
-static void open_device(bool bf16) {
-    ga_cuda_settings settings = {0, bf16, false};
+static void open_device(bool with_bf16) {
+    ga_cuda_settings settings = {0, with_bf16, false};
     ga_error e;
     expect_ok(ga_device_cuda(&device, settings, &e), &e);
+    bf16 = ga_device_cuda_bf16(&device);
 }
 
 static void close_device(void) {
@@ -20,41 +27,112 @@ static void close_device(void) {
     ga_device_cuda_destroy(&device);
 }
 
-/* A copy on the device; the host's stays. */
-static void *on_device(const void *host, size_t bytes) {
-    void *p = device.allocate(device.state, bytes);
-    if (!p) fail_msg("no device memory");
-    device.copy_in(device.state, p, host, bytes);
+typedef struct {
+    size_t n;
+    ga_real *host, *there;
+} pair;
+
+static uint64_t stream = 1; /* of random numbers */
+
+/* The same n values on the host and on the device. */
+static pair pair_of(const ga_real *values, size_t n) {
+    pair p = {n, reals(n), (ga_real *)device.allocate(device.state, n * sizeof *p.there)};
+    if (!p.there) fail_msg("no device memory");
+    if (values) memcpy(p.host, values, n * sizeof *values);
+    device.copy_in(device.state, p.there, p.host, n * sizeof *p.host);
     return p;
 }
-static ga_real *reals_on_device(const ga_real *host, size_t n) {
-    return (ga_real *)on_device(host, n * sizeof *host);
+
+static pair normal_pair(size_t n, double deviation) {
+    ga_real *x = normal_reals(n, deviation, &stream);
+    pair p = pair_of(x, n);
+    free(x);
+    return p;
 }
 
-/* Compares n values on the device with those expected, each tensor on its own scale, and frees them. */
-static void expect_on_device(ga_real *p, const ga_real *expected, size_t n, double tolerance, const char *what) {
-    ga_real *host = reals(n);
-    double *b = (double *)calloc(n, sizeof *b);
-    device.copy_out(device.state, host, p, n * sizeof *host);
-    for (size_t i = 0; i < n; i++) b[i] = (double)expected[i];
-    expect_below(difference(host, b, n), tolerance, "%s", what);
-    device.release(device.state, p);
-    free(host), free(b);
+static float rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
 }
+
+/* What a product reads: with bfloat16, values that it holds exactly. */
+static pair operand_pair(size_t n, double deviation) {
+    ga_real *x = normal_reals(n, deviation, &stream);
+    for (size_t i = 0; i < n; i++) x[i] = bf16 ? rounded(x[i]) : x[i];
+    pair p = pair_of(x, n);
+    free(x);
+    return p;
+}
+
+static int32_t *ints_on_device(const int32_t *host, size_t n) {
+    int32_t *p = (int32_t *)device.allocate(device.state, n * sizeof *p);
+    device.copy_in(device.state, p, host, n * sizeof *p);
+    return p;
+}
+
+/* Both sides agree, on the scale of the host's. */
+static void expect_same(pair p, double tolerance, const char *what, const char *where) {
+    ga_real *got = reals(p.n);
+    double *expected = (double *)calloc(p.n, sizeof *expected);
+    device.copy_out(device.state, got, p.there, p.n * sizeof *got);
+    for (size_t i = 0; i < p.n; i++) expected[i] = (double)p.host[i];
+    expect_below(difference(got, expected, p.n), tolerance, "%s (%s)", what, where);
+    free(got), free(expected);
+}
+
+static void drop(pair p) {
+    free(p.host);
+    device.release(device.state, p.there);
+}
+
+#define DROP(...)                                                   \
+    do {                                                            \
+        pair all_[] = {__VA_ARGS__};                                \
+        for (size_t i_ = 0; i_ < COUNT(all_); i_++) drop(all_[i_]); \
+    } while (0)
+
+/* Runs an operator here in plain C and there on the device: BOTH(add, (y.S, a.S, b.S, n)), where S is the side. */
+#define BOTH(op, here, there)                      \
+    do {                                           \
+        ga_##op here;                              \
+        device.op(device.state, GAI_STRIP(there)); \
+    } while (0)
 
 static const size_t odd[] = {1, 3, 17, 64, 129};
 
+static const char *place(const char *format, ...) {
+    static char text[256];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    return text;
+}
+
+/* ---- operators -------------------------------------------------------------------------------------------------------- */
+
 static void check_rmsnorm(size_t N, size_t C) {
-    uint64_t random = N * 1000 + C;
-    ga_real *x = normal_reals(N * C, 3, &random), *w = normal_reals(C, 1, &random), *h = reals(N * C), *rstd = reals(N);
-    ga_rmsnorm_forward(h, rstd, x, w, N, C, (ga_real)1e-6);
-    ga_real *dx = reals_on_device(x, N * C), *dw = reals_on_device(w, C), *dh = reals_on_device(x, N * C),
-            *dr = reals_on_device(rstd, N);
-    device.rmsnorm_forward(device.state, dh, dr, dx, dw, N, C, (ga_real)1e-6);
-    expect_on_device(dh, h, N * C, 1e-6, "rmsnorm_forward");
-    expect_on_device(dr, rstd, N, 1e-6, "rmsnorm_forward, rstd");
-    device.release(device.state, dx), device.release(device.state, dw);
-    free(x), free(w), free(h), free(rstd);
+    const char *where = place("N %zu C %zu", N, C);
+    ga_real eps = (ga_real)1e-6;
+    pair x = normal_pair(N * C, 3), w = normal_pair(C, 1), h = normal_pair(N * C, 1), rstd = normal_pair(N, 1);
+    BOTH(rmsnorm_forward, (h.host, rstd.host, x.host, w.host, N, C, eps),
+         (h.there, rstd.there, x.there, w.there, N, C, eps));
+    expect_same(h, 1e-6, "rmsnorm_forward", where);
+    expect_same(rstd, 1e-6, "rmsnorm_forward, rstd", where);
+    pair dh = normal_pair(N * C, 1), dx = normal_pair(N * C, 1), dw = normal_pair(C, 1);
+    for (int add = 1; add >= 0; add--) {
+        BOTH(rmsnorm_backward, (dx.host, dw.host, dh.host, x.host, w.host, rstd.host, N, C, add),
+             (dx.there, dw.there, dh.there, x.there, w.there, rstd.there, N, C, add));
+        expect_same(dw, C > 1 ? 1e-5 : 1e-3, "rmsnorm_backward, dw", where); /* one sum may nearly cancel */
+        if (C > 1) expect_same(dx, 1e-5, add ? "rmsnorm_backward, added" : "rmsnorm_backward", where);
+    }
+    BOTH(rmsnorm_backward, (dh.host, dw.host, dh.host, x.host, w.host, rstd.host, N, C, false),
+         (dh.there, dw.there, dh.there, x.there, w.there, rstd.there, N, C, false));
+    if (C > 1) expect_same(dh, 1e-5, "rmsnorm_backward in place", where);
+    DROP(x, w, h, rstd, dh, dx, dw);
 }
 
 static void test_rmsnorm(void **unused) {
@@ -62,13 +140,429 @@ static void test_rmsnorm(void **unused) {
     open_device(false);
     for (size_t a = 0; a < COUNT(odd); a++)
         for (size_t b = 0; b < COUNT(odd); b++) check_rmsnorm(odd[a], odd[b]);
-    check_rmsnorm(2, 1028);
+    check_rmsnorm(2, 1028), check_rmsnorm(300, 8), check_rmsnorm(2, 12800); /* too long for shared memory */
     close_device();
 }
 
+static void check_heads(size_t T, size_t D, bool norm, bool turn) {
+    enum { B = 2, H = 3 };
+    size_t n = B * T * H * D, stride = H * D + (D % 4 ? 3 : 4);
+    ga_real eps = (ga_real)1e-6;
+    const char *where = place("T %zu D %zu norm %d rope %d", T, D, norm, turn);
+    pair x = normal_pair(B * T * stride, 2), dy = normal_pair(n, 1), r = normal_pair(T * D, 1), w = normal_pair(D, 1);
+    pair y = normal_pair(n, 1), dx = normal_pair(B * T * stride, 1), dw = normal_pair(D, 1);
+    BOTH(heads_forward, (y.host, x.host, stride, norm ? w.host : NULL, turn ? r.host : NULL, B, T, H, D, eps),
+         (y.there, x.there, stride, norm ? w.there : NULL, turn ? r.there : NULL, B, T, H, D, eps));
+    expect_same(y, 1e-6, "heads_forward", where);
+    BOTH(heads_backward,
+         (dx.host, norm ? dw.host : NULL, dy.host, x.host, stride, stride, norm ? w.host : NULL, turn ? r.host : NULL,
+          B, T, H, D, eps),
+         (dx.there, norm ? dw.there : NULL, dy.there, x.there, stride, stride, norm ? w.there : NULL,
+          turn ? r.there : NULL, B, T, H, D, eps));
+    expect_same(dx, 1e-5, "heads_backward", where);
+    expect_same(dw, 1e-5, "heads_backward, dw", where);
+    DROP(x, dy, r, w, y, dx, dw);
+}
+
+static void test_heads(void **unused) {
+    (void)unused;
+    static const size_t widths[] = {2, 6, 8, 18, 64, 128, 130, 256};
+    open_device(false);
+    for (size_t i = 0; i < COUNT(widths); i++)
+        for (int form = 0; form < 4; form++) check_heads(5, widths[i], form & 1, form & 2);
+    check_heads(170, 4, true, true); /* more batches of heads than blocks */
+    close_device();
+}
+
+static void check_linear(size_t M, size_t O, size_t I) {
+    const char *where = place("M %zu O %zu I %zu", M, O, I);
+    pair x = operand_pair(M * I, 1), w = operand_pair(O * I, 1), dy = operand_pair(M * O, 1), y = normal_pair(M * O, 1);
+    pair dx = normal_pair(M * I, 1), dw = normal_pair(O * I, 1);
+    BOTH(linear_forward, (y.host, x.host, w.host, M, O, I), (y.there, x.there, w.there, M, O, I));
+    expect_same(y, 1e-5, "linear_forward", where);
+    BOTH(linear_backward, (dx.host, dw.host, dy.host, x.host, w.host, M, O, I),
+         (dx.there, dw.there, dy.there, x.there, w.there, M, O, I));
+    expect_same(dx, 1e-5, "linear_backward", where);
+    expect_same(dw, 1e-5, "linear_backward, dw", where);
+    BOTH(linear_backward, (NULL, dw.host, dy.host, x.host, w.host, M, O, I),
+         (NULL, dw.there, dy.there, x.there, w.there, M, O, I));
+    expect_same(dw, 1e-5, "linear_backward, dw alone", where);
+    DROP(x, w, dy, y, dx, dw);
+}
+
+static void test_linear(void **unused) {
+    (void)unused;
+    for (int half = 0; half < 2; half++) {
+        open_device(half);
+        for (size_t a = 0; a < 3; a++)
+            for (size_t b = 0; b < 3; b++)
+                check_linear(odd[a], odd[b + 1], odd[2 - a]), check_linear(64, odd[a], odd[b]);
+        close_device();
+    }
+}
+
+/* A packed copy of a block of weights follows what weights_changed says, also for a part of the block. */
+static void test_packed_weights(void **unused) {
+    (void)unused;
+    enum { M = 4, O = 8, I = 12 };
+    open_device(true);
+    pair x = operand_pair(M * I, 1), block = operand_pair(3 * O * I + 5, 1), y = normal_pair(M * O, 1);
+    for (int round = 0; round < 2; round++) {
+        device.weights_changed(device.state, block.there, block.n);
+        for (size_t at = 0; at < 3 * O * I; at += O * I) {
+            BOTH(linear_forward, (y.host, x.host, block.host + at, M, O, I),
+                 (y.there, x.there, block.there + at, M, O, I));
+            expect_same(y, 1e-6, "packed weights", place("at %zu", at));
+        }
+        for (size_t i = 0; i < block.n; i++) block.host[i] = -block.host[i] * 2;
+        device.copy_in(device.state, block.there, block.host, block.n * sizeof *block.host);
+    }
+    DROP(x, block, y);
+    close_device();
+}
+
+static void check_embedding(size_t N, size_t C, size_t V) {
+    int32_t *tokens = (int32_t *)calloc(N, sizeof *tokens);
+    fill_tokens(tokens, N, V, &stream);
+    int32_t *there = ints_on_device(tokens, N);
+    const char *where = place("N %zu C %zu V %zu", N, C, V);
+    pair w = normal_pair(V * C, 1), x = normal_pair(N * C, 1), dx = normal_pair(N * C, 1), dw = normal_pair(V * C, 1);
+    BOTH(embedding_forward, (x.host, tokens, w.host, N, C), (x.there, there, w.there, N, C));
+    expect_same(x, 1e-9, "embedding_forward", where);
+    BOTH(embedding_backward, (dw.host, tokens, dx.host, N, C), (dw.there, there, dx.there, N, C));
+    expect_same(dw, 1e-9, "embedding_backward: the same order of additions", where);
+    DROP(w, x, dx, dw);
+    free(tokens);
+    device.release(device.state, there);
+}
+
+static void test_embedding(void **unused) {
+    (void)unused;
+    open_device(false);
+    check_embedding(1, 1, 2), check_embedding(33, 7, 5), check_embedding(300, 12, 9), check_embedding(40, 600, 3),
+        check_embedding(17, 129, 2);
+    close_device();
+}
+
+/* settings: keys of the gate; s_stride 0: its logits are parameters. */
+static void check_gate(const char *settings, size_t N, bool free_standing, size_t gap) {
+    ga_config c = ga_config_default();
+    configure(&c, settings);
+    ga_gate g = ga_gate_of(&c);
+    size_t width = g.H * g.D, stride = width + gap, s_stride = free_standing ? 0 : g.logits + 2 * gap;
+    size_t logits = free_standing ? g.logits : N * s_stride + 1;
+    const char *where = place("%s, N %zu gap %zu", settings, N, gap);
+    pair y = normal_pair(N * stride, 1), s = normal_pair(logits, 2), d_o = normal_pair(N * width, 1);
+    pair o = normal_pair(N * width, 1), dy = normal_pair(N * stride, 1), ds = normal_pair(logits, 1);
+    BOTH(gate_forward, (o.host, y.host, stride, s.host, s_stride, N, g),
+         (o.there, y.there, stride, s.there, s_stride, N, g));
+    expect_same(o, 1e-6, "gate_forward", where);
+    BOTH(gate_backward, (dy.host, stride, ds.host, s_stride, d_o.host, y.host, stride, s.host, s_stride, N, g),
+         (dy.there, stride, ds.there, s_stride, d_o.there, y.there, stride, s.there, s_stride, N, g));
+    expect_same(dy, 1e-5, "gate_backward", where);
+    expect_same(ds, 1e-5, "gate_backward, ds", where);
+    if (g.form != GA_SELF) {
+        ga_gate_sums here = {0}, there = {0};
+        for (int round = 0; round < 2; round++)
+            BOTH(gate_statistics, (&here, s.host, s_stride, N, g), (&there, s.there, s_stride, N, g));
+        const double *a = (const double *)&there, *b = (const double *)&here;
+        for (size_t i = 0; i < sizeof here / sizeof *a; i++)
+            if (!(fabs(a[i] - b[i]) <=
+                  1e-5 * fabs(b[i]) + (i < 3 ? 1e-4 : 0) + (i == 5 || i == 6 ? 1 : 0) + (i > 6 ? 1 : 0)))
+                fail_msg("gate_statistics (%s): field %zu is %g, not %g", where, i, a[i], b[i]);
+        assert_true(there.count == here.count);
+    }
+    DROP(y, s, d_o, o, dy, ds);
+}
+
+static void test_gate(void **unused) {
+    (void)unused;
+    static const char *const gates[] = {
+        "n_heads=3 n_kv_heads=1",
+        "n_heads=3 n_kv_heads=1 head_dim=18",
+        "gate_type=headwise",
+        "gate_type=headwise n_heads=3 n_kv_heads=1 head_dim=18",
+        "gate_type=headwise gate_sharing=shared",
+        "gate_sharing=shared",
+        "gate_sharing=shared n_heads=3 n_kv_heads=1 head_dim=18",
+        "gate_form=additive gate_activation=silu",
+        "gate_form=additive gate_activation=identity gate_type=headwise",
+        "gate_activation=ns-sigmoid",
+        "gate_activation=silu gate_type=headwise gate_sharing=shared",
+        "gate_position=G2",
+        "gate_position=G5 d_model=37",
+    };
+    open_device(false);
+    for (size_t i = 0; i < COUNT(gates); i++)
+        for (int free_standing = 0; free_standing < 2; free_standing++)
+            check_gate(gates[i], 9, free_standing, i % 2 ? 3 : 4);
+    check_gate("gate_input=scalar", 5, true, 4);
+    check_gate("gate_input=scalar gate_form=additive head_dim=18 n_heads=3 n_kv_heads=1", 40, true, 3);
+    check_gate("gate_form=self gate_activation=rmsnorm", 5, false, 4);
+    check_gate("gate_form=self gate_activation=silu head_dim=18 n_heads=3 n_kv_heads=1", 5, false, 3);
+    close_device();
+}
+
+static void test_elementwise(void **unused) {
+    (void)unused;
+    open_device(false);
+    for (size_t a = 0; a < COUNT(odd); a++)
+        for (size_t b = 0; b < COUNT(odd); b++) {
+            size_t N = odd[a], F = odd[b], n = N * F;
+            const char *where = place("N %zu F %zu", N, F);
+            ga_real *values = normal_reals(N * 2 * F, 3, &stream);
+            values[0] = 200, values[2 * n - 1] = -200; /* beyond the range of exp */
+            pair u = pair_of(values, 2 * n), da = normal_pair(n, 1), y = normal_pair(n, 1), du = normal_pair(2 * n, 1);
+            free(values);
+            BOTH(swiglu_forward, (y.host, u.host, N, F), (y.there, u.there, N, F));
+            expect_same(y, 1e-6, "swiglu_forward", where);
+            BOTH(swiglu_backward, (du.host, da.host, u.host, N, F), (du.there, da.there, u.there, N, F));
+            expect_same(du, 1e-6, "swiglu_backward", where);
+            BOTH(clip_forward, (y.host, u.host, n, 2), (y.there, u.there, n, 2));
+            expect_same(y, 1e-9, "clip_forward", where);
+            BOTH(clip_backward, (y.host, da.host, u.host, n, 2), (y.there, da.there, u.there, n, 2));
+            expect_same(y, 1e-9, "clip_backward", where);
+            BOTH(add, (y.host, y.host, da.host, n), (y.there, y.there, da.there, n));
+            expect_same(y, 1e-9, "add", where);
+            DROP(u, da, y, du);
+        }
+    close_device();
+}
+
+static void check_head(size_t N, size_t C, size_t V) {
+    const char *where = place("N %zu C %zu V %zu %s", N, C, V, bf16 ? "bf16" : "f32");
+    int32_t *targets = (int32_t *)calloc(N, sizeof *targets);
+    fill_tokens(targets, N, V, &stream);
+    for (size_t n = 1; n < N; n += 3) targets[n] = -1;
+    int32_t *there = ints_on_device(targets, N);
+    size_t slice = N < GA_HEAD_ROWS ? N : GA_HEAD_ROWS;
+    pair x = operand_pair(N * C, 1), w = operand_pair(V * C, 1), losses = normal_pair(N, 1), dx = normal_pair(N * C, 1);
+    pair dw = normal_pair(V * C, 1), logits = normal_pair(slice * V, 1);
+    double tolerance = bf16 ? 4e-3 : 1e-5; /* the gradients of the logits become bfloat16 operands */
+    BOTH(head_loss, (losses.host, dx.host, dw.host, logits.host, x.host, w.host, targets, N, C, V, 2),
+         (losses.there, dx.there, dw.there, logits.there, x.there, w.there, there, N, C, V, 2));
+    expect_same(losses, 1e-5, "head_loss", where);
+    expect_same(dx, tolerance, "head_loss, dx", where);
+    expect_same(dw, tolerance, "head_loss, dw", where);
+    BOTH(head_loss, (losses.host, NULL, NULL, logits.host, x.host, w.host, targets, N, C, V, 0),
+         (losses.there, NULL, NULL, logits.there, x.there, w.there, there, N, C, V, 0));
+    expect_same(losses, 1e-5, "head_loss without gradients", where);
+    DROP(x, w, losses, dx, dw, logits);
+    free(targets);
+    device.release(device.state, there);
+}
+
+static void test_head(void **unused) {
+    (void)unused;
+    for (int half = 0; half < 2; half++) {
+        open_device(half);
+        check_head(1, 3, 2), check_head(19, 5, 33), check_head(5, 8, 64), check_head(GA_HEAD_ROWS + 3, 2, 7);
+        if (!half) check_head(3, 4, 9000); /* a block of 1024 threads */
+        close_device();
+    }
+}
+
+static void test_optimiser(void **unused) {
+    (void)unused;
+    open_device(false);
+    for (size_t i = 0; i < COUNT(odd); i++) {
+        size_t n = odd[i] * 20;
+        const char *where = place("n %zu", n);
+        pair p = normal_pair(n, 1), g = normal_pair(n, 1), m = normal_pair(n, 1), v = normal_pair(n, 1);
+        for (size_t j = 0; j < n; j++) v.host[j] *= v.host[j];
+        device.copy_in(device.state, v.there, v.host, n * sizeof *v.host);
+        ga_adamw_settings a = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.5, 3};
+        BOTH(adamw, (p.host, g.host, m.host, v.host, n, a), (p.there, g.there, m.there, v.there, n, a));
+        expect_same(p, 1e-6, "adamw", where);
+        expect_same(m, 1e-6, "adamw, first moment", where);
+        expect_same(v, 1e-6, "adamw, second moment", where);
+        double here, there;
+        BOTH(sum_of_squares, (&here, p.host, n), (&there, p.there, n));
+        expect_near(there, here, 1e-6, "sum_of_squares");
+        BOTH(max_abs, (&here, p.host, n), (&there, p.there, n));
+        expect_near(there, here, 1e-6, "max_abs");
+        p.host[n / 2] = NAN;
+        device.copy_in(device.state, p.there, p.host, n * sizeof *p.host);
+        device.max_abs(device.state, &there, p.there, n);
+        assert_true(isnan(there));
+        device.sum_of_squares(device.state, &there, p.there, n);
+        assert_true(isnan(there));
+        DROP(p, g, m, v);
+    }
+    close_device();
+}
+
+/* ---- models ----------------------------------------------------------------------------------------------------------- */
+
+static const char *const SMALL = "vocab_size=37 d_model=24 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=8 d_ff=20 "
+                                 "max_seq_len=19 batch_size=2 grad_clip=0.5 gate_init_std=0.5";
+
+/* Variants, each with what it changes; those that hold for numbers are small and odd. */
+static const char *const variants[] = {
+    "gate_position=none",
+    "gate_type=elementwise",
+    "gate_type=headwise",
+    "gate_sharing=shared",
+    "gate_type=headwise gate_sharing=shared",
+    "gate_position=G2",
+    "gate_position=G2 gate_type=headwise",
+    "gate_position=G3",
+    "gate_position=G4 gate_sharing=shared",
+    "gate_position=G5 attn_clip=0.5 ffn_clip=0.2",
+    "gate_form=additive gate_activation=silu",
+    "gate_form=self gate_activation=rmsnorm",
+    "gate_form=self gate_activation=silu",
+    "gate_activation=ns-sigmoid gate_input=none",
+    "gate_input=scalar",
+    "sandwich_norm=1 tied_embeddings=1",
+    "qk_norm=0 n_kv_heads=4 recompute=1",
+    "gate_frozen=1 n_kv_heads=1 head_dim=10 d_model=23 d_ff=13 vocab_size=29",
+};
+
+static ga_model *create_there(const ga_config *c, ga_mode mode) {
+    ga_error e;
+    ga_model *m = ga_create(c, &device, mode, &e);
+    if (!m) fail_msg("ga_create: %s", e.text);
+    return m;
+}
+
+/* Gives both models the same random weights. */
+static void copy_weights(ga_model *to, ga_model *from) {
+    randomise_weights(from, 5);
+    device.copy_in(device.state, to->weights, from->weights, from->n_weights * sizeof *from->weights);
+    device.weights_changed(device.state, to->weights, to->n_weights);
+}
+
+/* Each tensor of a block, on its own scale. */
+static void expect_blocks(const ga_model *m, const ga_real *there, const ga_real *here, double tolerance,
+                          const char *what, const char *where) {
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const ga_tensor *t = &m->tensors[i];
+        size_t n = t->rows * t->columns;
+        if (t->frozen) continue;
+        ga_real *got = reals(n);
+        double *expected = (double *)calloc(n, sizeof *expected);
+        device.copy_out(device.state, got, there + t->offset, n * sizeof *got);
+        for (size_t j = 0; j < n; j++) expected[j] = (double)here[t->offset + j];
+        expect_below(difference(got, expected, n), tolerance, "%s of %s (%s)", what, t->name, where);
+        free(got), free(expected);
+    }
+}
+
+static void check_statistics(const ga_statistics *a, const ga_statistics *b, double tolerance) {
+    expect_near(ga_f_attn(a, GA_ALL), ga_f_attn(b, GA_ALL), tolerance, "F-Attn");
+    expect_near(ga_m_act(a, GA_ALL), ga_m_act(b, GA_ALL), tolerance, "M-Act");
+    if (a->has_gate) expect_near(ga_gate_mean(a, GA_ALL), ga_gate_mean(b, GA_ALL), tolerance, "gate score");
+}
+
+static void check_training(const char *variant, double tolerance) {
+    ga_config c = ga_config_default();
+    configure(&c, SMALL), configure(&c, variant);
+    ga_model *here = create(&c, GA_TRAINING), *there = create_there(&c, GA_TRAINING);
+    copy_weights(there, here);
+    int32_t tokens[38], targets[38];
+    ga_statistics *s_here = ga_statistics_create(here), *s_there = ga_statistics_create(there);
+    ga_observer o_here = {s_here, NULL, 0}, o_there = {s_there, NULL, 0};
+    for (int step = 0; step < 2; step++) {
+        double loss_here, loss_there, norm_here, norm_there;
+        ga_error e;
+        fill_tokens(tokens, 38, c.vocab_size, &stream), fill_tokens(targets, 38, c.vocab_size, &stream);
+        targets[3] = -1;
+        for (int micro = 0; micro < 2; micro++) {
+            expect_ok(ga_forward_backward(here, tokens, targets, 2, 19, 0.5, &o_here, &loss_here, &e), &e);
+            expect_ok(ga_forward_backward(there, tokens, targets, 2, 19, 0.5, &o_there, &loss_there, &e), &e);
+            expect_near(loss_there, loss_here, tolerance, variant);
+        }
+        expect_blocks(here, there->gradients, here->gradients, tolerance * 30, "gradient", variant);
+        expect_ok(ga_update(here, 1e-3, &norm_here, &e), &e);
+        expect_ok(ga_update(there, 1e-3, &norm_there, &e), &e);
+        expect_near(norm_there, norm_here, tolerance * 30, "norm");
+        expect_blocks(here, there->weights, here->weights, tolerance * 30, "weight", variant);
+    }
+    check_statistics(s_there, s_here, tolerance * 30);
+    ga_statistics_destroy(s_here), ga_statistics_destroy(s_there);
+    ga_destroy(here), ga_destroy(there);
+}
+
+static void test_training(void **unused) {
+    (void)unused;
+    open_device(false);
+    for (size_t i = 0; i < COUNT(variants); i++) check_training(variants[i], 1e-5);
+    close_device();
+}
+
+static void test_training_bf16(void **unused) {
+    (void)unused;
+    open_device(true);
+    for (size_t i = 0; i < COUNT(variants); i += 4) check_training(variants[i], 3e-3);
+    close_device();
+}
+
+/* Evaluation, and generation position by position with a cache. */
+static void test_inference(void **unused) {
+    (void)unused;
+    open_device(false);
+    ga_config c = ga_config_default();
+    configure(&c, SMALL);
+    ga_model *here = create(&c, GA_INFERENCE), *there = create_there(&c, GA_INFERENCE);
+    copy_weights(there, here);
+    int32_t tokens[19];
+    fill_tokens(tokens, 19, c.vocab_size, &stream);
+    double loss_here, loss_there;
+    ga_error e;
+    expect_ok(ga_forward(here, tokens, tokens, 1, 19, NULL, &loss_here, &e), &e);
+    expect_ok(ga_forward(there, tokens, tokens, 1, 19, NULL, &loss_there, &e), &e);
+    expect_near(loss_there, loss_here, 1e-5, "loss");
+    ga_generator *a = ga_generator_create(here, 19, &e), *b = ga_generator_create(there, 19, &e);
+    ga_real logits_here[37], logits_there[37];
+    double expected[37];
+    for (size_t at = 0, n = 5; at < 19; at += n, n = 7) {
+        expect_ok(ga_generator_feed(a, tokens + at, n, logits_here, &e), &e);
+        expect_ok(ga_generator_feed(b, tokens + at, n, logits_there, &e), &e);
+        for (size_t v = 0; v < 37; v++) expected[v] = (double)logits_here[v];
+        expect_below(difference(logits_there, expected, 37), 1e-5, "logits after %zu", at + n);
+    }
+    ga_generator_destroy(a), ga_generator_destroy(b);
+    ga_destroy(here), ga_destroy(there);
+    close_device();
+}
+
+/* The same bits in a second run. */
+static void test_repeatable(void **unused) {
+    (void)unused;
+    ga_config c = ga_config_default();
+    configure(&c, SMALL);
+    int32_t tokens[38];
+    fill_tokens(tokens, 38, c.vocab_size, &stream);
+    ga_real *first = NULL, *second = NULL;
+    for (int run = 0; run < 2; run++) {
+        open_device(true);
+        ga_model *m = create_there(&c, GA_TRAINING);
+        double loss;
+        ga_error e;
+        expect_ok(ga_forward_backward(m, tokens, tokens, 2, 19, 1, NULL, &loss, &e), &e);
+        ga_real *g = reals(m->n_weights);
+        device.copy_out(device.state, g, m->gradients, m->n_weights * sizeof *g);
+        if (run == 0)
+            first = g;
+        else {
+            second = g;
+            assert_memory_equal(first, second, m->n_weights * sizeof *g);
+        }
+        ga_destroy(m);
+        close_device();
+    }
+    free(first), free(second);
+}
+
 int main(void) {
+    use_default_threads();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_rmsnorm),        cmocka_unit_test(test_heads),         cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_packed_weights), cmocka_unit_test(test_embedding),     cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_elementwise),    cmocka_unit_test(test_head),          cmocka_unit_test(test_optimiser),
+        cmocka_unit_test(test_training),       cmocka_unit_test(test_training_bf16), cmocka_unit_test(test_inference),
+        cmocka_unit_test(test_repeatable),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
