@@ -2,6 +2,7 @@
  *
  *     ./analyze --models NAME:DIR [NAME:DIR ...] --data SOURCE [...]      compares models on the same tokens
  *     ./analyze --models NAME:DIR --prompt TEXT [--generate N] [--maps]   goes on from a prompt
+ *     ./analyze --describe DIR [DIR ...]                                  says what a checkpoint holds, and what it costs
  *
  * DIR is a checkpoint (config.json, model.safetensors) or a run of train, of which `best` is taken, else `last`.
  * A comparison prints a table and leaves in --output
@@ -42,6 +43,7 @@
 #include "data/measure.h"
 #include "data/compare.h"
 #include "data/prompt.h"
+#include "data/describe.h"
 
 static void free_analysis(analysis *a) {
     report *r = &a->report;
@@ -63,6 +65,7 @@ static void free_analysis(analysis *a) {
     for (size_t i = 0; i < arrlenu(a->texts); i++) free(a->texts[i]);
     arrfree(a->texts);
     arrfree(a->options.models);
+    arrfree(a->options.describe);
 }
 
 static bool run_all(analysis *a, int argc, char **argv) {
@@ -77,7 +80,7 @@ static bool run_all(analysis *a, int argc, char **argv) {
     ga_x86_settings settings = {NULL, false}; /* what is measured is measured in float32 */
     ga_error e;
     if (ga_device_x86(&a->device, settings, &e)) return fail(a, 2, "%s", e.text);
-    if (!add_models(a)) return false;
+    if (a->mode != DESCRIBE && !add_models(a)) return false;
 #define X(name, option, function) \
     if (a->mode == (name)) return function(a);
     ANALYSIS_MODES(X)

@@ -813,6 +813,21 @@ GA_API ga_result ga_start_from(ga_model *m, const char *directory, char *changes
 /* Whether a directory holds a checkpoint (with training state, if asked for). */
 GA_API bool ga_checkpoint_exists(const char *directory, bool with_state);
 
+enum { GA_STORED_TYPES = 4 };
+
+/* What the files of a checkpoint hold. */
+typedef struct {
+    char family[32], version[32];       /* model_type, and of transformers; empty where config.json has none */
+    const char *packing;                /* where the rows of W_theta are; NULL when there are none */
+    size_t files, tensors;              /* safetensors files of the weights, and tensors in them */
+    uint64_t bytes;                     /* of these files */
+    const char *types[GA_STORED_TYPES]; /* "F32" and so on, and how many values are of each */
+    uint64_t values[GA_STORED_TYPES];
+} ga_inventory;
+
+/* Reads no weights, but checks everything else that ga_load does, and sets the model's keys of *c. */
+GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *inventory, ga_error *e);
+
 #ifdef __cplusplus
 }
 #endif
@@ -5440,6 +5455,7 @@ GAI_FN ga_result gai_save_tensors(ga_model *m, const char *directory, const char
     X(layer_types, NULL, false)                         \
     X(full_attention_interval, NULL, false)             \
     X(partial_rotary_factor, NULL, false)               \
+    X(transformers_version, NULL, false)                \
     X(gated_attention, NULL, false)
 
 enum {
@@ -5764,7 +5780,22 @@ GAI_FN void gai_reset_model_keys(ga_config *c, bool keep_length) {
     }
 }
 
-GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_length, bool *by_head) {
+/* Who wrote a checkpoint. */
+typedef struct {
+    char family[32], version[32];
+    bool by_head; /* the tensors are laid out as Qwen3-Next has them */
+} gai_source;
+
+/* A word of config.json, for messages; empty where there is none. */
+GAI_FN void gai_copy_word(char *to, size_t size, const gai_json *value) {
+    bool word = value->at && gai_json_peek(value) == '"';
+    size_t n = word ? gai_min((size_t)(value->end - value->at) - 2, size - 1) : 0;
+    if (n > 0) memcpy(to, value->at + 1, n);
+    to[n] = '\0';
+    if (n > 0 && strcmp(to, gai_printable(to)) != 0) to[0] = '\0';
+}
+
+GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_length, gai_source *source) {
     const gai_hf_key *hf = gai_hf_keys();
     const char *names[GAI_HF_COUNT];
     gai_json values[GAI_HF_COUNT];
@@ -5772,7 +5803,9 @@ GAI_FN ga_result gai_parse_config(ga_config *c, gai_json object, bool keep_lengt
     ga_result result = gai_json_members(object, names, GAI_HF_COUNT, values, false);
     if (result == GA_OK) result = gai_check_supported(values);
     if (result != GA_OK) return result;
-    *by_head = gai_is_next(values);
+    source->by_head = gai_is_next(values);
+    gai_copy_word(source->family, sizeof source->family, &values[GAI_HF_model_type]);
+    gai_copy_word(source->version, sizeof source->version, &values[GAI_HF_transformers_version]);
     gai_reset_model_keys(c, keep_length);
     result = gai_parse_mixture(c, values);
     if (result != GA_OK) return result;
@@ -5994,30 +6027,30 @@ GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_s
     return result;
 }
 
-/* by_head: the tensors are laid out as Qwen3-Next has them. */
-GAI_FN ga_result gai_load_config(ga_config *c, const char *directory, bool keep_length, bool *by_head, ga_error *e) {
+GAI_FN ga_result gai_load_config(ga_config *c, const char *directory, bool keep_length, gai_source *source,
+                                 ga_error *e) {
     char found[GAI_PATH], path[GAI_PATH], *text = NULL;
     ga_config read = *c;
     gai_json object;
     ga_result result = gai_locate(found, directory, e);
     if (result == GA_OK) result = gai_path(path, found, "/", "config.json", e);
     if (result == GA_OK) result = gai_json_load(&object, path, &text, e);
-    if (result == GA_OK) result = gai_parse_config(&read, object, keep_length, by_head);
+    if (result == GA_OK) result = gai_parse_config(&read, object, keep_length, source);
     GA_FREE(text);
     if (result == GA_OK) *c = read;
     return result;
 }
 
 GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_length, ga_error *e) {
-    bool by_head;
-    return gai_load_config(c, directory, keep_length, &by_head, e);
+    gai_source source;
+    return gai_load_config(c, directory, keep_length, &source, e);
 }
 
 /* Tensors of equal shape may still belong to another model: sigmoid or SiLU, another base of RoPE. What concerns only
  * training may differ. */
-GAI_FN ga_result gai_check_model(const ga_model *m, const char *directory, bool *by_head, ga_error *e) {
+GAI_FN ga_result gai_check_model(const ga_model *m, const char *directory, gai_source *source, ga_error *e) {
     ga_config c = m->config;
-    ga_result result = gai_load_config(&c, directory, true, by_head, e);
+    ga_result result = gai_load_config(&c, directory, true, source, e);
     for (size_t i = 0; result == GA_OK && i < GAI_KEY_COUNT; i++) {
         const gai_key *k = &gai_keys()[i];
         char stored[GA_TEXT], own[GA_TEXT];
@@ -6039,11 +6072,11 @@ GAI_FN ga_result gai_check_model(const ga_model *m, const char *directory, bool 
 
 GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *state, ga_error *e) {
     char path[GAI_PATH];
-    bool by_head = false;
+    gai_source source;
     gai_contents weights = gai_weights_of(m);
     ga_result result = gai_locate(path, directory, e);
-    if (result == GA_OK) result = gai_check_model(m, path, &by_head, e);
-    if (by_head) weights.layout = GAI_GATE_BY_HEAD;
+    if (result == GA_OK) result = gai_check_model(m, path, &source, e);
+    if (result == GA_OK && source.by_head) weights.layout = GAI_GATE_BY_HEAD;
     if (result == GA_OK) result = gai_load_tensors(m, path, "/model", &weights, e);
     if (result == GA_OK && state) result = gai_load_state(m, path, state, e);
     if (result == GA_OK && m->mode != GA_MAPPED && m->device.weights_changed)
@@ -6127,6 +6160,68 @@ GA_API bool ga_checkpoint_exists(const char *directory, bool with_state) {
     if (gai_locate(path, directory, NULL) != GA_OK || !gai_has_file(path, "config.json")) return false;
     if (!gai_has_file(path, "model.safetensors") && !gai_has_file(path, "model.safetensors.index.json")) return false;
     return !with_state || (gai_has_file(path, "optimizer.safetensors") && gai_has_file(path, "training_state.json"));
+}
+
+GAI_FN const char *gai_packing(const ga_model *m, gai_layout layout) {
+    if (m->sizes.G == 0) return NULL;
+    return layout == GAI_GATE_BY_HEAD    ? "in q_proj, behind the queries of each head"
+           : layout == GAI_GATE_BY_GROUP ? "in q_proj, behind the queries of each key-value group"
+                                         : "in a tensor of its own, self_attn.gate.weight";
+}
+
+GAI_FN void gai_take_inventory(const gai_tensor_files *all, ga_inventory *inventory) {
+    for (int k = 0; k < GAI_DTYPES; k++) inventory->types[k] = gai_dtype_name(k);
+    inventory->files = all->n;
+    for (size_t i = 0; i < all->n; i++) {
+        const gai_tensor_file *f = &all->files[i];
+        inventory->bytes += f->size;
+        inventory->tensors += f->n;
+        for (size_t k = 0; k < f->n; k++) {
+            const gai_entry *t = &f->entries[k];
+            inventory->values[t->type] += (t->end - t->begin) / gai_dtype_size(t->type);
+        }
+    }
+}
+
+/* m has the list of its tensors, and nothing else. */
+GAI_FN ga_result gai_inspect_files(ga_model *m, const char *directory, gai_contents contents, ga_inventory *inventory,
+                                   ga_error *e) {
+    gai_tensor_files all;
+    gai_stream stream;
+    ga_result result = gai_open_files(&all, directory, "/model", e);
+    if (result == GA_OK) {
+        result = gai_stream_create(&stream, m, e);
+        if (result == GA_OK) result = gai_check_files(&all, &stream, &contents);
+        if (result == GA_OK) gai_take_inventory(&all, inventory);
+        gai_stream_destroy(&stream);
+    }
+    gai_close_files(&all);
+    return result;
+}
+
+GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *inventory, ga_error *e) {
+    char path[GAI_PATH];
+    gai_source source;
+    ga_model m;
+    memset(inventory, 0, sizeof *inventory);
+    memset(&m, 0, sizeof m);
+    ga_result result = gai_locate(path, directory, e);
+    if (result == GA_OK) result = gai_load_config(c, path, false, &source, e);
+    if (result == GA_OK) result = ga_config_check(c, e);
+    if (result != GA_OK) return result;
+    m.config = *c, m.sizes = ga_sizes_of(c), m.gate = ga_gate_of(c), m.mode = GA_INFERENCE;
+    m.n_tensors = gai_list_tensors(c, NULL, &m.n_weights);
+    m.tensors = (ga_tensor *)gai_zeroed(m.n_tensors * sizeof *m.tensors);
+    if (!m.tensors) return gai_fail(e, GA_ERR_MEMORY, "%s: no memory for the list of its tensors", path);
+    gai_list_tensors(c, m.tensors, NULL);
+    gai_contents contents = gai_weights_of(&m);
+    if (source.by_head) contents.layout = GAI_GATE_BY_HEAD;
+    memcpy(inventory->family, source.family, sizeof source.family);
+    memcpy(inventory->version, source.version, sizeof source.version);
+    inventory->packing = gai_packing(&m, contents.layout);
+    result = gai_inspect_files(&m, path, contents, inventory, e);
+    GA_FREE(m.tensors);
+    return result;
 }
 
 #ifdef __cplusplus

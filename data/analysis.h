@@ -16,9 +16,10 @@
 #include <time.h>
 
 /* What analyze does: X(mode, option that asks for it, function). Without any such option, COMPARE. */
-#define ANALYSIS_MODES(X)       \
-    X(COMPARE, models, compare) \
-    X(PROMPT, prompt, prompt_models)
+#define ANALYSIS_MODES(X)            \
+    X(COMPARE, models, compare)      \
+    X(PROMPT, prompt, prompt_models) \
+    X(DESCRIBE, describe, describe_all)
 
 /* The one list of options: X(kind, modes, name, default, lowest, highest, argument, meaning). modes: those that the option
  * goes with. kinds: TEXT, SIZE, REAL, SEED, FLAG, and LIST, which takes all arguments up to the next option. */
@@ -32,6 +33,7 @@
     X(TEXT, ANY, output, NULL, 0, 0, "DIR", "where the report goes; default: reports/<names>")                         \
     X(SIZE, COMPARE, batch_size, 0, 1, 65536, "B", "windows computed at once; default: about 4096 tokens")             \
     X(SIZE, ANY, threads, 0, 1, 4096, "N", "OpenMP threads; default: all cores")                                       \
+    X(TEXT, ANY, weights, "auto", 0, 0, "HOW", "loaded, mapped (one layer in memory), auto: mapped above 4 GB of float32") \
     X(TEXT, PROMPT, prompt, NULL, 0, 0, "TEXT", "goes on from TEXT instead of comparing")                              \
     X(SIZE, PROMPT, generate, 64, 0, 1e6, "N", "tokens to generate")                                                   \
     X(REAL, PROMPT, temperature, 0.8, 0, 100, "X", "of the draws; 0: always the most likely token")                    \
@@ -39,6 +41,7 @@
     X(REAL, PROMPT, top_p, 1, 0, 1, "P", "draw among the most likely with P in sum")                                   \
     X(SEED, ANY, seed, 1, 0, 0, "S", "of the draws, and of what a generator of data draws; default: 1, or the run's")  \
     X(FLAG, PROMPT, maps, 0, 0, 0, "", "draw the attention maps of the prompt")                                        \
+    X(LIST, DESCRIBE, describe, NULL, 0, 0, "DIR", "says what checkpoints hold and what they cost")                    \
     X(FLAG, ANY, help, 0, 0, 0, "", "this text")
 /* clang-format on */
 
@@ -131,7 +134,8 @@ static double now(void) {
 static void print_help(void) {
     printf(
         "usage: ./analyze --models NAME:DIR [NAME:DIR ...] --data SOURCE [options]\n"
-        "       ./analyze --models NAME:DIR --prompt TEXT [options]\n\n"
+        "       ./analyze --models NAME:DIR --prompt TEXT [options]\n"
+        "       ./analyze --describe DIR [DIR ...]\n\n"
         "Measures attention sinks (F-Attn), massive activations (M-Act), gate scores and loss of models on the same\n"
         "tokens, and writes summary.json, report.html and figures. DIR is a checkpoint or a run of ./train.\n\n");
 #define X(kind, modes, name, def, low, high, argument, meaning)                                               \
@@ -245,7 +249,9 @@ static bool parse_options(analysis *a, int argc, char **argv) {
     }
     const options *o = &a->options;
     if (o->help) return true;
-    if (arrlenu(o->models) == 0) return fail(a, 2, "--models NAME:DIR is missing (see --help)");
+    if (arrlenu(o->models) == 0 && !o->has_describe) return fail(a, 2, "--models NAME:DIR is missing (see --help)");
+    if (strcmp(o->weights, "auto") && strcmp(o->weights, "loaded") && strcmp(o->weights, "mapped"))
+        return fail(a, 2, "--weights %s: it is loaded, mapped or auto", o->weights);
     if (o->part && strcmp(o->part, "all") && strcmp(o->part, "train") && strcmp(o->part, "val"))
         return fail(a, 2, "--part %s: it is all, train or val", o->part);
     return choose_mode(a);
@@ -345,13 +351,20 @@ static bool load_run(analysis *a, const report_model *m) {
     return true;
 }
 
+/* Weights that would take more than 4 GB as float32 stay in their files, in their own type. */
+static ga_mode choose_weights(const analysis *a, const ga_config *c) {
+    ga_summary all;
+    if (strcmp(a->options.weights, "auto")) return strcmp(a->options.weights, "mapped") ? GA_INFERENCE : GA_MAPPED;
+    return !ga_summarize(c, GA_INFERENCE, &all, NULL) && all.weight_bytes > 4e9 ? GA_MAPPED : GA_INFERENCE;
+}
+
 /* Weights and activations for batch_size sequences of seq_len tokens. */
 static ga_model *load_model(analysis *a, const report_model *m, size_t batch_size, size_t seq_len) {
     ga_config c = m->config;
     c.batch_size = batch_size;
     c.max_seq_len = seq_len;
     ga_error e;
-    ga_model *model = ga_create(&c, &a->device, GA_INFERENCE, &e);
+    ga_model *model = ga_create(&c, &a->device, choose_weights(a, &c), &e);
     if (!model) return fail(a, 1, "%s: %s", m->name, e.text), NULL;
     if (ga_load(model, m->directory, NULL, &e) == GA_OK) return model;
     fail(a, 1, "%s: %s", m->name, e.text);

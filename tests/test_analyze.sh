@@ -231,6 +231,36 @@ code=$?
 if [ $code -eq 0 ] && [ "$(number nan/summary.json n loss)" = null ] && grep -q "nan" out; then ok "a loss that is NaN is shown as such"
 else bad "NaN: exit code $code, loss $(number nan/summary.json n loss), $(head -c 200 err)"; fi
 
+# ---- other checkpoints -----------------------------------------------------------------------------------------------
+
+fixtures=$root/tests/fixtures
+describes() { # NAME DIRECTORY LINE...: --describe says each of these lines
+    local name=$1 directory=$2
+    shift 2
+    "$analyze" --describe "$directory" > described 2> err || { bad "$name: $(head -c 200 err)"; return; }
+    for line; do grep -qxF -- "$line" described || { bad "$name: not there: $line"; sed 's/^/      /' described; return; }; done
+    ok "$name"
+}
+describes "--describe: a gate by key-value group in two shards" "$fixtures/hf_elementwise" "$fixtures/hf_elementwise" \
+    "  source        qwen3, written by transformers 4.51.3" "  gate          G1 elementwise sigmoid" \
+    "                W_theta: in q_proj, behind the queries of each key-value group" \
+    "                1,536 parameters, 11.10 % of all" "  files         2, 57.85 kB: 25 tensors, 13,832 values in F32"
+describes "--describe: a gate by head" "$fixtures/outside_qwen3_next" \
+    "                vocabulary 37, 16 positions, RoPE base 10000 on 0.25 of the dimensions, QK-norm" \
+    "                W_theta: in q_proj, behind the queries of each head"
+describes "--describe: no gate, F16" "$fixtures/hf_baseline" "  gate          none" \
+    "  files         1, 27.07 kB: 25 tensors, 12,296 values in F16" "  training      weights only"
+describes "--describe: a run of train" runs/gated "runs/gated/best" "  source        qwen3"
+describes "--describe: a checkpoint to go on from" runs/gated/last \
+    "  training      can go on: optimiser and state are there"
+fails "--describe: what is no checkpoint" 1 "is not a checkpoint" --describe runs
+fails "--describe with --prompt" 2 "does not go with" --describe runs/gated --prompt 1 --generate 2
+for how in loaded mapped; do
+    numbers --models n:"$fixtures/hf_headwise" --weights $how --data gen:backcopy,vocab=30 --num_samples 3 --output $how
+done
+check "the same figures from mapped weights" cmp loaded/summary.json mapped/summary.json
+fails "--weights: another word" 2 "--weights some: it is loaded, mapped or auto" --models n:runs/gated --weights some
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 b=baseline:runs/baseline

@@ -45,7 +45,7 @@ static char root[64]; /* everything below is written here */
 
 /* The path of a name below root, which stays valid. */
 static const char *in_root(const char *name) {
-    static char paths[64][160];
+    static char paths[128][160];
     size_t length = strlen(root), i = 0;
     while (i < COUNT(paths) && paths[i][0] && strcmp(paths[i] + length + 1, name) != 0) i++;
     assert_true(i < COUNT(paths) && length + strlen(name) + 2 <= sizeof paths[i]);
@@ -514,6 +514,37 @@ static void test_mapped(void **state) {
     assert_int_equal(heap.blocks, blocks);
 }
 
+/* What ga_inspect says, and that it refuses what ga_load does. */
+static void test_inspect(void **state) {
+    (void)state;
+    ga_error e = {GA_OK, ""};
+    ga_config c = ga_config_default();
+    ga_inventory v;
+    size_t blocks = heap.blocks;
+    expect_ok(ga_inspect("tests/fixtures/hf_elementwise", &c, &v, &e), &e);
+    assert_string_equal(v.family, "qwen3");
+    assert_string_equal(v.version, "4.51.3");
+    assert_non_null(strstr(v.packing, "key-value group"));
+    assert_true(v.files == 2 && v.tensors == 25 && v.values[GAI_F32] == 13832 && v.values[GAI_BF16] == 0);
+    assert_true(v.bytes == 36728 + 21120 && c.d_model == 24 && c.gate_position == GA_G1);
+    assert_string_equal(v.types[GAI_BF16], "BF16");
+    expect_ok(ga_inspect("tests/fixtures/outside_qwen3_next", &c, &v, &e), &e);
+    assert_non_null(strstr(v.packing, "each head"));
+    ga_model *m = make_model("gate_position=G2", GA_INFERENCE, 1);
+    save(m, in_root("inspect"), NULL);
+    expect_ok(ga_inspect(in_root("inspect"), &c, &v, &e), &e);
+    assert_non_null(strstr(v.packing, "of its own"));
+    assert_true(v.files == 1 && v.values[GAI_F32] + v.values[GAI_F64] == m->n_weights);
+    edit_text(in_root("inspect/config.json"), "\"gated_attention\",", "\"llama\", \"transformers_version\": \"4\\n\",");
+    expect_ok(ga_inspect(in_root("inspect"), &c, &v, &e), &e);
+    assert_string_equal(v.version, "4\\n");
+    edit_header(in_root("inspect/model.safetensors"), "model.norm.weight", "model.worm.weight");
+    expect_failure(ga_inspect(in_root("inspect"), &c, &v, &e), &e, GA_ERR_MISMATCH, "model.norm.weight: is missing",
+                   "inspect");
+    ga_destroy(m);
+    assert_int_equal(heap.blocks, blocks);
+}
+
 /* What a mapped model holds, and what it cannot do. */
 static void test_mapped_limits(void **state) {
     (void)state;
@@ -611,8 +642,7 @@ static void test_start_from(void **state) {
     ga_model *ungated = make_model("gate_position=none", GA_INFERENCE, 1);
     save(ungated, directory, NULL);
 
-    static const char *const late[] = {"gate_type=headwise", "gate_type=elementwise rope_base=5000",
-                                        "gate_input=none"};
+    static const char *const late[] = {"gate_type=headwise", "gate_type=elementwise rope_base=5000", "gate_input=none"};
     for (size_t i = 0; i < COUNT(late); i++) {
         ga_model *m = make_model(late[i], GA_TRAINING, 2), *fresh = make_model(late[i], GA_TRAINING, 2);
         m->device.weights_changed = note_change;
@@ -1584,6 +1614,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_large_tensor),
         cmocka_unit_test(test_mapped),
         cmocka_unit_test(test_mapped_limits),
+        cmocka_unit_test(test_inspect),
         cmocka_unit_test(test_device_is_told),
         cmocka_unit_test(test_modes),
         cmocka_unit_test(test_keep_length),
