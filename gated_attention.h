@@ -59,6 +59,7 @@
  *     Fig. 6  maxima by layer, position, dimension   ga_activation_max, _max_at, _max_in, ga_activation_peak
  *     Fig. 7  mean, deviation, minimum, maximum      ga_gate_mean, _std, _min, _max; of a head ga_gate_mean_head, ...
  *     Eq. 6   effective rank of W_V W_O, of outputs  ga_measure_ranks, ga_effective_rank
+ *     4.2     what a part is for: without it         ga_forward_with, ga_intervention
  *     Sinks   heads, positions, entropy, value drain ga_sink_heads, ga_sink_position, ga_attention_entropy, ga_value_drain
  *
  * Licence: MIT, at the end of the file.
@@ -559,6 +560,8 @@ typedef struct {
 #undef GAI_X
 } ga_layer_activations;
 
+typedef struct ga_intervention ga_intervention;
+
 typedef struct {
     ga_config config;
     ga_sizes sizes;
@@ -586,6 +589,7 @@ typedef struct {
     ga_real *router_sums;      /* (L, E + 1) in the same time: sum of p_e, sum of lse^2 */
     int32_t *tokens, *targets; /* (max_rows) on the device */
     size_t B, T;               /* of the last forward pass */
+    const ga_intervention *intervention; /* of the pass that is running, else NULL */
 
     bool profile; /* measure the operators */
     double seconds[GA_OP_COUNT];
@@ -760,6 +764,29 @@ typedef enum { GA_RANK_WEIGHTS, GA_RANK_BEFORE, GA_RANK_AFTER, GA_RANKS } ga_ran
 
 GA_API ga_result ga_measure_ranks(ga_statistics *s, ga_model *m, ga_error *e);
 GA_API double ga_effective_rank(const ga_statistics *s, ga_rank rank, size_t layer, size_t head);
+
+/* What a part is for: a forward pass without it. */
+typedef enum {
+    GA_SET_GATE,     /* the scores of a layer become scores[layer], or `value` where scores is NULL */
+    GA_SCALE_GATE,   /* the scores times `value` */
+    GA_SILENCE_HEAD, /* the output of a query head, behind the gate at G1, becomes 0 */
+    GA_REMOVE_KEY,   /* no query but the first sees position 0: the others share its attention */
+    GA_REMOVE_VALUE  /* the value state of position 0 becomes 0: attention on it is lost */
+} ga_intervention_kind;
+
+struct ga_intervention {
+    ga_intervention_kind kind;
+    size_t layer, head; /* where; GA_ALL: everywhere. head: of GA_SILENCE_HEAD */
+    double value;
+    const double *scores; /* (L) or NULL */
+};
+
+/* ga_forward with one thing changed; the model stays as it is. GA_ERR_INPUT: a layer or head that is not there, scores of a
+ * model without a gate, scores to be scaled that are added. Where an observer looks on, the attention that it sees under
+ * GA_REMOVE_KEY is that of a whole pass. */
+GA_API ga_result ga_forward_with(ga_model *m, const ga_intervention *change, const int32_t *tokens,
+                                 const int32_t *targets, size_t B, size_t T, const ga_observer *observer, double *loss,
+                                 ga_error *e);
 
 /* ---- generation --------------------------------------------------------------------------------------------------- */
 
@@ -3056,6 +3083,39 @@ GAI_FN void gai_experts_backward(ga_model *m, size_t l, const gai_parameters *w,
     GAI_RUN(m, add, m->dh, m->dh, m->d_o, N * z.C);
 }
 
+/* The intervention of the pass that is running, if it is of this kind and concerns this layer. */
+GAI_FN const ga_intervention *gai_change(const ga_model *m, const ga_layer_activations *a, ga_intervention_kind kind) {
+    const ga_intervention *i = m->intervention;
+    return i && i->kind == kind && (i->layer == GA_ALL || a == &m->layers[i->layer]) ? i : NULL;
+}
+
+/* Passes 3, 6 and 8: the gate, with the scores that an intervention wants. A score that is the same everywhere is a scalar
+ * parameter without activation. */
+GAI_FN void gai_run_gate(ga_model *m, const ga_layer_activations *a, ga_real *o, const ga_real *y, size_t y_stride,
+                         const ga_real *s, size_t s_stride, size_t N) {
+    ga_gate g = m->gate;
+    const ga_intervention *set = gai_change(m, a, GA_SET_GATE), *scale = gai_change(m, a, GA_SCALE_GATE);
+    if (set) {
+        ga_real score = (ga_real)(set->scores ? set->scores[a - m->layers] : set->value);
+        m->device.copy_in(m->device.state, m->scratch, &score, sizeof score);
+        g.input = GA_INPUT_SCALAR, g.sharing = GA_SPECIFIC, g.activation = GA_IDENTITY, g.logits = 1;
+        s = m->scratch, s_stride = 0;
+    }
+    GAI_RUN(m, gate_forward, o, y, y_stride, s, s_stride, N, g);
+    if (scale) GAI_RUN(m, scale_rows, o, g.H * g.D, N, g.H * g.D, (ga_real)scale->value);
+}
+
+/* Pass 5 once more, without the first key: each sequence from its second position on. */
+GAI_FN void gai_attend_without_first(ga_model *m, const ga_layer_activations *a, const ga_real *sink, size_t B,
+                                     size_t T) {
+    ga_sizes z = m->sizes;
+    ga_shape shape = {1, T - 1, T - 1, z.HQ, z.HK, z.D};
+    for (size_t b = 0; b < B && T > 1; b++) {
+        size_t q = (b * T + 1) * z.HQ * z.D, k = (b * T + 1) * z.HK * z.D;
+        GAI_RUN(m, sdpa_forward, a->y + q, m->scratch, a->q + q, a->k + k, a->v + k, sink, shape);
+    }
+}
+
 /* One block: passes 1 to 18. The backward pass below walks the same numbers in reverse. */
 GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, gai_cache cache,
                               ga_real *x_next, size_t B, size_t T) {
@@ -3073,29 +3133,34 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
     if (z.G_channels)
         GAI_RUN(m, linear_channels_forward, a->s, a->h1, z.C, w->gate_channels, N, z.G_channels, c->gate_input_dims);
     if (g.position == GA_G2) { /* 3: Eq. 7 */
-        GAI_RUN(m, gate_forward, a->gated, value, z.Z, s, s_stride, N, g);
+        gai_run_gate(m, a, a->gated, value, z.Z, s, s_stride, N);
         value = a->gated, value_stride = kD;
     } else if (g.position == GA_G3) {
-        GAI_RUN(m, gate_forward, a->gated, key, z.Z, s, s_stride, N, g);
+        gai_run_gate(m, a, a->gated, key, z.Z, s, s_stride, N);
         key = a->gated, key_stride = kD;
     } else if (g.position == GA_G4) {
-        GAI_RUN(m, gate_forward, a->gated, query, z.Z, s, s_stride, N, g);
+        gai_run_gate(m, a, a->gated, query, z.Z, s, s_stride, N);
         query = a->gated, query_stride = qD;
     }
     GAI_RUN(m, heads_forward, a->q, query, query_stride, w->query_norm, rope, B, T, z.HQ, z.D, eps); /* 4 */
     GAI_RUN(m, heads_forward, cache.k, key, key_stride, w->key_norm, rope, B, T, z.HK, z.D, eps);
     GAI_RUN(m, heads_forward, cache.v, value, value_stride, NULL, NULL, B, T, z.HK, z.D, eps);
+    if (gai_change(m, a, GA_REMOVE_VALUE)) GAI_RUN(m, scale_rows, cache.v, T * kD, B, kD, 0);
     ga_shape shape = {B, T, cache.past + T, z.HQ, z.HK, z.D};
     GAI_RUN(m, sdpa_forward, a->y, a->lse, a->q, cache.all_k, cache.all_v, gai_sink_source(m, w), shape); /* 5: Eq. 2 */
-    const ga_real *y = a->y;
+    if (gai_change(m, a, GA_REMOVE_KEY)) gai_attend_without_first(m, a, gai_sink_source(m, w), B, T);
+    ga_real *y = a->y;
     if (g.position == GA_G1) { /* 6: Eq. 5, Eq. 8 */
-        GAI_RUN(m, gate_forward, a->y_gated, a->y, qD, s, s_stride, N, g);
+        gai_run_gate(m, a, a->y_gated, a->y, qD, s, s_stride, N);
         y = a->y_gated;
     }
+    const ga_intervention *silence = gai_change(m, a, GA_SILENCE_HEAD);
+    if (silence && silence->head == GA_ALL) GAI_RUN(m, scale_rows, y, qD, N, qD, 0);
+    if (silence && silence->head != GA_ALL) GAI_RUN(m, scale_rows, y + silence->head * z.D, qD, N, z.D, 0);
     GAI_RUN(m, linear_forward, a->o, y, w->attn_output, N, z.C, qD); /* 7: Eq. 3 and 4 */
     const ga_real *o = a->o;
     if (g.position == GA_G5) { /* 8 */
-        GAI_RUN(m, gate_forward, a->o_gated, o, z.C, s, s_stride, N, g);
+        gai_run_gate(m, a, a->o_gated, o, z.C, s, s_stride, N);
         o = a->o_gated;
     }
     if (c->attn_clip > 0) { /* 9 */
@@ -3529,6 +3594,24 @@ GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *t
             m->sizes.V, 0);
     if (loss) *loss = gai_mean_loss(m, B * T, gai_count_targets(targets, B * T));
     return gai_status(m, e);
+}
+
+GA_API ga_result ga_forward_with(ga_model *m, const ga_intervention *change, const int32_t *tokens,
+                                 const int32_t *targets, size_t B, size_t T, const ga_observer *observer, double *loss,
+                                 ga_error *e) {
+    bool gate = change->kind == GA_SET_GATE || change->kind == GA_SCALE_GATE;
+    if (change->layer != GA_ALL && change->layer >= m->sizes.L)
+        return gai_fail(e, GA_ERR_INPUT, "layer %zu: the model has %zu", change->layer, m->sizes.L);
+    if (change->kind == GA_SILENCE_HEAD && change->head != GA_ALL && change->head >= m->sizes.HQ)
+        return gai_fail(e, GA_ERR_INPUT, "head %zu: the model has %zu", change->head, m->sizes.HQ);
+    if (gate && m->gate.logits == 0)
+        return gai_fail(e, GA_ERR_INPUT, "the model has no gate whose scores could be changed");
+    if (change->kind == GA_SCALE_GATE && m->gate.form != GA_MULTIPLICATIVE)
+        return gai_fail(e, GA_ERR_INPUT, "the gate adds its scores: they can be set, not scaled");
+    m->intervention = change;
+    ga_result result = ga_forward(m, tokens, targets, B, T, observer, loss, e);
+    m->intervention = NULL;
+    return result;
 }
 
 GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,

@@ -386,6 +386,72 @@ static void test_without_details(void **state) {
     free_fixture(&f);
 }
 
+/* ---- interventions ------------------------------------------------------------------------------------------------- */
+
+static void compare_intervention(ga_model *m, const fixture *inputs, const fixture *expected, const char *name,
+                                 const ga_intervention *change, size_t B, size_t T) {
+    const int32_t *tokens = integers(inputs, "tokens", B * T), *targets = integers(inputs, "targets", B * T);
+    char entry[64];
+    double loss = 0, plain = floats(inputs, "loss", 1)[0];
+    size_t n;
+    ga_error e;
+    snprintf(entry, sizeof entry, "loss.%s", name);
+    ga_result result = ga_forward_with(m, change, tokens, targets, B, T, NULL, &loss, &e);
+    if (!find_values(expected, entry, "F32", &n)) {
+        assert_int_equal(result, GA_ERR_INPUT);
+        return;
+    }
+    expect_ok(result, &e);
+    double wanted = floats(expected, entry, 1)[0];
+    expect_below(fabs(loss - wanted) / wanted, tolerance, "loss with %s %.9g, PyTorch %.9g", name, loss, wanted);
+    /* QK-norm undoes one factor for a whole head, and a mean in the place of equal scores changes nothing. */
+    bool at_norm = m->gate.position == GA_G3 || m->gate.position == GA_G4;
+    bool same = change->kind <= GA_SCALE_GATE && (at_norm || m->gate.input == GA_INPUT_SCALAR);
+    if (T > 1 && !same) assert_true(fabs(wanted - plain) > 1e-4);
+    expect_ok(ga_forward(m, tokens, targets, B, T, NULL, &loss, &e), &e); /* nothing of it stays */
+    expect_below(fabs(loss - plain) / plain, tolerance, "loss after %s", name);
+}
+
+static void test_interventions(void **state) {
+    const char *name = (const char *)*state;
+    fixture f = read_named("", name), expected = read_named("analysis/", name);
+    size_t B = 0, T = 0;
+    ga_device device;
+    ga_error e;
+    for (int mode = GA_TRAINING; mode <= GA_INFERENCE; mode++) {
+        ga_model *m = fixture_model(&f, &device, (ga_mode)mode, &B, &T);
+        ga_statistics *s = ga_statistics_create(m);
+        ga_observer observer = {.statistics = s};
+        expect_ok(ga_forward(m, integers(&f, "tokens", B * T), NULL, B, T, &observer, NULL, &e), &e);
+        double means[8] = {0};
+        for (size_t l = 0; l < s->L; l++) means[l] = ga_gate_mean(s, l);
+        const struct {
+            const char *name;
+            ga_intervention change;
+        } cases[] = {
+            {"gate_mean", {GA_SET_GATE, GA_ALL, GA_ALL, 0, means}},
+            {"gate_one", {GA_SET_GATE, GA_ALL, GA_ALL, 1, NULL}},
+            {"gate_half", {GA_SCALE_GATE, GA_ALL, GA_ALL, 0.5, NULL}},
+            {"silent_layer0", {GA_SILENCE_HEAD, 0, m->sizes.HQ - 1, 0, NULL}},
+            {"silent_all", {GA_SILENCE_HEAD, GA_ALL, GA_ALL, 0, NULL}},
+            {"key", {GA_REMOVE_KEY, GA_ALL, GA_ALL, 0, NULL}},
+            {"value", {GA_REMOVE_VALUE, GA_ALL, GA_ALL, 0, NULL}},
+            {"value_layer1", {GA_REMOVE_VALUE, 1, GA_ALL, 0, NULL}},
+        };
+        for (size_t i = 0; i < COUNT(cases); i++)
+            compare_intervention(m, &f, &expected, cases[i].name, &cases[i].change, B, T);
+        ga_intervention nowhere = {GA_SILENCE_HEAD, 0, m->sizes.HQ, 0, NULL};
+        assert_int_equal(ga_forward_with(m, &nowhere, NULL, NULL, B, T, NULL, NULL, &e), GA_ERR_INPUT);
+        nowhere.layer = m->sizes.L, nowhere.head = 0;
+        assert_int_equal(ga_forward_with(m, &nowhere, NULL, NULL, B, T, NULL, NULL, &e), GA_ERR_INPUT);
+        ga_statistics_destroy(s);
+        ga_destroy(m);
+        if (getenv("GA_ISA")) ga_device_x86_destroy(&device);
+    }
+    free_fixture(&f);
+    free_fixture(&expected);
+}
+
 /* ---- effective rank ------------------------------------------------------------------------------------------------ */
 
 /* Weights whose W_V W_O has known singular values: one direction of rank 1, then r equal ones. */
@@ -448,7 +514,7 @@ static char *analysed[] = {"baseline",
 
 int main(int argc, char **argv) {
     enum { PLAIN = 9 };
-    struct CMUnitTest tests[PLAIN + COUNT(analysed)] = {
+    struct CMUnitTest tests[PLAIN + 2 * COUNT(analysed)] = {
         cmocka_unit_test(test_sdpa_statistics), cmocka_unit_test(test_magnitudes),
         cmocka_unit_test(test_maxima),          cmocka_unit_test(test_norms_and_moments),
         cmocka_unit_test(test_scale_rows),      cmocka_unit_test(test_threads),
@@ -457,7 +523,11 @@ int main(int argc, char **argv) {
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     use_default_threads();
-    for (size_t i = 0; i < COUNT(analysed); i++)
-        tests[PLAIN + i] = (struct CMUnitTest){analysed[i], test_details, NULL, NULL, analysed[i]};
+    for (size_t i = 0; i < COUNT(analysed); i++) {
+        static char names[COUNT(analysed)][64];
+        snprintf(names[i], sizeof names[i], "interventions_%s", analysed[i]);
+        tests[PLAIN + 2 * i] = (struct CMUnitTest){analysed[i], test_details, NULL, NULL, analysed[i]};
+        tests[PLAIN + 2 * i + 1] = (struct CMUnitTest){names[i], test_interventions, NULL, NULL, analysed[i]};
+    }
     return _cmocka_run_group_tests("analysis", tests, COUNT(tests), NULL, NULL);
 }

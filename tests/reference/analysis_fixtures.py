@@ -146,3 +146,66 @@ def analysis_of(model, case, tokens):
     figures = attention_figures(out.attentions) | norm_figures(kept) | stream_figures(kept, tokens)
     figures |= magnitude_figures(case, kept, scores) | rank_figures(model, case, kept) | gate_figures(case, scores)
     return {name: x.int() if x.dtype == torch.int32 else x.float() for name, x in figures.items()}
+
+
+def scores_hook(change):
+    """The gate once more, with change(scores) in the scores' place."""
+
+    def hook(module, args, out):
+        y = args[1].view(*module.scores.shape[:2], module.heads, -1)
+        scores = change(module.scores)
+        return (y + scores if module.case["gate_form"] == "additive" else y * scores).reshape(args[1].shape)
+
+    return hook
+
+
+def without_first_value(module, args, out):
+    out = out.clone()
+    out[:, 0] = 0
+    return out
+
+
+def silence(head, width):
+    def hook(module, args):
+        y = args[0].clone()
+        y[..., head * width : (head + 1) * width] = 0
+        return (y,)
+
+    return hook
+
+
+def interventions_of(model, case, tokens, loss_of):
+    """The loss after each change; loss_of(logits) is the loss. Changes concern all layers but where a layer is named."""
+    attentions = [layer.self_attn for layer in model.model.layers]
+    gates = [attention.gate for attention in attentions if hasattr(attention, "gate")]
+    T, last = tokens.shape[1], case["n_heads"] - 1
+    changes = {
+        "value": lambda: [a.v_proj.register_forward_hook(without_first_value) for a in attentions],
+        "value_layer1": lambda: [attentions[1].v_proj.register_forward_hook(without_first_value)],
+        "silent_layer0": lambda: [
+            attentions[0].o_proj.register_forward_pre_hook(silence(last, case["head_dim"]))
+        ],
+        "silent_all": lambda: [
+            a.o_proj.register_forward_pre_hook(silence(0, case["n_heads"] * case["head_dim"])) for a in attentions
+        ],
+        "key": lambda: [],
+    }
+    if gates:
+        means = [gate.scores.double().mean().float() for gate in gates]  # of the unchanged pass
+        changes["gate_mean"] = lambda: [
+            g.register_forward_hook(scores_hook(lambda s, mean=mean: mean.expand_as(s))) for g, mean in zip(gates, means)
+        ]
+        changes["gate_one"] = lambda: [g.register_forward_hook(scores_hook(torch.ones_like)) for g in gates]
+        if case["gate_form"] == "multiplicative":
+            changes["gate_half"] = lambda: [g.register_forward_hook(scores_hook(lambda s: s / 2)) for g in gates]
+    mask = torch.full((T, T), torch.finfo(torch.float32).min).triu(1)
+    mask[1:, 0] = torch.finfo(torch.float32).min
+    losses = {}
+    for name, change in changes.items():
+        handles = change()
+        with torch.no_grad():
+            more = dict(attention_mask=mask.expand(tokens.shape[0], 1, T, T)) if name == "key" else {}
+            losses[f"loss.{name}"] = loss_of(model(input_ids=tokens, **more).logits).view(1)
+        for handle in handles:
+            handle.remove()
+    return losses

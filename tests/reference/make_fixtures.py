@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from analysis_fixtures import analysis_of
+from analysis_fixtures import analysis_of, interventions_of
 from gated_qwen3 import gated_model, pack_gate, packed_model, qwen3_config
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -277,6 +277,7 @@ def make_case(name, directory):
     write_safetensors(directory / f"{name}.safetensors", tensors, metadata(case))
     if name in ANALYSED:
         figures = analysis_of(model, case, tokens)
+        figures |= interventions_of(model, case, tokens, lambda logits: mean_loss(logits, targets))
         write_safetensors(directory / "analysis" / f"{name}.safetensors", figures, metadata(case))
 
 
