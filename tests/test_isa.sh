@@ -11,7 +11,7 @@ for isa in c avx2 avx512 avx512bf16 amx; do
         echo "skipped: $isa, which this processor does not have"
         continue
     fi
-    for test in build/test_fixtures tests/test_train.sh tests/test_analyze.sh; do
+    for test in build/test_fixtures build/test_analysis tests/test_train.sh tests/test_analyze.sh; do
         log=build/log/isa_${isa}_$(basename "$test" .sh).log
         if "./$test" >"$log" 2>&1; then
             echo "ok $isa $test" && passed=$((passed + 1))
