@@ -10,24 +10,30 @@ CC ?= cc
 OPT ?= -O3 -march=native -ffp-contract=fast
 WARN = -Wall -Wextra -Wpedantic -Wshadow -Werror
 CFLAGS ?= $(OPT)
-ALL_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(STB)
-LDLIBS = -lm
+ALL_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) $(STB)
+LDLIBS = $(TEXT_LIBS) -lm
 HEADERS = gated_attention.h gated_attention_x86.h gated_attention_cuda.cuh $(wildcard data/*.h)
 BUILD = build
 
 # What is here: OpenMP by trying it, stb_ds by its header. OPENMP= on the command line builds without threads.
-try = $(shell printf '$(1)' | $(CC) $(2) -x c - -o /dev/null 2>/dev/null && echo yes)
+try = $(shell printf '$(1)' | $(CC) $(2) -x c - -o /dev/null $(3) 2>/dev/null && echo yes)
 hash := \#
 ifeq ($(origin OPENMP),undefined)
 OPENMP := $(if $(call try,$(hash)include <omp.h>\nint main(void){return omp_get_max_threads()<1;}\n,-fopenmp),-fopenmp)
 endif
+# Tokenizers need PCRE2 and utf8proc; PCRE2= UTF8PROC= builds without. Looked for when they are used: `packages` may just
+# have installed them.
+PCRE2 = $(call try,$(hash)define PCRE2_CODE_UNIT_WIDTH 8\n$(hash)include <pcre2.h>\nint main(void){return !&pcre2_code_free;}\n,,-lpcre2-8)
+UTF8PROC = $(call try,$(hash)include <utf8proc.h>\nint main(void){return !utf8proc_version();}\n,,-lutf8proc)
+TEXT = $(if $(PCRE2),-DDATA_PCRE2) $(if $(UTF8PROC),-DDATA_UTF8PROC)
+TEXT_LIBS = $(if $(PCRE2),-lpcre2-8) $(if $(UTF8PROC),-lutf8proc)
 NVCC := $(shell command -v nvcc 2>/dev/null)
 MPICC := $(shell command -v mpicc 2>/dev/null)
 
 .PHONY: all help packages packages-test test demo check format bench mutants reference sanitize pairs table4 curves
 .PHONY: clean
 all: train analyze
-	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   nvcc: $(or $(NVCC),not found)   MPI: $(or $(MPICC),not found)   (this version computes on the CPU)"
+	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   tokenizers: $(or $(and $(PCRE2),$(UTF8PROC)),PCRE2 or utf8proc not found)   nvcc: $(or $(NVCC),not found)   MPI: $(or $(MPICC),not found)   (this version computes on the CPU)"
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -58,7 +64,7 @@ curves: train
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data x86 amx analysis
 SH_TESTS = header train analyze readme isa cuda
-TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) -I. -Itests
+TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)
 
 $(BUILD)/test_%: tests/test_%.c $(TEST_HEADERS) | packages-test
@@ -103,7 +109,7 @@ bench: train
 	@sh tests/bench/bench.sh $(BENCH)
 
 # ---- formatting and static analysis --------------------------------------------------------------------------------
-SOURCES = gated_attention.h train.c analyze.c $(wildcard data/*.h tests/*.c tests/*.h tests/*.cpp)
+SOURCES = gated_attention.h train.c analyze.c $(wildcard data/*.h data/*.c tests/*.c tests/*.h tests/*.cpp)
 format:
 	clang-format -i $(SOURCES)
 check: packages-test

@@ -32,10 +32,10 @@
 
 #define STB_DS_IMPLEMENTATION
 #include <stb/stb_ds.h>
-#define DATA_IMPLEMENTATION
-#include "data/data.h"
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "gated_attention.h"
+#define DATA_IMPLEMENTATION
+#include "data/data.h"
 #include "gated_attention_x86.h"
 #include "data/figures.h"
 #include "data/report.h"
@@ -62,6 +62,7 @@ static void free_analysis(analysis *a) {
     arrfree(r->figures);
     free(r->labels);
     data_close(a->stream);
+    data_tokenizer_close(a->tokenizer);
     for (size_t i = 0; i < arrlenu(a->texts); i++) free(a->texts[i]);
     arrfree(a->texts);
     arrfree(a->options.models);

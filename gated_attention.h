@@ -169,6 +169,7 @@ typedef enum { GA_SINK_NONE, GA_SINK_LEARNED, GA_SINK_ONE } ga_attention_sink;
     X(REAL, GATE, gate_init_std, 0.02, 0, 10, "", "standard deviation of W_theta at the start")                        \
     X(REAL, MODEL, init_std, 0.02, 0, 10, "", "standard deviation of all other matrices at the start")                 \
     X(TEXT, TRAIN, data, "gen:backcopy", 0, 0, "", "a file (.txt .jsonl .u16 .u32 .bin) or gen:NAME,key=value,...")    \
+    X(TEXT, TRAIN, tokenizer, "", 0, 0, "", "of .txt and .jsonl: a directory with tokenizer.json, or bytes; empty: that of init_from, else bytes") \
     X(REAL, TRAIN, val_fraction, 0.01, 0, 0.9, "", "share of the windows held out")                                    \
     X(FLAG, TRAIN, shuffle, 1, 0, 1, "", "training windows in a seeded random order")                                  \
     X(INTEGER, TRAIN, bos_token, -1, -1, 16777215, "", "first token of each window of a file; -1: none")               \

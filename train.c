@@ -40,11 +40,11 @@
 
 #define STB_DS_IMPLEMENTATION
 #include <stb/stb_ds.h>
+#define GATED_ATTENTION_IMPLEMENTATION
+#include "gated_attention.h"
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
 #include "data/spikes.h"
-#define GATED_ATTENTION_IMPLEMENTATION
-#include "gated_attention.h"
 #include "gated_attention_x86.h"
 
 enum { PATH_SIZE = GA_TEXT + 64, SAMPLE_PROMPT = 8 };
@@ -73,6 +73,7 @@ typedef struct {
     ga_summary cost;
     char directory[PATH_SIZE], last[PATH_SIZE], best[PATH_SIZE], config_copy[PATH_SIZE], metrics_path[PATH_SIZE];
 
+    char tokenizer[PATH_SIZE]; /* of a text; empty: its bytes are tokens */
     data_stream *stream;
     uint64_t steps;         /* of the whole run */
     uint64_t epoch_windows; /* the stream's first windows that every epoch repeats; 0: the stream's own epochs */
@@ -288,9 +289,31 @@ static bool open_device(run *r) {
 
 /* ---- the plan ----------------------------------------------------------------------------------------------------- */
 
+/* A checkpoint that is trained on reads text as it did before. */
+static void choose_tokenizer(run *r) {
+    const ga_config *c = &r->config;
+    const char *chosen = *c->tokenizer                                          ? c->tokenizer
+                         : *c->init_from && data_tokenizer_exists(c->init_from) ? c->init_from
+                                                                                : "bytes";
+    snprintf(r->tokenizer, sizeof r->tokenizer, "%s", strcmp(chosen, "bytes") ? chosen : "");
+}
+
+/* Now and then a line, or one that is redrawn. */
+static void show_progress(const char *what, double share) {
+    static double drawn_at;
+    bool terminal = isatty(STDOUT_FILENO), last = share >= 1;
+    if (!last && now() - drawn_at < (terminal ? 0.1 : 10)) return;
+    drawn_at = now();
+    printf("%s%-11s %.0f %%%s", terminal ? "\r" : "", what, 100 * share, terminal && !last ? "" : "\n");
+    fflush(stdout);
+}
+
 static bool open_data(run *r) {
     const ga_config *c = &r->config;
+    choose_tokenizer(r);
     data_options options = {.source = c->data,
+                            .tokenizer = r->tokenizer,
+                            .progress = show_progress,
                             .vocab_size = c->vocab_size,
                             .seq_len = c->max_seq_len,
                             .val_fraction = c->val_fraction,
@@ -882,25 +905,38 @@ static bool evaluate(run *r, double *loss) {
     return true;
 }
 
+/* With the tokenizer that the model's tokens are of. */
+static bool save_checkpoint(run *r, const char *directory, const ga_training_state *state) {
+    if (ga_save(r->model, directory, state, &r->error)) return fail_library(r);
+    const data_tokenizer *t = data_stream_tokenizer(r->stream);
+    char path[PATH_SIZE + 32];
+    snprintf(path, sizeof path, "%s/%s", directory, DATA_TOKENIZER_FILE);
+    return !t || data_copy_file(data_tokenizer_path(t), path, &r->error) == GA_OK || fail_library(r);
+}
+
 static bool save_best(run *r, double val_loss) {
     if (!(val_loss < r->state.best_val_loss)) return true;
     r->state.best_val_loss = val_loss;
-    return ga_save(r->model, r->best, NULL, &r->error) == GA_OK || fail_library(r);
+    return save_checkpoint(r, r->best, NULL);
 }
 
 static bool save_last(run *r) {
     if (r->saved && r->saved_step == r->state.step) return true;
-    if (ga_save(r->model, r->last, &r->state, &r->error)) return fail_library(r);
+    if (!save_checkpoint(r, r->last, &r->state)) return false;
     r->saved = true;
     r->saved_step = r->state.step;
     return true;
 }
 
-static void print_tokens(const run *r, const int32_t *tokens, size_t n) {
-    bool bytes = ends_with(r->config.data, ".txt") || ends_with(r->config.data, ".jsonl");
-    for (size_t i = 0; i < n; i++)
-        printf("%s%s", data_token_text(r->stream, tokens[i], (char[DATA_LABEL_SIZE]){0}, DATA_LABEL_SIZE),
-               bytes ? "" : " ");
+/* Text as it is, but for what would steer a terminal; other tokens by their labels. */
+static void print_token(const run *r, int32_t token) {
+    const data_tokenizer *t = data_stream_tokenizer(r->stream);
+    bool text = t || ends_with(r->config.data, ".txt") || ends_with(r->config.data, ".jsonl");
+    size_t n = 0;
+    const char *bytes = t ? data_tokenizer_bytes(t, token, &n) : NULL;
+    for (size_t i = 0; i < n; i++) putchar((unsigned char)bytes[i] < ' ' || bytes[i] == 127 ? ' ' : bytes[i]);
+    if (!t)
+        printf("%s%s", data_token_text(r->stream, token, (char[DATA_LABEL_SIZE]){0}, DATA_LABEL_SIZE), text ? "" : " ");
 }
 
 static bool generate(run *r, ga_generator *g, ga_real *logits, size_t prompt, size_t count) {
@@ -908,7 +944,7 @@ static bool generate(run *r, ga_generator *g, ga_real *logits, size_t prompt, si
     if (ga_generator_feed(g, r->inputs, prompt, logits, &r->error)) return fail_library(r);
     for (size_t i = 0; i < count; i++) {
         int32_t token = ga_sample(logits, r->config.vocab_size, sampling, &r->state.random);
-        print_tokens(r, &token, 1);
+        print_token(r, token);
         if (i + 1 < count && ga_generator_feed(g, &token, 1, logits, &r->error)) return fail_library(r);
     }
     return true;
@@ -928,7 +964,7 @@ static bool print_sample(run *r) {
     ga_real *logits = malloc(c->vocab_size * sizeof *logits);
     erase_bar(&r->progress);
     printf("sample      ");
-    print_tokens(r, r->inputs, prompt);
+    for (size_t i = 0; i < prompt; i++) print_token(r, r->inputs[i]);
     printf("| ");
     bool done = logits ? generate(r, g, logits, prompt, count) : fail(r, 1, "out of memory");
     printf("\n");

@@ -83,6 +83,8 @@ typedef struct {
     ga_device device;
     data_stream *stream;
     data_part part;
+    data_tokenizer *tokenizer; /* of the model last asked for; NULL: it has none */
+    const char *tokenizer_of;  /* where it was read from */
     int exit_code;
     char failure[2048];
 } analysis;
@@ -273,6 +275,12 @@ static bool find_checkpoint(analysis *a, report_model *m, const char *directory)
                 m->name, directory);
 }
 
+/* The directory of a model's tokenizer: its own, or that of its run. */
+static void find_tokenizer(analysis *a, report_model *m) {
+    const char *run = keep_text(a, "%s/..", m->directory);
+    m->tokenizer = data_tokenizer_exists(m->directory) ? m->directory : data_tokenizer_exists(run) ? run : NULL;
+}
+
 /* "G1 elementwise sigmoid", and what differs from the default of Eq. 5. */
 static void describe_gate(const ga_config *c, char text[128]) {
     char position[16], type[16], activation[16]; /* the longest words of these keys have 11 bytes */
@@ -312,6 +320,7 @@ static bool add_model(analysis *a, const char *argument) {
             return fail(a, 2, "the names %s and %s would give files the same name", other->name, m.name);
     }
     if (!find_checkpoint(a, &m, colon + 1)) return false;
+    find_tokenizer(a, &m);
     ga_error e;
     m.config = ga_config_default();
     if (ga_load_config(&m.config, m.directory, false, &e)) return fail(a, 1, "%s: %s", m.name, e.text);
@@ -378,6 +387,27 @@ static bool is_generator(const char *source) {
     return strncmp(source, "gen:", 4) == 0;
 }
 
+/* Redrawn on a terminal. */
+static void show_progress(const char *what, double share) {
+    static double drawn_at;
+    if (!isatty(STDERR_FILENO) || (share < 1 && now() - drawn_at < 0.1)) return;
+    drawn_at = now();
+    fprintf(stderr, share < 1 ? "\r%s %.0f %%" : "\r\033[K", what, 100 * share);
+}
+
+/* a->tokenizer becomes the model's own. */
+static bool load_tokenizer(analysis *a, const report_model *m) {
+    if (a->tokenizer_of == m->tokenizer) return true;
+    data_tokenizer_close(a->tokenizer);
+    a->tokenizer = NULL;
+    a->tokenizer_of = NULL;
+    ga_error e;
+    if (m->tokenizer && !(a->tokenizer = data_tokenizer_open(m->tokenizer, &e)))
+        return fail(a, 1, "%s: %s", m->name, e.text);
+    a->tokenizer_of = m->tokenizer;
+    return true;
+}
+
 /* With --data window i has the inputs [i T, i T + T) of the file as it stands; without, windows are those that training
  * held out. */
 static bool open_data(analysis *a) {
@@ -389,7 +419,10 @@ static bool open_data(analysis *a) {
     bool held_out = is_generator(r->source) || (!o->data && a->run.val_fraction > 0);
     const char *part = o->part ? o->part : held_out ? "val" : "all";
     a->part = strcmp(part, "val") == 0 ? DATA_VAL : DATA_TRAIN;
+    if (!load_tokenizer(a, &r->models[0])) return false;
     data_options d = {.source = r->source,
+                      .tokenizer = r->models[0].tokenizer,
+                      .progress = show_progress,
                       .vocab_size = r->models[0].config.vocab_size,
                       .seq_len = r->seq_len,
                       .val_fraction = strcmp(part, "all") == 0 ? 0 : a->run.val_fraction,
@@ -418,11 +451,28 @@ static bool open_data(analysis *a) {
 
 /* A model without a run, or whose data is gone, is known by its vocabulary. */
 static bool reads_bytes(const analysis *a, const report_model *m) {
+    if (m->tokenizer) return false;
     if (a->has_run) return ends_with(a->run.data, ".txt") || ends_with(a->run.data, ".jsonl");
     return m->config.vocab_size >= 256 && m->config.vocab_size <= 320;
 }
 
+/* Appends the tokens of a text, without special tokens, to an stb_ds array: by the model's tokenizer, or its bytes. */
+static bool encode_text(analysis *a, const report_model *m, const char *text, size_t n, int32_t **tokens) {
+    ga_error e;
+    if (!load_tokenizer(a, m)) return false;
+    if (a->tokenizer)
+        return data_tokenizer_encode(a->tokenizer, text, n, false, tokens, &e) == GA_OK ||
+               fail(a, 1, "%s: %s", m->name, e.text);
+    if (!reads_bytes(a, m))
+        return fail(a, 1, "%s: %s has no tokenizer.json, and its %zu tokens are no bytes: it cannot read text", m->name,
+                    m->directory, m->config.vocab_size);
+    for (size_t i = 0; i < n; i++) arrput(*tokens, (unsigned char)text[i]);
+    return true;
+}
+
 static const char *label_token(const analysis *a, const report_model *m, int32_t token, char label[DATA_LABEL_SIZE]) {
+    if (a->tokenizer && a->tokenizer_of == m->tokenizer)
+        return data_tokenizer_label(a->tokenizer, token, label, DATA_LABEL_SIZE);
     if (a->stream) return data_token_text(a->stream, token, label, DATA_LABEL_SIZE);
     bool printable = reads_bytes(a, m) && token >= ' ' && token < 127;
     snprintf(label, DATA_LABEL_SIZE, printable ? "%c" : "%" PRId32, (int)token);

@@ -20,6 +20,7 @@
  *
  *     #define _POSIX_C_SOURCE 200809L      // before any header
  *     #define STB_DS_IMPLEMENTATION        // data.h includes stb_ds.h where that was not done before
+ *     #define GATED_ATTENTION_IMPLEMENTATION
  *     #define DATA_IMPLEMENTATION
  *     #include "data/data.h"
  */
@@ -31,6 +32,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "text.h"
+
 #define DATA_ENDLESS UINT64_MAX
 
 typedef struct data_stream data_stream;
@@ -38,13 +41,15 @@ typedef struct data_stream data_stream;
 typedef enum { DATA_TRAIN, DATA_VAL } data_part;
 
 typedef struct {
-    const char *source;  /* FILE or gen:NAME,key=value,... */
-    size_t vocab_size;   /* of the model: every token lies below it */
-    size_t seq_len;      /* T */
-    double val_fraction; /* of a file's windows that are held out, 0..1, below 1; generators ignore it */
-    bool shuffle;        /* training windows in another order in each epoch */
-    uint64_t seed;       /* of the order, and of what a generator draws */
-    long bos_token;      /* opens every window; -1: none. gen:backcopy brings its own */
+    const char *source;      /* FILE or gen:NAME,key=value,... */
+    size_t vocab_size;       /* of the model: every token lies below it */
+    size_t seq_len;          /* T */
+    double val_fraction;     /* of a file's windows that are held out, 0..1, below 1; generators ignore it */
+    bool shuffle;            /* training windows in another order in each epoch */
+    uint64_t seed;           /* of the order, and of what a generator draws */
+    const char *tokenizer;   /* of text in .txt and .jsonl: tokenizer.json or its directory; NULL or "": bytes */
+    data_progress *progress; /* of making tokens from text */
+    long bos_token;          /* opens every window; -1: none. gen:backcopy brings its own */
 } data_options;
 
 /* NULL on failure, with one line in `error` that names the source and the place in it. */
@@ -74,10 +79,13 @@ size_t data_questions(const data_stream *stream, const int32_t *inputs, int32_t 
 bool data_entropy(data_stream *stream, data_part part, uint64_t first, uint64_t count, double *actual, double *expected,
                   char *error, size_t error_size);
 
-/* Label of a token in figures: a byte as itself or \n, \t, \xNN; <s>; triggers T0.. and other generated tokens t17;
- * else its number. Returns `text`; DATA_LABEL_SIZE bytes are enough.
+/* The tokenizer that made the tokens; NULL: none did. */
+data_tokenizer *data_stream_tokenizer(const data_stream *stream);
+
+/* Label of a token in figures: a byte as itself or \n, \t, \xNN; a tokenizer's as data_tokenizer_label; <s>; triggers T0..
+ * and other generated tokens t17; else its number. Returns `text`; DATA_LABEL_SIZE bytes are enough.
  */
-enum { DATA_LABEL_SIZE = 16 };
+enum { DATA_LABEL_SIZE = 32 };
 const char *data_token_text(const data_stream *stream, int32_t token, char *text, size_t text_size);
 
 /* The sources with all their keys, for --help. */
@@ -98,14 +106,6 @@ void data_print_sources(FILE *out);
 #include <sys/stat.h>
 #include <unistd.h>
 
-#ifndef INCLUDE_STB_DS_H
-#if defined(__has_include) && !__has_include(<stb/stb_ds.h>)
-#include <stb_ds.h>
-#else
-#include <stb/stb_ds.h>
-#endif
-#endif
-
 #include "backcopy.h"
 #include "jsonl.h"
 #include "random.h"
@@ -121,9 +121,9 @@ static const struct {
     unsigned width; /* bytes per token */
     const char *meaning;
 } datai_endings[] = {
-    {".txt", DATAI_RAW, 1, "text, a token per byte"},
+    {".txt", DATAI_RAW, 1, "text, a token per byte, or by a tokenizer"},
     {".jsonl", DATAI_JSONL, 1,
-     "an object with a string \"text\" per line; bytes of UTF-8, documents separated by a newline"},
+     "an object with a string \"text\" per line; bytes of UTF-8, documents separated by a newline, or by a tokenizer"},
     {".u16", DATAI_RAW, 2, "raw 16-bit little-endian tokens"},
     {".u32", DATAI_RAW, 4, "raw 32-bit little-endian tokens"},
     {".bin", DATAI_BIN, 2, "llm.c's header and tokens, or nanoGPT's raw 16-bit tokens"},
@@ -167,7 +167,8 @@ struct data_stream {
     const datai_generator_type *type; /* NULL: a file */
     datai_generator generator;
 
-    int fd;
+    data_tokenizer *tokenizer;
+    int fd; /* with a tokenizer, of its tokens */
     datai_format format;
     unsigned width;  /* bytes per token */
     uint64_t header; /* bytes before the first token */
@@ -626,6 +627,27 @@ static bool datai_count_windows(data_stream *s, char *error, size_t error_size) 
     return true;
 }
 
+/* The tokens of text, which are from then on read like any others. */
+static bool datai_open_tokens(data_stream *s, char *error, size_t error_size) {
+    const data_options *o = &s->options;
+    ga_error e;
+    s->tokenizer = data_tokenizer_open(o->tokenizer, &e);
+    if (!s->tokenizer) return datai_fail(error, error_size, "%s", e.text);
+    if (data_tokenizer_size(s->tokenizer) > o->vocab_size)
+        return datai_fail(error, error_size, "%s: has tokens up to %zu, beyond the model's vocab_size %zu",
+                          data_tokenizer_path(s->tokenizer), data_tokenizer_size(s->tokenizer) - 1, o->vocab_size);
+    data_text_layout layout;
+    int fd = data_text_tokens(o->source, s->tokenizer, o->progress, &layout, &e);
+    if (fd < 0) return datai_fail(error, error_size, "%s", e.text);
+    close(s->fd);
+    s->fd = fd;
+    s->format = DATAI_RAW;
+    s->width = layout.width;
+    s->header = layout.header;
+    s->tokens = layout.tokens;
+    return true;
+}
+
 static bool datai_open_file(data_stream *s, char *error, size_t error_size) {
     const char *source = s->options.source;
     size_t length = strlen(source), i = 0;
@@ -652,7 +674,10 @@ static bool datai_open_file(data_stream *s, char *error, size_t error_size) {
     uint64_t size = (uint64_t)status.st_size;
     if (size == 0) return datai_fail(error, error_size, "%s: is empty", source);
 
-    if (s->format == DATAI_JSONL) {
+    bool text = s->width == 1;
+    if (text && s->options.tokenizer && *s->options.tokenizer) {
+        if (!datai_open_tokens(s, error, error_size)) return false;
+    } else if (s->format == DATAI_JSONL) {
         if (!datai_index_jsonl(s, error, error_size)) return false;
     } else {
         if (s->format == DATAI_BIN && !datai_read_bin_header(s, size, error, error_size)) return false;
@@ -741,6 +766,7 @@ void data_close(data_stream *stream) {
     if (!stream) return;
     if (stream->type && stream->type->close) stream->type->close(&stream->generator);
     if (stream->fd >= 0) close(stream->fd);
+    data_tokenizer_close(stream->tokenizer);
     arrfree(stream->points);
     free(stream->jsonl_buffer);
     free(stream->bytes);
@@ -798,6 +824,10 @@ bool data_entropy(data_stream *stream, data_part part, uint64_t first, uint64_t 
     return true;
 }
 
+data_tokenizer *data_stream_tokenizer(const data_stream *stream) {
+    return stream->tokenizer;
+}
+
 static void datai_byte_label(int32_t byte, char *text, size_t text_size) {
     if (byte == '\n')
         snprintf(text, text_size, "\\n");
@@ -812,6 +842,8 @@ const char *data_token_text(const data_stream *stream, int32_t token, char *text
         snprintf(text, text_size, "<s>");
     else if (stream->type)
         stream->type->label(&stream->generator, token, text, text_size);
+    else if (stream->tokenizer)
+        data_tokenizer_label(stream->tokenizer, token, text, text_size);
     else if (stream->width == 1 && token >= 0 && token <= 0xFF)
         datai_byte_label(token, text, text_size);
     else

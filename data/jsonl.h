@@ -52,6 +52,10 @@ void data_jsonl_from_memory(data_jsonl *j, const void *bytes, size_t size);
 /* Hands out the next n bytes of text (to nowhere if `out` is NULL) and returns how many there were. */
 size_t data_jsonl_read(data_jsonl *j, unsigned char *out, size_t n);
 
+/* The next whole text, in place of what is in the stb_ds array *text; false: the end, or a problem. Not to be mixed with
+ * data_jsonl_read. */
+bool data_jsonl_next(data_jsonl *j, char **text);
+
 /* A point at, or up to three bytes before, the next byte: point.decoded says which. */
 data_jsonl_point data_jsonl_tell(const data_jsonl *j);
 void data_jsonl_seek(data_jsonl *j, data_jsonl_point point);
@@ -357,6 +361,21 @@ size_t data_jsonl_read(data_jsonl *j, unsigned char *out, size_t n) {
         if (j->unit_size == 0) datai_jsonl_close_text(j);
     }
     return done;
+}
+
+bool data_jsonl_next(data_jsonl *j, char **text) {
+    arrsetlen(*text, 0);
+    if (!datai_jsonl_open_text(j)) return false;
+    for (;;) {
+        size_t at_hand = (size_t)(j->end - j->next), length = arrlenu(*text);
+        arrsetlen(*text, length + at_hand + sizeof j->unit);
+        length += datai_jsonl_plain(j, (unsigned char *)*text + length, at_hand);
+        if (!datai_jsonl_character(j, (unsigned char *)*text + length, &j->unit_size)) return false;
+        arrsetlen(*text, length + j->unit_size);
+        if (j->unit_size > 0) continue;
+        j->unit_used = 0;
+        return datai_jsonl_close_text(j);
+    }
 }
 
 #endif

@@ -21,8 +21,8 @@ static int32_t find_token(const analysis *a, const char *word, size_t vocab_size
 static bool read_prompt(analysis *a, const report_model *m, int32_t **tokens) {
     const char *prompt = a->options.prompt;
     if (a->has_run && a->run.bos_token >= 0) arrput(*tokens, (int32_t)a->run.bos_token);
-    if (reads_bytes(a, m)) {
-        for (; *prompt; prompt++) arrput(*tokens, (unsigned char)*prompt);
+    if (a->tokenizer || reads_bytes(a, m)) {
+        if (!encode_text(a, m, prompt, strlen(prompt), tokens)) return false;
     } else {
         for (prompt += strspn(prompt, " ,\t\n"); *prompt; prompt += strspn(prompt, " ,\t\n")) {
             size_t length = strcspn(prompt, " ,\t\n");
@@ -38,10 +38,18 @@ static bool read_prompt(analysis *a, const report_model *m, int32_t **tokens) {
     return arrlenu(*tokens) > 0 || fail(a, 1, "--prompt is empty");
 }
 
-/* Bytes as they are, but for those that would steer a terminal; other tokens by their labels. */
+static bool is_printable(int byte) {
+    return ((unsigned char)byte >= ' ' && byte != 127) || byte == '\n' || byte == '\t';
+}
+
+/* Text as it is, but for bytes that would steer a terminal; other tokens by their labels. */
 static void print_token(const analysis *a, const report_model *m, int32_t token) {
     char label[DATA_LABEL_SIZE];
-    if (reads_bytes(a, m) && token < 256 && ((token >= ' ' && token != 127) || token == '\n' || token == '\t'))
+    size_t n;
+    const char *bytes = a->tokenizer ? data_tokenizer_bytes(a->tokenizer, token, &n) : NULL;
+    if (bytes)
+        for (size_t i = 0; i < n; i++) putchar(is_printable(bytes[i]) ? bytes[i] : '?');
+    else if (reads_bytes(a, m) && token < 256 && is_printable(token))
         putchar(token);
     else
         printf(reads_bytes(a, m) ? "%s" : "%s ", label_token(a, m, token, label));
@@ -99,7 +107,7 @@ static bool map_prompt(analysis *a, report_model *m, ga_model *model, const int3
 
 static bool prompt_model(analysis *a, report_model *m) {
     options *o = &a->options;
-    if (!load_run(a, m)) return false;
+    if (!load_run(a, m) || !load_tokenizer(a, m)) return false;
     data_options d = {.source = o->data ? o->data : a->run.data,
                       .vocab_size = m->config.vocab_size,
                       .seq_len = 1,
@@ -107,8 +115,9 @@ static bool prompt_model(analysis *a, report_model *m) {
                       .bos_token = a->has_run ? a->run.bos_token : -1};
     char text[1024];
     data_close(a->stream);
-    a->stream = o->data || a->has_run ? data_open(&d, text, sizeof text) : NULL; /* for labels; numbers will do */
-    if (o->data && !a->stream) return fail(a, 1, "%s", text);
+    a->stream = !a->tokenizer && (o->data || a->has_run) ? data_open(&d, text, sizeof text)
+                                                         : NULL; /* for labels; numbers will do */
+    if (o->data && !a->tokenizer && !a->stream) return fail(a, 1, "%s", text);
     if (o->maps && !o->has_generate) o->generate = 0;
     int32_t *tokens = NULL;
     ga_model *model = NULL;

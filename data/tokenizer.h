@@ -66,6 +66,9 @@ ga_result data_tokenizer_encode_part(data_tokenizer *t, const char *text, size_t
 
 /* What a token stands for, n bytes that need not be whole characters. NULL: there is no such token. */
 const char *data_tokenizer_bytes(const data_tokenizer *t, int32_t token, size_t *n);
+/* The same as a label of one line in UTF-8: a space as U+2423, other bytes that are no visible character as \n or \xNN;
+ * cut, with an ellipsis, where it would not fit. Returns `text`. */
+const char *data_tokenizer_label(const data_tokenizer *t, int32_t token, char *text, size_t size);
 /* Whether it is a special token, such as <|endoftext|>. */
 bool data_tokenizer_special(const data_tokenizer *t, int32_t token);
 /* The id of an added token or of an entry of the vocabulary as it stands in the file; -1: there is none. */
@@ -86,6 +89,14 @@ ga_result data_tokenizer_words(data_tokenizer *t, const char *text, size_t part,
 #include <stdlib.h>
 #include <string.h>
 
+#ifndef INCLUDE_STB_DS_H
+#if defined(__has_include) && !__has_include(<stb/stb_ds.h>)
+#include <stb_ds.h>
+#else
+#include <stb/stb_ds.h>
+#endif
+#endif
+
 #ifdef DATA_PCRE2
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
@@ -97,7 +108,7 @@ ga_result data_tokenizer_words(data_tokenizer *t, const char *text, size_t part,
 #include "hash.h"
 
 enum {
-    DATAI_MAX_FILE = 1 << 28, /* bytes of a tokenizer.json */
+    DATAI_MAX_FILE = 1 << 28,  /* bytes of a tokenizer.json */
     DATAI_MAX_HOLES = 1 << 16, /* ids that stand for nothing */
     DATAI_MAX_STEPS = 16,
     DATAI_CACHED_WORD = 256,       /* bytes of the longest word that is kept */
@@ -157,7 +168,8 @@ static void datai_append_bytes(char **out, const char *bytes, size_t n) {
 }
 
 /* White_Space of Unicode, which has been the same since version 6.3. */
-#define DATAI_SPACE "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+#define DATAI_SPACE \
+    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
 
 static bool datai_is_space(uint32_t code) {
     return (code >= 0x9 && code <= 0xD) || code == 0x20 || code == 0x85 || code == 0xA0 || code == 0x1680 ||
@@ -217,8 +229,7 @@ static void datai_regex_spaces(char *out, const char *pattern) {
 static ga_result datai_regex_open(datai_regex *r, const char *path, const char *pattern, ga_error *e) {
     enum { LONGEST = 4096, SMALL_STACK = 1 << 15, LARGE_STACK = 1 << 26, MOST_STEPS = 1 << 28 };
     size_t length = strlen(pattern);
-    if (length > LONGEST)
-        return gai_fail(e, GA_ERR_FORMAT, "%s: a pattern of more than %d bytes", path, (int)LONGEST);
+    if (length > LONGEST) return gai_fail(e, GA_ERR_FORMAT, "%s: a pattern of more than %d bytes", path, (int)LONGEST);
     char *text = (char *)malloc(128 * (length + 1));
     if (!text) return gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
     datai_regex_spaces(text, pattern);
@@ -306,16 +317,16 @@ static ga_result datai_nfc_open(uint8_t **plain, const char *path, ga_error *e) 
     for (utf8proc_int32_t code = 0x300; code < DATAI_CODES; code++) {
         const utf8proc_property_t *p = utf8proc_get_property(code);
         bool hangul = code >= 0xAC00 && code <= 0xD7A3, jamo = code >= 0x1161 && code <= 0x11C2;
-        if (p->combining_class || jamo) (*plain)[code >> 3] &= (uint8_t)~(1 << (code & 7));
+        if (p->combining_class || jamo) (*plain)[code >> 3] &= (uint8_t) ~(1 << (code & 7));
         if (hangul || p->decomp_seqindex == UINT16_MAX || p->decomp_type) continue;
         utf8proc_int32_t parts[32];
         int boundary = 0;
         utf8proc_ssize_t n = utf8proc_decompose_char(code, parts, 32, DATAI_NFC, &boundary);
         if (n < 1 || n > 32) continue;
         utf8proc_int32_t last = parts[n - 1];
-        (*plain)[last >> 3] &= (uint8_t)~(1 << (last & 7));
+        (*plain)[last >> 3] &= (uint8_t) ~(1 << (last & 7));
         utf8proc_ssize_t composed = utf8proc_normalize_utf32(parts, n, DATAI_NFC);
-        if (composed != 1 || parts[0] != code) (*plain)[code >> 3] &= (uint8_t)~(1 << (code & 7));
+        if (composed != 1 || parts[0] != code) (*plain)[code >> 3] &= (uint8_t) ~(1 << (code & 7));
     }
     return GA_OK;
 }
@@ -396,10 +407,10 @@ static ga_result datai_nfc(const uint8_t *plain, const char *text, size_t n, cha
 #else
 static ga_result datai_nfc_open(uint8_t **plain, const char *path, ga_error *e) {
     *plain = NULL;
-    return gai_fail(
-        e, GA_ERR_FORMAT,
-        "%s: its normalizer NFC needs utf8proc, without which this program was built (libutf8proc-dev, then make again)",
-        path);
+    return gai_fail(e, GA_ERR_FORMAT,
+                    "%s: its normalizer NFC needs utf8proc, without which this program was built (libutf8proc-dev, "
+                    "then make again)",
+                    path);
 }
 
 static ga_result datai_nfc(const uint8_t *plain, const char *text, size_t n, char **out, const char **normal,
@@ -447,8 +458,8 @@ struct data_tokenizer {
     datai_token *tokens; /* stb_ds array by id */
     data_map vocabulary; /* entries as they stand in the file -> id */
     int32_t of_byte[256];
-    data_pairs merges;      /* two ids -> rank */
-    int32_t *merged;        /* stb_ds array by rank: the id that the pair becomes */
+    data_pairs merges; /* two ids -> rank */
+    int32_t *merged;   /* stb_ds array by rank: the id that the pair becomes */
     uint32_t characters[256];
     bool ignore_merges;
 
@@ -464,9 +475,9 @@ struct data_tokenizer {
     bool has_parts;          /* data_tokenizer_part may cut a text behind a newline */
 
     /* Working memory. */
-    char *text, *composed, *key; /* stb_ds arrays */
-    data_map cache;              /* word -> first of its tokens in `cached` << 8 | their number */
-    int32_t *cached;             /* stb_ds array */
+    char *text, *composed, *key;    /* stb_ds arrays */
+    data_map cache;                 /* word -> first of its tokens in `cached` << 8 | their number */
+    int32_t *cached;                /* stb_ds array */
     int32_t *ids, *next, *previous; /* stb_ds arrays: the symbols of a word, in a doubly linked list */
     uint64_t *heap;                 /* stb_ds array: rank << 32 | position of a pair */
     int32_t **out;                  /* where tokens go, or else words */
@@ -644,8 +655,8 @@ static ga_result datai_beside_word(data_tokenizer *t, const char *text, size_t n
     *word = false;
     if (before ? at == 0 : at == n) return GA_OK;
     size_t from = at;
-    if (before)
-        do from--;
+    if (before) do
+            from--;
         while (((unsigned char)text[from] & 0xC0) == 0x80);
     uint32_t code;
     int length = datai_utf8_next((const unsigned char *)text + from, (const unsigned char *)text + n, &code);
@@ -778,8 +789,9 @@ ga_result data_tokenizer_words(data_tokenizer *t, const char *text, size_t part,
 
 /* Whether the first step always cuts between a newline and a letter or digit. */
 static bool datai_cuts_at_lines(data_tokenizer *t) {
-    static const char *const lines[] = {"",   "a",   " ",   "7",     ".",      "\n",  "\r",   "\t",     "a ", "a\n",  "a \n",
-                                        ". ", ".\n", "\n ", "  \n ", "\xC3\xA9", "'s", "\r\n", " \r\n\r", ")(", "a\t\n"};
+    static const char *const lines[] = {"",      "a",        " ",   "7",    ".",       "\n",  "\r",
+                                        "\t",    "a ",       "a\n", "a \n", ". ",      ".\n", "\n ",
+                                        "  \n ", "\xC3\xA9", "'s",  "\r\n", " \r\n\r", ")(",  "a\t\n"};
     if (t->n_steps == 0 || !t->steps[0].has_regex) return false;
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
         for (const char *next = "aZ09"; *next; next++) {
@@ -815,6 +827,38 @@ const char *data_tokenizer_bytes(const data_tokenizer *t, int32_t token, size_t 
     if (token < 0 || (size_t)token >= arrlenu(t->tokens) || t->tokens[token].length == 0) return NULL;
     *n = t->tokens[token].length;
     return t->bytes + t->tokens[token].offset;
+}
+
+const char *data_tokenizer_label(const data_tokenizer *t, int32_t token, char *text, size_t size) {
+    enum { ELLIPSIS = 3 };
+    size_t n = 0, used = 0;
+    const char *bytes = data_tokenizer_bytes(t, token, &n);
+    if (!bytes) {
+        snprintf(text, size, "%d", (int)token);
+        return text;
+    }
+    const unsigned char *p = (const unsigned char *)bytes, *end = p + n;
+    while (p < end) {
+        char part[8];
+        uint32_t code;
+        int length = datai_utf8_next(p, end, &code);
+        if (code == ' ')
+            snprintf(part, sizeof part, "\xE2\x90\xA3");
+        else if (code == '\n' || code == '\t' || code == '\r')
+            snprintf(part, sizeof part, code == '\n' ? "\\n" : code == '\t' ? "\\t" : "\\r");
+        else if (length < 0 || code < 0x20 || (code >= 0x7F && code < 0xA0))
+            snprintf(part, sizeof part, "\\x%02X", *p);
+        else
+            snprintf(part, sizeof part, "%.*s", length, (const char *)p);
+        p += length < 0 || code < 0x80 ? 1 : length;
+        size_t room = size - 1 - used, needed = strlen(part) + (p < end ? ELLIPSIS : 0);
+        if (needed > room) snprintf(part, sizeof part, room < ELLIPSIS ? "" : "\xE2\x80\xA6");
+        memcpy(text + used, part, strlen(part));
+        used += strlen(part);
+        if (needed > room) break;
+    }
+    text[used] = '\0';
+    return text;
 }
 
 bool data_tokenizer_special(const data_tokenizer *t, int32_t token) {
@@ -873,8 +917,8 @@ static ga_result datai_json_typed(gai_json object, const char *what, const char 
 }
 
 static ga_result datai_unknown(gai_json value, const char *what, const char *type, const char *known) {
-    return gai_fail(value.e, GA_ERR_FORMAT, "%s: a %s of type \"%.64s\" is not known here (known: %s)", value.path, what,
-                    gai_printable(type), known);
+    return gai_fail(value.e, GA_ERR_FORMAT, "%s: a %s of type \"%.64s\" is not known here (known: %s)", value.path,
+                    what, gai_printable(type), known);
 }
 
 /* The bytes that an entry stands for, to t->bytes: its characters' bytes, or where one of them stands for none, itself. */
@@ -888,8 +932,7 @@ static ga_result datai_add_bytes(data_tokenizer *t, const char *path, const char
     size_t n = strlen(content), offset = arrlenu(t->bytes);
     const unsigned char *p = (const unsigned char *)content, *end = p + n;
     bool bytes = true;
-    if (datai_utf8_valid(content, n) != n)
-        return gai_fail(e, GA_ERR_FORMAT, "%s: token %d is no UTF-8", path, (int)id);
+    if (datai_utf8_valid(content, n) != n) return gai_fail(e, GA_ERR_FORMAT, "%s: token %d is no UTF-8", path, (int)id);
     while (p < end && bytes) {
         uint32_t code;
         p += datai_utf8_next(p, end, &code);
@@ -971,15 +1014,16 @@ static ga_result datai_read_merges(data_tokenizer *t, gai_json array) {
         uint64_t a, b, joined;
         size_t rank = arrlenu(t->merged);
         if (!datai_read_merge(value, &left, &right))
-            return gai_fail(array.e, GA_ERR_FORMAT, "%s: merge %zu is neither \"a b\" nor [\"a\", \"b\"]", t->path, rank);
+            return gai_fail(array.e, GA_ERR_FORMAT, "%s: merge %zu is neither \"a b\" nor [\"a\", \"b\"]", t->path,
+                            rank);
         size_t m = strlen(left), n = strlen(right);
         arrsetlen(t->key, m + n);
         memcpy(t->key, left, m);
         memcpy(t->key + m, right, n);
         if (!data_map_get(&t->vocabulary, left, m, &a) || !data_map_get(&t->vocabulary, right, n, &b) ||
             !data_map_get(&t->vocabulary, t->key, m + n, &joined))
-            return gai_fail(array.e, GA_ERR_FORMAT, "%s: merge %zu has a part or a result that is not in the vocabulary",
-                            t->path, rank);
+            return gai_fail(array.e, GA_ERR_FORMAT,
+                            "%s: merge %zu has a part or a result that is not in the vocabulary", t->path, rank);
         arrput(t->merged, (int32_t)joined);
         if (!data_pairs_put(&t->merges, data_pair((int32_t)a, (int32_t)b), (uint32_t)rank))
             return gai_fail(array.e, GA_ERR_MEMORY, "%s: out of memory", t->path);
@@ -1000,8 +1044,14 @@ static ga_result datai_refuse_options(gai_json model, const char *const *names, 
 
 static ga_result datai_read_model(data_tokenizer *t, gai_json model) {
     enum { TYPE, VOCAB, MERGES, IGNORE, UNKNOWN, OPTIONS };
-    static const char *const names[] = {"type",    "vocab",   "merges",        "ignore_merges",
-                                        "unk_token", "dropout", "byte_fallback", "continuing_subword_prefix",
+    static const char *const names[] = {"type",
+                                        "vocab",
+                                        "merges",
+                                        "ignore_merges",
+                                        "unk_token",
+                                        "dropout",
+                                        "byte_fallback",
+                                        "continuing_subword_prefix",
                                         "end_of_word_suffix"};
     enum { COUNT = sizeof names / sizeof names[0] };
     gai_json v[COUNT];
@@ -1024,7 +1074,8 @@ static ga_result datai_read_model(data_tokenizer *t, gai_json model) {
     for (unsigned b = 0; b < 256 && v[UNKNOWN].at; b++)
         if (t->of_byte[b] < 0)
             return gai_fail(model.e, GA_ERR_FORMAT,
-                            "%s: model.unk_token with a vocabulary that lacks the byte %02X is not known here", t->path, b);
+                            "%s: model.unk_token with a vocabulary that lacks the byte %02X is not known here", t->path,
+                            b);
     return GA_OK;
 }
 
@@ -1095,8 +1146,7 @@ static ga_result datai_read_split(data_tokenizer *t, gai_json value, const gai_j
 /* GPT-2's own pattern is that of ByteLevel, if it uses one. */
 static ga_result datai_read_byte_level(data_tokenizer *t, gai_json value, const gai_json *v) {
     enum { ADD_PREFIX_SPACE = 4, USE_REGEX };
-    static const char pattern[] =
-        "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+    static const char pattern[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     bool prefix = !v[ADD_PREFIX_SPACE].at || gai_json_is(&v[ADD_PREFIX_SPACE], "true");
     bool regex = !gai_json_is(&v[USE_REGEX], "false");
     datai_step *step;
@@ -1223,7 +1273,8 @@ static ga_result datai_read_piece(data_tokenizer *t, gai_json piece, bool *seen_
     if (result) return result;
     if (!kind[0].at) {
         if (!kind[1].at || *seen_text)
-            return gai_fail(piece.e, GA_ERR_FORMAT, "%s: a template that is no special tokens around one text", t->path);
+            return gai_fail(piece.e, GA_ERR_FORMAT, "%s: a template that is no special tokens around one text",
+                            t->path);
         *seen_text = true;
         return GA_OK;
     }
@@ -1233,7 +1284,8 @@ static ga_result datai_read_piece(data_tokenizer *t, gai_json piece, bool *seen_
         return gai_fail(piece.e, GA_ERR_FORMAT, "%s: a template's special token has no id", t->path);
     int32_t id = data_tokenizer_find(t, name);
     if (id < 0)
-        return gai_fail(piece.e, GA_ERR_FORMAT, "%s: the template's \"%.64s\" is no token", t->path, gai_printable(name));
+        return gai_fail(piece.e, GA_ERR_FORMAT, "%s: the template's \"%.64s\" is no token", t->path,
+                        gai_printable(name));
     arrput(*(*seen_text ? &t->after : &t->before), id);
     return GA_OK;
 }

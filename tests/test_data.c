@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #define STB_DS_IMPLEMENTATION
+#define GATED_ATTENTION_IMPLEMENTATION
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
 #include "data/spikes.h"
