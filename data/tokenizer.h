@@ -1129,7 +1129,7 @@ static ga_result datai_read_pattern(gai_json value, char **pattern) {
 static ga_result datai_read_split(data_tokenizer *t, gai_json value, const gai_json *v) {
     enum { PATTERN = 1, BEHAVIOR, INVERT };
     char *behavior, *pattern;
-    datai_step *step;
+    datai_step *step = NULL;
     if (!v[PATTERN].at || !datai_json_text(v[BEHAVIOR], &behavior))
         return gai_fail(value.e, GA_ERR_FORMAT, "%s: a Split needs pattern and behavior", t->path);
     if (strcmp(behavior, "Isolated") != 0 && strcmp(behavior, "Removed") != 0)
@@ -1149,7 +1149,7 @@ static ga_result datai_read_byte_level(data_tokenizer *t, gai_json value, const 
     static const char pattern[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     bool prefix = !v[ADD_PREFIX_SPACE].at || gai_json_is(&v[ADD_PREFIX_SPACE], "true");
     bool regex = !gai_json_is(&v[USE_REGEX], "false");
-    datai_step *step;
+    datai_step *step = NULL;
     if (!prefix && !regex) return GA_OK;
     ga_result result = datai_add_step(t, regex ? pattern : NULL, &step, value.e);
     if (!result) step->prefix_space = prefix;
@@ -1172,7 +1172,7 @@ static ga_result datai_read_pre_tokenizer(data_tokenizer *t, gai_json value, boo
     }
     if (*byte_level) return gai_fail(value.e, GA_ERR_FORMAT, "%s: ByteLevel is not the last pre_tokenizer", t->path);
     if (strcmp(type, "Split") == 0) return datai_read_split(t, value, v);
-    datai_step *step;
+    datai_step *step = NULL;
     if (strcmp(type, "Digits") == 0)
         return datai_add_step(t, gai_json_is(&v[INDIVIDUAL], "true") ? "\\p{N}" : "\\p{N}+", &step, value.e);
     if (strcmp(type, "ByteLevel") != 0)
