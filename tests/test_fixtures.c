@@ -133,6 +133,25 @@ static void compare_metrics(const fixture *f, const ga_statistics *s) {
     assert_true(isnan(ga_gate_below(s, 0, 0.3)));
 }
 
+/* What the routers did with the batch: as the training loop asks for it, and as the analysis does. */
+static void compare_routing(ga_model *m, const fixture *f, const ga_statistics *s) {
+    size_t L = m->sizes.L, E = m->sizes.E;
+    const int32_t *rows = integers(f, "expert_rows", L * E);
+    const float *balance = floats(f, "load_balance_by_layer", L), *z_loss = floats(f, "router_z_by_layer", L);
+    for (size_t l = 0; l < L; l++) {
+        ga_routing r = ga_routing_of(m, l);
+        double most = 0, all = 0;
+        for (size_t i = 0; i < E; i++) {
+            expect_near(s->expert_rows[l * E + i], rows[l * E + i], 0, "rows of an expert");
+            most = fmax(most, rows[l * E + i]), all += rows[l * E + i];
+        }
+        expect_near(r.load_balance, balance[l], tolerance, "load-balancing loss of the whole batch");
+        expect_near(r.router_z, z_loss[l], tolerance, "z-loss");
+        expect_near(r.max_load, most * (double)E / all, 1e-12, "largest load");
+        expect_near(ga_expert_max_load(s, l), r.max_load, 1e-12, "largest load, observed");
+    }
+}
+
 /* `head` GA_ALL: the mean over heads. attention (B, HQ, T, T) */
 static void compare_map(const ga_map *map, const float *attention, size_t B, size_t HQ) {
     size_t T = map->T, first = map->head == GA_ALL ? 0 : map->head, last = map->head == GA_ALL ? HQ : map->head + 1;
@@ -183,11 +202,20 @@ static void test_fixture(void **state) {
     ga_observer observer = {s, maps, COUNT(maps)};
 
     double loss = 0, worst = 0;
-    expect_ok(ga_forward_backward(m, tokens, targets, B, T, 1, &observer, &loss, &e), &e);
+    size_t parts = m->sizes.E > 0 ? c.gradient_accumulation_steps : 1; /* only routers see more than one micro-batch */
+    for (size_t k = 0; k < parts; k++) {
+        size_t at = k * B / parts * T;
+        double part = NAN;
+        expect_ok(
+            ga_forward_backward(m, tokens + at, targets + at, B / parts, T, 1 / (double)parts, &observer, &part, &e),
+            &e);
+        loss += part / (double)parts;
+    }
     double expected = floats(&f, "loss", 1)[0];
     expect_below(fabs(loss - expected) / expected, tolerance, "loss %.9g, PyTorch %.9g", loss, expected);
     compare_gradients(m, &f, &worst);
     compare_metrics(&f, s);
+    if (m->sizes.E > 0) compare_routing(m, &f, s);
     for (size_t i = 0; i < COUNT(maps); i++)
         compare_map(&maps[i], floats(&f, "attention_layer0", B * m->sizes.HQ * T * T), B, m->sizes.HQ);
     expect_ok(ga_forward(m, tokens, NULL, B, T, NULL, NULL, &e), &e);

@@ -20,6 +20,8 @@ from transformers.models.qwen3.modeling_qwen3 import (
     repeat_kv,
 )
 
+from mixture import mixture_model
+
 ACTIVATIONS = {
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
@@ -158,8 +160,13 @@ def add_output_stage(module, clip, norm):
         module.register_forward_hook(lambda module, args, y: norm(y))
 
 
+def ffn_output(layer):
+    return getattr(layer.mlp, "down_proj", layer.mlp)  # a mixture gives its sum
+
+
 def gated_model(case, **more):
-    model = Qwen3ForCausalLM(qwen3_config(case, **more))
+    config = qwen3_config(case, **more)
+    model = mixture_model(config, case) if "n_experts" in case else Qwen3ForCausalLM(config)
     for layer in model.model.layers:
         attention = layer.self_attn
         if not case["qk_norm"]:
@@ -174,7 +181,7 @@ def gated_model(case, **more):
             attention.sinks = nn.Parameter(torch.zeros(case["n_heads"])) if case["attention_sink"] == "learned" else None
             model.config._attn_implementation = "sink"
         add_output_stage(attention.o_proj, case["attn_clip"], getattr(layer, "attn_out_norm", None))
-        add_output_stage(layer.mlp.down_proj, case["ffn_clip"], getattr(layer, "ffn_out_norm", None))
+        add_output_stage(ffn_output(layer), case["ffn_clip"], getattr(layer, "ffn_out_norm", None))
     return model.float().eval()
 
 

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from analysis_fixtures import analysis_of, interventions_of
-from gated_qwen3 import gated_model, pack_gate, packed_model, qwen3_config
+from gated_qwen3 import ffn_output, gated_model, pack_gate, packed_model, qwen3_config
+from mixture import router_losses, routing
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 SEED = 1  # one for which no value lies where rounding would decide what is counted or clipped
@@ -102,6 +103,20 @@ ANALYSED = (
     "g1_additive_silu", "self_rmsnorm", "g2_input_independent_headwise", "g1_scalar", "g5_clip_sandwich_tied", "clip",
     "gqa_1", "no_qk_norm", "one_position", "long", "sink_learned_g1",
 )
+# A mixture of experts: each expert has rows, no choice is close.
+MIXTURES = {
+    "mixture": dict(n_experts=5, experts_per_token=2, n_layers=1, load_balance_coef=0.2, router_z_coef=0.05),
+    "mixture_plain_weights": gate("G1") | dict(n_experts=6, experts_per_token=3, normalize_top_k=0),
+    # three micro-batches of one sequence: the counts are those of the batch so far
+    "mixture_global_batch": gate("G2", type="headwise") | dict(
+        n_experts=4, experts_per_token=2, load_balance_coef=0.5, router_z_coef=0.1, batch=3, gradient_accumulation_steps=3,
+        sandwich_norm=1, ffn_clip=0.5,
+    ),
+}
+CASES |= {
+    name: dict(normalize_top_k=1, load_balance_coef=0.1, router_z_coef=0.02, gradient_accumulation_steps=1, d_ff=10) | case
+    for name, case in MIXTURES.items()
+}
 IGNORED_TARGETS = ("baseline", "tied", "long")
 
 # Real checkpoint directories: configuration, storage type, shards, RoPE scaling.
@@ -187,7 +202,7 @@ def gate_statistics(model):
     }
 
 
-def evaluate(model, tokens, targets):
+def evaluate(model, tokens, targets, case):
     """Forward and backward: returns logits, loss and metrics, and leaves the gradients in the parameters."""
     residuals = []
     hooks = [
@@ -198,7 +213,8 @@ def evaluate(model, tokens, targets):
     for hook in hooks:
         hook.remove()
     loss = mean_loss(out.logits, targets)
-    loss.backward()
+    mixture = "n_experts" in case
+    (loss + router_losses(model, case) if mixture else loss).backward()
     first = [a[..., 0] for a in out.attentions]  # (B, HQ, T) for each layer
     shares = [1 - a.double().sum(-1) for a in out.attentions]  # what a sink logit takes
     with_sink = model.config._attn_implementation == "sink"
@@ -209,7 +225,9 @@ def evaluate(model, tokens, targets):
         "f_attn_by_head": by_layer(f.mean((0, 2)) for f in first),
         "max_act_by_layer": by_layer(r.abs().max() for r in residuals),
         "attention_layer0": out.attentions[0].detach(),
-    } | gate_statistics(model) | ({"sink_share_by_layer": by_layer(s.mean() for s in shares)} if with_sink else {})
+    } | gate_statistics(model) | ({"sink_share_by_layer": by_layer(s.mean() for s in shares)} if with_sink else {}) | (
+        routing(model, case) if mixture else {}
+    )
 
 
 def verify(name, case, tensors):
@@ -240,7 +258,7 @@ def verify(name, case, tensors):
 def verify_clipping(name, case, model):
     """Some outputs are clipped and some are not, and none is so near to the limit that rounding decides."""
     for layer in model.model.layers:
-        for module, clip in ((layer.self_attn.o_proj, case["attn_clip"]), (layer.mlp.down_proj, case["ffn_clip"])):
+        for module, clip in ((layer.self_attn.o_proj, case["attn_clip"]), (ffn_output(layer), case["ffn_clip"])):
             if clip > 0:
                 size = module.before_clip.abs()
                 assert 0.02 < (size > clip).float().mean() < 0.9, (name, clip)
@@ -268,7 +286,7 @@ def make_case(name, directory):
     model = gated_model(case)
     initialise(model, random, case)
     tokens, targets = make_batch(random, case, name in IGNORED_TARGETS)
-    tensors = {"tokens": tokens.int(), "targets": targets.int()} | evaluate(model, tokens, targets)
+    tensors = {"tokens": tokens.int(), "targets": targets.int()} | evaluate(model, tokens, targets, case)
     for key, parameter in model.named_parameters():
         tensors[f"weight.{key}"] = parameter.detach()
         tensors[f"grad.{key}"] = parameter.grad
@@ -314,7 +332,7 @@ def make_checkpoint(name, directory):
     initialise(model, random, case)
     round_parameters(model, dtype)
     tokens, targets = make_batch(random, case, ignore=False)
-    expected = {"tokens": tokens.int(), "targets": targets.int()} | evaluate(model, tokens, targets)
+    expected = {"tokens": tokens.int(), "targets": targets.int()} | evaluate(model, tokens, targets, case)
 
     packed = packed_model(qwen3_config(case, **switches, **rope))
     packed.load_state_dict(pack_gate(model.state_dict(), case["n_kv_heads"]))
