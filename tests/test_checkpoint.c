@@ -308,6 +308,8 @@ static const char *const gates[] = {
     "gate_input=none",
     "gate_input=scalar",
     "gate_form=self gate_activation=rmsnorm",
+    "n_experts=3 experts_per_token=2 gate_type=headwise",
+    "n_experts=4 experts_per_token=1 normalize_top_k=0 load_balance_coef=0.25 router_z_coef=0 gate_position=none",
     "gate_frozen=1 gate_init_std=0.25",
     "tied_embeddings=1 gate_type=headwise",
     "sandwich_norm=1 attn_clip=1.5 ffn_clip=0.1 qk_norm=0",
@@ -511,6 +513,7 @@ static void test_mapped(void **state) {
     check_mapped("tests/fixtures/hf_headwise", "BF16, tied");
     check_mapped("tests/fixtures/hf_elementwise", "F32, two shards");
     check_mapped("tests/fixtures/outside_qwen3_next", "gate by head");
+    check_mapped("tests/fixtures/outside_qwen3_moe", "experts");
     assert_int_equal(heap.blocks, blocks);
 }
 
@@ -748,6 +751,7 @@ static void test_outside_models(void **state) {
     check_logits("outside_llama", "none", "elementwise");
     check_logits("outside_mistral", "none", "elementwise"); /* one key-value head */
     check_logits("outside_qwen3", "none", "elementwise");   /* tied */
+    check_logits("outside_qwen3_moe", "none", "elementwise");
     check_logits("outside_qwen3_next", "G1", "elementwise");
 }
 
@@ -825,6 +829,72 @@ static void test_refused_models(void **state) {
     ga_error e;
     ga_config c = ga_config_default();
     expect_failure(ga_load_config(&c, in_root("refused"), false, &e), &e, GA_ERR_CONFIG, "shared expert", "experts");
+}
+
+/* Qwen3-MoE's names, written and read; what a mixture needs is asked for by name, and dense layers in one are refused. */
+static void test_mixture_keys(void **state) {
+    (void)state;
+    static const char *const written[] = {
+        "\"architectures\": [\"Qwen3MoeForCausalLM\"]",
+        "\"model_type\": \"qwen3_moe\"",
+        "\"num_experts\": 3",
+        "\"num_experts_per_tok\": 2",
+        "\"moe_intermediate_size\": 10",
+        "\"norm_topk_prob\": true",
+        "\"router_aux_loss_coef\": 0.25",
+        "\"decoder_sparse_step\": 1",
+        "\"mlp_only_layers\": []",
+    };
+    static const struct {
+        const char *old, *replacement;
+        ga_result result;
+        const char *word;
+    } cases[] = {
+        {"\"decoder_sparse_step\": 1", "\"decoder_sparse_step\": 2", GA_ERR_CONFIG, "decoder_sparse_step"},
+        {"\"mlp_only_layers\": []", "\"mlp_only_layers\": [0]", GA_ERR_CONFIG, "mlp_only_layers"},
+        {"\"num_experts\"", "\"num_experts_\"", GA_ERR_FORMAT, "num_experts is missing"},
+        {"\"moe_intermediate_size\"", "\"moe_size\"", GA_ERR_FORMAT, "moe_intermediate_size is missing"},
+        {"\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 1", GA_ERR_FORMAT, "num_experts_per_tok"},
+        {"\"num_experts\": 3", "\"num_experts\": 4096", GA_ERR_CONFIG, "num_experts"},
+    };
+    ga_error e;
+    ga_config c;
+    ga_model *m = make_model("n_experts=3 experts_per_token=2 d_ff=10 load_balance_coef=0.25", GA_INFERENCE, 1);
+    save(m, in_root("experts"), NULL);
+    contents text = read_file(in_root("experts/config.json"));
+    for (size_t i = 0; i < COUNT(written); i++)
+        if (!strstr((char *)text.bytes, written[i])) fail_msg("config.json does not say %s", written[i]);
+    free(text.bytes);
+    contents tensors = read_file(in_root("experts/model.safetensors"));
+    tensors.bytes[tensors.size - 1] = '\0';
+    assert_non_null(strstr((char *)tensors.bytes + 8, "\"model.layers.1.mlp.gate.weight\":{\"dtype\""));
+    assert_non_null(strstr((char *)tensors.bytes + 8, "\"model.layers.1.mlp.experts.2.down_proj.weight\":{\"dtype\""));
+    free(tensors.bytes);
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        save(m, in_root("experts"), NULL);
+        edit_text(in_root("experts/config.json"), cases[i].old, cases[i].replacement);
+        c = m->config;
+        expect_failure(ga_load_config(&c, in_root("experts"), false, &e), &e, cases[i].result, cases[i].word,
+                       cases[i].replacement);
+    }
+    ga_destroy(m);
+
+    /* a foreign file: Hugging Face's defaults */
+    static const char foreign[] =
+        "{\"model_type\": \"qwen3_moe\", \"vocab_size\": 13, \"hidden_size\": 24, \"intermediate_size\": 99, "
+        "\"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"moe_intermediate_size\": 10, \"num_experts\": 6, "
+        "\"num_experts_per_tok\": 3}";
+    write_file(in_root("experts/config.json"), foreign, sizeof foreign - 1);
+    expect_ok(ga_load_config(&c, in_root("experts"), false, &e), &e);
+    ga_config expected = ga_config_default();
+    configure(&expected,
+              "vocab_size=13 d_model=24 d_ff=10 n_layers=2 n_heads=4 n_kv_heads=4 head_dim=6 qk_norm=1 "
+              "gate_position=none n_experts=6 experts_per_token=3 normalize_top_k=0 load_balance_coef=0.001");
+    expect_same_keys(&expected, &c);
+    /* what a dense model says of experts is passed over */
+    edit_text(in_root("experts/config.json"), "qwen3_moe", "qwen3");
+    expect_ok(ga_load_config(&c, in_root("experts"), false, &e), &e);
+    assert_true(c.n_experts == 0 && c.d_ff == 99);
 }
 
 static void test_hugging_face_yarn(void **state) {
@@ -1621,6 +1691,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_start_from),
         cmocka_unit_test(test_hugging_face),
         cmocka_unit_test(test_outside_models),
+        cmocka_unit_test(test_mixture_keys),
         cmocka_unit_test(test_qwen3_next_rewritten),
         cmocka_unit_test(test_refused_models),
         cmocka_unit_test(test_hugging_face_yarn),

@@ -37,6 +37,11 @@ MODELS = {
         "MistralConfig", "MistralForCausalLM", dict(sliding_window=None, num_key_value_heads=1, head_dim=10), torch.float16
     ),
     "outside_qwen3": ("Qwen3Config", "Qwen3ForCausalLM", dict(head_dim=8, tie_word_embeddings=True), torch.bfloat16),
+    "outside_qwen3_moe": (
+        "Qwen3MoeConfig", "Qwen3MoeForCausalLM",
+        dict(head_dim=8, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=10, norm_topk_prob=True),
+        torch.float32,
+    ),
     "outside_qwen3_next": (
         "Qwen3NextConfig", "Qwen3NextForCausalLM",
         dict(head_dim=16, partial_rotary_factor=0.25, num_experts=0, layer_types=["full_attention"] * 2), torch.float32,
