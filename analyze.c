@@ -41,6 +41,7 @@
 #include "data/report.h"
 #include "data/analysis.h"
 #include "data/measure.h"
+#include "data/lengths.h"
 #include "data/compare.h"
 #include "data/prompt.h"
 #include "data/describe.h"
@@ -57,6 +58,7 @@ static void free_analysis(analysis *a) {
         arrfree(m->training);
         arrfree(m->held_out);
         arrfree(m->f_attn);
+        free_lengths(m);
     }
     arrfree(r->models);
     arrfree(r->figures);

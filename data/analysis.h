@@ -30,6 +30,8 @@
     X(TEXT, COMPARE, part, NULL, 0, 0, "PART", "all, train or val of SOURCE; default: all of a file, val of a generator") \
     X(SIZE, COMPARE, num_samples, 0, 1, 1e9, "N", "windows; default 64, or all where there are fewer")                 \
     X(SIZE, ANY, seq_len, 0, 1, 16777216, "T", "tokens in a window; default: the models' smallest max_seq_len")        \
+    X(TEXT, COMPARE, lengths, NULL, 0, 0, "1k,2k,...", "also accuracy, loss by position and sinks in windows of these lengths") \
+    X(REAL, ANY, rope_base, 0, 1, 1e12, "BASE", "base of RoPE in place of the models' own")                             \
     X(TEXT, ANY, output, NULL, 0, 0, "DIR", "where the report goes; default: reports/<names>")                         \
     X(SIZE, COMPARE, batch_size, 0, 1, 65536, "B", "windows computed at once; default: about 4096 tokens")             \
     X(SIZE, ANY, threads, 0, 1, 4096, "N", "OpenMP threads; default: all cores")                                       \
@@ -123,6 +125,13 @@ static bool exists(const char *path) {
 static bool ends_with(const char *text, const char *ending) {
     size_t n = strlen(text), k = strlen(ending);
     return n >= k && strcmp(text + n - k, ending) == 0;
+}
+
+/* Left-aligned by characters, not bytes. */
+static void print_padded(const char *text, size_t width) {
+    size_t characters = 0;
+    for (const char *c = text; *c; c++) characters += ((unsigned char)*c & 0xC0) != 0x80;
+    printf("%s%*s", text, characters < width ? (int)(width - characters) : 0, "");
 }
 
 static double now(void) {
@@ -324,6 +333,8 @@ static bool add_model(analysis *a, const char *argument) {
     ga_error e;
     m.config = ga_config_default();
     if (ga_load_config(&m.config, m.directory, false, &e)) return fail(a, 1, "%s: %s", m.name, e.text);
+    m.trained_rope_base = m.config.rope_base;
+    if (a->options.has_rope_base) m.config.rope_base = a->options.rope_base;
     describe_gate(&m.config, m.gate);
     arrput(a->report.models, m);
     return true;
@@ -375,7 +386,8 @@ static ga_model *load_model(analysis *a, const report_model *m, size_t batch_siz
     ga_error e;
     ga_model *model = ga_create(&c, &a->device, choose_weights(a, &c), &e);
     if (!model) return fail(a, 1, "%s: %s", m->name, e.text), NULL;
-    if (ga_load(model, m->directory, NULL, &e) == GA_OK) return model;
+    char changes[128];
+    if (ga_start_from(model, m->directory, changes, sizeof changes, &e) == GA_OK) return model;
     fail(a, 1, "%s: %s", m->name, e.text);
     ga_destroy(model);
     return NULL;

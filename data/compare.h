@@ -1,7 +1,7 @@
 /* data/compare.h - analyze without --prompt: several models on the same tokens, as a table, summary.json, figures and
  * report.html.
  *
- * Needs measure.h before it.
+ * Needs lengths.h before it.
  */
 #ifndef DATA_COMPARE_H
 #define DATA_COMPARE_H
@@ -12,13 +12,6 @@ static void print_number(int width, const char *format, double x, bool absent) {
     char text[64];
     snprintf(text, sizeof text, format, x);
     printf("  %*s", width, absent ? "-" : text);
-}
-
-/* Left-aligned by characters, not bytes. */
-static void print_padded(const char *text, size_t width) {
-    size_t characters = 0;
-    for (const char *c = text; *c; c++) characters += ((unsigned char)*c & 0xC0) != 0x80;
-    printf("%s%*s", text, characters < width ? (int)(width - characters) : 0, "");
 }
 
 static void print_table(const report *r) {
@@ -100,8 +93,11 @@ static bool compare(analysis *a) {
         if (!measure_model(a, &r->models[i])) return false;
         report_read_curves(&r->models[i]);
     }
+    if (a->options.lengths && !measure_lengths(a)) return false;
     print_table(r);
-    if (!report_write_summary(r) || !figures_write(r) || !report_write_html(r)) return fail(a, 1, "%s", r->error);
+    print_lengths(r);
+    if (!report_write_summary(r) || !figures_write(r) || !figures_write_lengths(r) || !report_write_html(r))
+        return fail(a, 1, "%s", r->error);
     print_figures(r);
     printf("report: %s/report.html, numbers: %s/summary.json\n", r->directory, r->directory);
     return true;

@@ -40,6 +40,8 @@ typedef struct {
     double *maps;                               /* (L, M, M) averaged over heads and windows */
     double *window_maps;                        /* (L, M, M) of the first window, averaged over heads */
     report_point *training, *held_out, *f_attn; /* stb_ds arrays from metrics.jsonl, empty where there is none */
+    double trained_rope_base;                   /* the checkpoint's own, where an option replaces it */
+    struct length_result *lengths;              /* stb_ds array: --lengths */
 } report_model;
 
 typedef struct {

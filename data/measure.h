@@ -61,9 +61,12 @@ static bool measure_windows(analysis *a, measuring *w, report_model *m, size_t f
         return fail(a, 1, "%s: %s", m->name, e.text);
     w->model->device.copy_out(w->model->device.state, w->losses, w->model->losses, count * T * sizeof *w->losses);
     for (size_t i = 0; i < count; i++) {
-        double sum = 0;
-        for (size_t t = 0; t < T; t++) sum += (double)w->losses[i * T + t];
-        m->window_losses[first + i] = sum / (double)T;
+        double sum = 0, counted = 0;
+        for (size_t t = 0; t < T; t++) {
+            sum += (double)w->losses[i * T + t];
+            counted += w->targets[i * T + t] >= 0;
+        }
+        m->window_losses[first + i] = sum / counted;
         m->loss += m->window_losses[first + i] / (double)a->report.samples;
     }
     return true;

@@ -45,6 +45,10 @@ static const struct {
 static bool report_write_summary(report *r);
 static bool report_write_html(report *r);
 
+/* In lengths.h; they write nothing without --lengths. */
+static void report_json_lengths(FILE *f, const report_model *m);
+static bool report_lengths_section(report *r, FILE *f);
+
 static const char report_style[] =
     ":root{color-scheme:light}\n"
     "*{box-sizing:border-box}\n"
@@ -139,6 +143,7 @@ static void report_json_model(FILE *f, const report *r, const report_model *m) {
     report_json_layers(f, "gate_std_by_layer", s, ga_gate_std);
     report_json_layers(f, "gate_min_by_layer", s, ga_gate_min);
     report_json_layers(f, "gate_max_by_layer", s, ga_gate_max);
+    report_json_lengths(f, m);
     fprintf(f, ",\n        \"gate\": ");
     report_json_text(f, m->gate);
     fprintf(f, ",\n        \"checkpoint\": ");
@@ -502,7 +507,7 @@ static bool report_write_html(report *r) {
     bool good = report_maps_section(r, f);
     report_paper(f);
     good = good && report_f_attn_section(r, f) && report_m_act_section(r, f) && report_gate_section(r, f) &&
-           report_training_section(r, f) && report_depth_section(r, f);
+           report_lengths_section(r, f) && report_training_section(r, f) && report_depth_section(r, f);
     report_method(r, f);
     fputs("</body>\n</html>\n", f);
     return report_close(r, f, "report", ".html") && good;

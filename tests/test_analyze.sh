@@ -196,6 +196,49 @@ numbers --models b:runs/bytes --data text.txt --num_samples 3 --seq_len 100 --ba
 numbers --models b:runs/bytes --data text.txt --num_samples 3 --seq_len 100 --batch_size 3 --output together
 check "nor on the batch" same_map apart/figures/map_b_layer0.csv together/figures/map_b_layer0.csv
 
+# ---- by length -------------------------------------------------------------------------------------------------------
+
+# length FILE MODEL LENGTH KEY: of an entry of "lengths"
+length() { number "$1" "$2" lengths | grep -o "{\"length\": $3,[^}]*" | sed "s/.*\"$4\": \(\"[^\"]*\"\|[^,]*\).*/\1/"; }
+numbers --models g:runs/gated/last --num_samples 6 --lengths 8,24,64 --output lengths
+check "--lengths succeeds" test -s lengths/summary.json
+for key in loss f_attn f_attn_uniform m_act gate_mean; do
+    close "$key by length is that of the comparison" "$(length lengths/summary.json g 24 $key)" "$(number lengths/summary.json g $key)" 1e-6
+done
+numbers --models g:runs/gated/last --num_samples 6 --seq_len 64 --output length64
+close "beyond max_seq_len as well" "$(length lengths/summary.json g 64 loss)" "$(number length64/summary.json g loss)" 1e-6
+check "and it is said" [ "$(length lengths/summary.json g 64 positions) $(length lengths/summary.json g 24 positions)" = '"RoPE extrapolated" "as trained"' ]
+check "no questions, no accuracy" [ "$(length lengths/summary.json g 8 accuracy)" = null ]
+close "the bins of positions make the loss" "$(awk -F, '$2 == 64 { s += $5 * $6; n += $6 } END { printf "%.9g", s / n }' lengths/figures/loss_by_position.csv)" "$(length lengths/summary.json g 64 loss)" 1e-7
+check "they join, from 0 to the last position" awk -F, '$2 == 64 { if ($3 != to) bad = 1; to = $4 + 1; n += $6 } END { exit bad || to != 64 || n != 6 * 64 }' lengths/figures/loss_by_position.csv
+check "lengths.csv has a row for each" [ "$(cut -d, -f 1-4 lengths/figures/lengths.csv | tail -n +2 | tr '\n' ' ')" = 'g,8,6,as trained g,24,6,as trained g,64,6,RoPE extrapolated ' ]
+
+cwe=gen:cwe,common=2,share=0.6,vocab=61
+check "train on a retrieval task" "$train" tiny.cfg data=$cwe,answers_only=1 batch_size=32 max_steps=250 n_layers=2 output_dir=runs/cwe
+"$analyze" --models c:runs/cwe/last --data $cwe,answers_only=1 --num_samples 40 --lengths 24,100 --output answers > out2 2> err
+numbers --models c:runs/cwe/last --data $cwe --num_samples 40 --lengths 24,100 --output all
+accuracy=$(length answers/summary.json c 24 accuracy)
+check "it is learned: accuracy $accuracy" awk -v a="$accuracy" 'BEGIN { exit !(a > 0.8 && a <= 1) }'
+check "a whole answer needs all its tokens" awk -v a="$accuracy" -v w="$(length answers/summary.json c 24 whole_answers)" 'BEGIN { exit !(w <= a && w >= 2 * a - 1) }'
+for key in accuracy whole_answers answer_loss f_attn; do
+    close "$key needs no other logits" "$(length answers/summary.json c 100 $key)" "$(length all/summary.json c 100 $key)" 1e-6
+done
+close "the loss of answers only is theirs" "$(length answers/summary.json c 24 loss)" "$(length answers/summary.json c 24 answer_loss)" 1e-6
+close "in the comparison too" "$(number answers/summary.json c loss)" "$(length answers/summary.json c 24 loss)" 1e-6
+numbers --models c:runs/cwe/last --num_samples 6 --output cwe
+close "and as the trainer measured it" "$(number cwe/summary.json c loss)" "$(metric runs/cwe/metrics.jsonl val_loss)" 1e-6
+if command -v gnuplot > /dev/null; then
+    check "figure and section of the report" sh -c "grep -q 'lengths-gnuplot_canvas' answers/report.html && grep -q 'By length' answers/report.html"
+fi
+check "the table has the lengths" grep -Eq "^c +100 +40 +[0-9.]+ % +[0-9.]+ % .* RoPE extrapolated\$" out2
+numbers --models g:runs/gated/last --num_samples 6 --rope_base 500 --lengths 24 --output base
+check "another base is said" [ "$(length base/summary.json g 24 positions)" = '"as trained, base 500 in place of 10000"' ]
+check "and changes the loss" [ "$(length base/summary.json g 24 loss)" != "$(length lengths/summary.json g 24 loss)" ]
+fails "a length that is none" 2 "--lengths 64,1x: it takes lengths" --models g:runs/gated --lengths 64,1x
+fails "lengths that fall" 2 "lengths rise" --models g:runs/gated --lengths 64,32
+fails "too short for the task" 1 "needs windows of at least" --models g:runs/gated --data gen:niah,vocab=61 --lengths 4,24
+fails "--lengths of a prompt" 2 "--lengths does not go with --prompt" --models g:runs/gated --prompt 1 --lengths 8
+
 # ---- prompts ---------------------------------------------------------------------------------------------------------
 
 "$analyze" --models b:runs/bytes --prompt 'int ma' --generate 10 --temperature 0 > out 2> err
