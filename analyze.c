@@ -3,6 +3,7 @@
  *     ./analyze --models NAME:DIR [NAME:DIR ...] --data SOURCE [...]      compares models on the same tokens
  *     ./analyze --models NAME:DIR --prompt TEXT [--generate N] [--maps]   goes on from a prompt
  *     ./analyze --describe DIR [DIR ...]                                  says what a checkpoint holds, and what it costs
+ *     ./analyze --models NAME:DIR --eval FILE.jsonl [--shots N]           multiple choice by log-likelihood
  *
  * DIR is a checkpoint (config.json, model.safetensors) or a run of train, of which `best` is taken, else `last`.
  * A comparison prints a table and leaves in --output
@@ -15,6 +16,7 @@
  */
 #define _POSIX_C_SOURCE 200809L
 
+#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
@@ -45,6 +47,7 @@
 #include "data/compare.h"
 #include "data/prompt.h"
 #include "data/describe.h"
+#include "data/evaluate.h"
 
 static void free_analysis(analysis *a) {
     report *r = &a->report;

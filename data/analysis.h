@@ -16,10 +16,11 @@
 #include <time.h>
 
 /* What analyze does: X(mode, option that asks for it, function). Without any such option, COMPARE. */
-#define ANALYSIS_MODES(X)            \
-    X(COMPARE, models, compare)      \
-    X(PROMPT, prompt, prompt_models) \
-    X(DESCRIBE, describe, describe_all)
+#define ANALYSIS_MODES(X)               \
+    X(COMPARE, models, compare)         \
+    X(PROMPT, prompt, prompt_models)    \
+    X(DESCRIBE, describe, describe_all) \
+    X(EVALUATE, eval, evaluate)
 
 /* The one list of options: X(kind, modes, name, default, lowest, highest, argument, meaning). modes: those that the option
  * goes with. kinds: TEXT, SIZE, REAL, SEED, FLAG, and LIST, which takes all arguments up to the next option. */
@@ -44,6 +45,11 @@
     X(SEED, ANY, seed, 1, 0, 0, "S", "of the draws, and of what a generator of data draws; default: 1, or the run's")  \
     X(FLAG, PROMPT, maps, 0, 0, 0, "", "draw the attention maps of the prompt")                                        \
     X(LIST, DESCRIBE, describe, NULL, 0, 0, "DIR", "says what checkpoints hold and what they cost")                    \
+    X(LIST, EVALUATE, eval, NULL, 0, 0, "FILE.jsonl", "multiple choice by log-likelihood (data/evaluate.h); several files")\
+    X(TEXT, EVALUATE, eval_form, "cloze", 0, 0, "FORM", "cloze: the choices' texts are scored; letters: their letters")\
+    X(SIZE, EVALUATE, shots, 0, 0, 1000, "N", "answered questions before each; not scored themselves")                 \
+    X(TEXT, EVALUATE, shots_from, NULL, 0, 0, "FILE.jsonl", "where they come from; default: the file's first")         \
+    X(TEXT, EVALUATE, description, NULL, 0, 0, "TEXT", "stands before everything")                                     \
     X(FLAG, ANY, help, 0, 0, 0, "", "this text")
 /* clang-format on */
 
