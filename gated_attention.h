@@ -34,7 +34,8 @@
  *     T   positions in a sequence (n)      D   head_dim, width of one head (d_k)
  *     N   B * T, rows of an activation     HQ  query heads (q)          HK  key-value heads (k)
  *     L   layers                           F   d_ff, width of the FFN   V   tokens in the vocabulary
- *     G   gate logits of one position      Z   HQ*D + G + 2*HK*D, one row of [query | gate | key | value]
+ *     G   gate logits of one position      Z   HQ*D + G + 2*HK*D, one row of [query | gate | key | value]; with
+ *                                              switch heads one row of [query | gate | routers | keys | values]
  *     E   experts of an FFN, 0: dense      K   experts of one position; 1 when dense
  * A shape (B, T, HQ, D) is row-major. `d` before a name is the gradient of the loss with respect to it.
  *
@@ -52,6 +53,7 @@
  *     Table 2 sandwich norm; A.6 clipped outputs     keys sandwich_norm, attn_clip, ffn_clip
  *     Table 3 RMSNorm or SiLU on the SDPA output     gate_form = self
  *     Table 4 gate score, M-Act, F-Attn              ga_gate_mean, ga_m_act, ga_f_attn
+ *     A.1     switch heads (Table 6)                 ga_switch_forward, ga_switch_backward; keys switch_*
  *     Fig. 2  F-Attn by layer; attention maps        ga_f_attn(s, layer), ga_map
  *     Fig. 3  histograms of the gate scores          ga_gate_histogram
  *     Fig. 4  mean |Y| before and after the gate     ga_output_magnitude
@@ -125,6 +127,7 @@ typedef enum { GA_MULTIPLICATIVE, GA_ADDITIVE, GA_SELF } ga_gate_form;
 typedef enum { GA_SIGMOID, GA_SILU, GA_NS_SIGMOID, GA_IDENTITY, GA_RMSNORM } ga_gate_activation;
 typedef enum { GA_INPUT_QUERY, GA_INPUT_NONE, GA_INPUT_SCALAR } ga_gate_input;
 typedef enum { GA_SINK_NONE, GA_SINK_LEARNED, GA_SINK_ONE } ga_attention_sink;
+typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
 
 /* The one list of configuration keys: it makes the struct, the parser, the help, the printout and the checks.
  *     X(kind, group, name, default, lowest, highest, choices, meaning)
@@ -150,6 +153,10 @@ typedef enum { GA_SINK_NONE, GA_SINK_LEARNED, GA_SINK_ONE } ga_attention_sink;
     X(FLAG, MODEL, qk_norm, 1, 0, 1, "", "RMSNorm of each query and key head, before RoPE")                            \
     X(CHOICE, MODEL, attention_sink, GA_SINK_NONE, 0, 2, "none learned one",                                           \
       "a share of each head's softmax without a key: learned logit (gpt-oss), or one in the denominator")              \
+    X(CHOICE, MODEL, switch_heads, GA_SWITCH_NONE, 0, 2, "none v kv",                                                  \
+      "each value head, or key and value head, is a sum over the chosen of its experts (A.1, Table 6)")                \
+    X(SIZE, MODEL, switch_experts, 4, 1, 1024, "", "experts of a switch head")                                         \
+    X(SIZE, MODEL, switch_top_k, 4, 1, 1024, "", "experts of a switch head that a position uses")                      \
     X(FLAG, MODEL, tied_embeddings, 0, 0, 1, "", "the output head uses the embedding's weights")                       \
     X(FLAG, MODEL, sandwich_norm, 0, 0, 1, "", "RMSNorm of attention and FFN output before the residual (Table 2)")    \
     X(REAL, MODEL, attn_clip, 0, 0, 1e30, "", "clip the attention output to +-this; 0: off (A.6)")                     \
@@ -260,6 +267,15 @@ typedef struct {
 
 GA_API ga_router ga_router_of(const ga_config *c);
 
+/* ---- switch heads, as the operators see them ------------------------------------------------------------------------ */
+
+typedef struct {
+    size_t H, D; /* heads, and values in each */
+    size_t E, K; /* experts of a head, and how many of them a position uses */
+} ga_switch;
+
+GA_API ga_switch ga_switch_of(const ga_config *c);
+
 /* ---- operators ---------------------------------------------------------------------------------------------------- */
 
 /* Sizes of an attention: T queries at the last T of S positions; query i sees keys 0 .. S-T+i. In training S = T. */
@@ -333,6 +349,13 @@ typedef struct {
       (ga_real *dy, size_t dy_stride, ga_real *ds, size_t ds_stride, const ga_real *d_o, const ga_real *y,             \
        size_t y_stride, const ga_real *s, size_t s_stride, size_t N, ga_gate g),                                       \
       (dy, dy_stride, ds, ds_stride, d_o, y, y_stride, s, s_stride, N, g))                                             \
+    X(switch_forward,                                                                                                  \
+      (ga_real *y, const ga_real *x, const ga_real *s, size_t stride, size_t N, ga_switch w),                          \
+      (y, x, s, stride, N, w))                                                                                         \
+    X(switch_backward,                                                                                                 \
+      (ga_real *dx, ga_real *ds, const ga_real *dy, const ga_real *x, const ga_real *s, size_t stride, size_t N,       \
+       ga_switch w),                                                                                                   \
+      (dx, ds, dy, x, s, stride, N, w))                                                                                \
     X(swiglu_forward, (ga_real *a, const ga_real *u, size_t N, size_t F), (a, u, N, F))                                \
     X(swiglu_backward, (ga_real *du, const ga_real *da, const ga_real *u, size_t N, size_t F), (du, da, u, N, F))      \
     X(route_forward,                                                                                                   \
@@ -462,8 +485,10 @@ GA_API ga_device ga_device_cpu(void);
     X(LAYER, attn_norm, "input_layernorm.weight", 1, z.C, true, ONES)                                                  \
     X(LAYER, query, "self_attn.q_proj.weight", z.HQ * z.D, z.C, true, MATRIX)                                          \
     X(LAYER, gate_weight, "self_attn.gate.weight", z.G, z.C, z.G > 0, GATE)                                            \
-    X(LAYER, key, "self_attn.k_proj.weight", z.HK * z.D, z.C, true, MATRIX)                                            \
-    X(LAYER, value, "self_attn.v_proj.weight", z.HK * z.D, z.C, true, MATRIX)                                          \
+    X(LAYER, key_router, "self_attn.k_router.weight", z.R_key, z.C, z.R_key > 0, GATE)                                 \
+    X(LAYER, value_router, "self_attn.v_router.weight", z.R_value, z.C, z.R_value > 0, GATE)                           \
+    X(LAYER, key, "self_attn.k_proj.weight", z.X_key, z.C, true, MATRIX)                                               \
+    X(LAYER, value, "self_attn.v_proj.weight", z.X_value, z.C, true, MATRIX)                                           \
     X(LAYER, gate_channels, "self_attn.gate.weight", z.G_channels, c->gate_input_dims, z.G_channels > 0, GATE)         \
     X(LAYER, gate_free, "self_attn.gate.weight", 1, z.G_free, z.G_free > 0, ZEROS)                                     \
     X(LAYER, sinks, "self_attn.sinks", 1, z.HQ, c->attention_sink == GA_SINK_LEARNED, ZEROS)                           \
@@ -503,9 +528,10 @@ typedef struct {
 
 /* Sizes that follow from a configuration, in the letters above. G: gate logits that are computed from X, columns of the
  * product [query | gate | key | value]; G_channels: computed from the first gate_input_dims channels of X, in a product of
- * their own; G_free: gate logits that are parameters themselves. At most one of the three is not 0. */
+ * their own; G_free: gate logits that are parameters themselves. At most one of the three is not 0. R_key, R_value: router
+ * logits of switch heads; X_key, X_value: values that the key and value projections make, HK * D for each expert. */
 typedef struct {
-    size_t C, L, HQ, HK, D, F, V, G, G_channels, G_free, Z, E, K;
+    size_t C, L, HQ, HK, D, F, V, G, G_channels, G_free, Z, E, K, R_key, R_value, X_key, X_value;
 } ga_sizes;
 
 GA_API ga_sizes ga_sizes_of(const ga_config *c);
@@ -522,6 +548,7 @@ typedef struct ga_mapped_files ga_mapped_files;
     X(h1, z.C, false) X(rstd1, 1, true)            /* 1 attention pre-norm: the X of Eq. 1 and Eq. 5 */                \
     X(qgkv, z.Z, true)                             /* 2 query, gate logits, key, value */                              \
     X(s, z.G_channels, true)                       /* gate logits of the first channels */                             \
+    X(switched, z.R_key > 0 ? z.HK * z.D : 0, true)                            /* 3 keys of switch heads */            \
     X(gated, g.position >= GA_G2 && g.position <= GA_G4 ? g.H * g.D : 0, true) /* 3 gate at G2, G3, G4 */              \
     X(q, z.HQ * z.D, true) X(k, z.HK * z.D, true)  /* 4 after QK-norm and RoPE */                                      \
     X(v, z.HK * z.D, true)                         /* contiguous */                                                    \
@@ -1228,6 +1255,25 @@ GAI_FN ga_result gai_check_gate(const ga_config *c, ga_error *e) {
     return GA_OK;
 }
 
+/* The same of switch heads. */
+GAI_FN ga_result gai_check_switch(const ga_config *c, ga_error *e) {
+    if (c->switch_heads == GA_SWITCH_NONE) return GA_OK;
+    if (c->switch_top_k > c->switch_experts)
+        return gai_fail(e, GA_ERR_CONFIG, "switch_top_k=%zu is above switch_experts=%zu", c->switch_top_k,
+                        c->switch_experts);
+    if (c->gate_position == GA_G2)
+        return gai_fail(e, GA_ERR_CONFIG,
+                        "switch_heads with gate_position=G2: the routers already gate the value heads (A.1)");
+    if (c->switch_heads == GA_SWITCH_KV && c->gate_position == GA_G3)
+        return gai_fail(e, GA_ERR_CONFIG,
+                        "switch_heads=kv with gate_position=G3: the routers already gate the key heads (A.1)");
+    if (c->switch_heads == GA_SWITCH_KV && c->switch_top_k == 1 && c->qk_norm)
+        return gai_fail(e, GA_ERR_CONFIG,
+                        "switch_heads=kv with switch_top_k=1: one score for a whole key head is undone by QK-norm: "
+                        "set qk_norm=0 or switch_heads=v");
+    return GA_OK;
+}
+
 GA_API ga_result ga_config_check(const ga_config *c, ga_error *e) {
     if (c->n_heads % c->n_kv_heads != 0)
         return gai_fail(e, GA_ERR_CONFIG, "n_heads=%zu is not a multiple of n_kv_heads=%zu", c->n_heads, c->n_kv_heads);
@@ -1247,7 +1293,8 @@ GA_API ga_result ga_config_check(const ga_config *c, ga_error *e) {
             e, GA_ERR_CONFIG,
             "experts_per_token=1 with normalize_top_k=1: the weight is always 1, and the router learns nothing "
             "from the loss");
-    return gai_check_gate(c, e);
+    ga_result result = gai_check_switch(c, e);
+    return result == GA_OK ? gai_check_gate(c, e) : result;
 }
 
 GA_API ga_gate ga_gate_of(const ga_config *c) {
@@ -1269,6 +1316,11 @@ GA_API ga_router ga_router_of(const ga_config *c) {
     return r;
 }
 
+GA_API ga_switch ga_switch_of(const ga_config *c) {
+    ga_switch s = {c->n_kv_heads, c->head_dim, c->switch_experts, c->switch_top_k};
+    return s;
+}
+
 GA_API ga_sizes ga_sizes_of(const ga_config *c) {
     ga_gate g = ga_gate_of(c);
     ga_sizes z;
@@ -1277,7 +1329,11 @@ GA_API ga_sizes ga_sizes_of(const ga_config *c) {
     z.G = g.input == GA_INPUT_QUERY && c->gate_input_dims == 0 ? g.logits : 0;
     z.G_channels = g.input == GA_INPUT_QUERY && c->gate_input_dims > 0 ? g.logits : 0;
     z.G_free = g.input == GA_INPUT_QUERY ? 0 : g.logits;
-    z.Z = z.HQ * z.D + z.G + 2 * z.HK * z.D;
+    ga_switch s = ga_switch_of(c);
+    z.R_key = c->switch_heads == GA_SWITCH_KV ? s.H * s.E : 0;
+    z.R_value = c->switch_heads != GA_SWITCH_NONE ? s.H * s.E : 0;
+    z.X_key = gai_max(z.R_key, z.HK) * z.D, z.X_value = gai_max(z.R_value, z.HK) * z.D;
+    z.Z = z.HQ * z.D + z.G + z.R_key + z.R_value + z.X_key + z.X_value;
     z.E = c->n_experts, z.K = ga_router_of(c).K;
     return z;
 }
@@ -1923,8 +1979,8 @@ GAI_FN void gai_gate_row_backward(ga_real *dy, ga_real *ds, const ga_real *d_o, 
             else if (gai_gate_elementwise(g))
                 for (size_t d = 0; d < count; d++) total[d] += d_score[d];
             else {
-                ga_real sum = 0;
-                for (size_t d = 0; d < count; d++) sum += d_score[d];
+                ga_real sum = multiplicative ? gai_dot(d_o + at, y + at, count) : 0;
+                for (size_t d = 0; d < count && !multiplicative; d++) sum += d_o[at + d];
                 if (shared || g.input == GA_INPUT_SCALAR)
                     all += sum;
                 else
@@ -2359,6 +2415,67 @@ GA_API void ga_head_loss(ga_real *losses, ga_real *dx, ga_real *dw, ga_real *log
         }
         if (dx) ga_linear_backward(dx + n0 * C, dw, logits, x + n0 * C, w, rows, V, C);
     }
+}
+
+/* ==== A.1: switch heads ============================================================================================ */
+
+/* A switch head (Csordas et al. 2023; Table 6) has E experts, each a projection of its own. A position uses the K whose
+ * routers' logits are the largest, weighted by sigmoids that do not compete:
+ *
+ *     s = X W_router,   p = sigmoid(s),   S = the K largest of s,   y_h = sum_{e in S} p_he x_he
+ *
+ * With E = K = 1 this is the headwise gate at G2. All E experts of a head are computed: they are part of the one product
+ * [query | gate | routers | keys | values], and in all rows of Table 6 but one every expert is chosen.
+ *
+ *     y  (N, H, D)  out
+ *     x  N rows of (H, E, D) values, `stride` apart: what the experts' projections make
+ *     s  N rows of (H, E) values, `stride` apart: router logits
+ *
+ * The backward pass needs x and s.
+ */
+GA_API void ga_switch_forward(ga_real *y, const ga_real *x, const ga_real *s, size_t stride, size_t N, ga_switch w) {
+    ga_router choice = {w.E, w.K, false};
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++)
+        for (size_t h = 0; h < w.H; h++) {
+            const ga_real *logits = s + n * stride + h * w.E, *experts = x + n * stride + h * w.E * w.D;
+            ga_real *yh = y + (n * w.H + h) * w.D;
+            int32_t chosen[GA_MAX_EXPERTS];
+            gai_top_k(chosen, logits, choice);
+            for (size_t j = 0; j < w.K; j++) {
+                const ga_real *xe = experts + (size_t)chosen[j] * w.D;
+                ga_real p = gai_sigmoid(logits[chosen[j]]);
+                for (size_t d = 0; d < w.D; d++) yh[d] = j == 0 ? xe[d] * p : yh[d] + xe[d] * p;
+            }
+        }
+}
+
+/*     dx_he = p_he dy_h,   ds_he = p_he (1 - p_he) (dy_h . x_he)   for the chosen experts, else 0
+ *
+ *     dx, ds  rows as those of x and s, out
+ *     dy      (N, H, D)
+ */
+GA_API void ga_switch_backward(ga_real *dx, ga_real *ds, const ga_real *dy, const ga_real *x, const ga_real *s,
+                               size_t stride, size_t N, ga_switch w) {
+    ga_router choice = {w.E, w.K, false};
+    GAI_PARALLEL_FOR
+    for (size_t n = 0; n < N; n++)
+        for (size_t h = 0; h < w.H; h++) {
+            size_t at = n * stride + h * w.E;
+            const ga_real *logits = s + at, *dyh = dy + (n * w.H + h) * w.D;
+            const ga_real *experts = x + n * stride + h * w.E * w.D;
+            ga_real *d_experts = dx + n * stride + h * w.E * w.D;
+            int32_t chosen[GA_MAX_EXPERTS];
+            gai_top_k(chosen, logits, choice);
+            memset(ds + at, 0, w.E * sizeof *ds);
+            memset(d_experts, 0, w.E * w.D * sizeof *dx);
+            for (size_t j = 0; j < w.K; j++) {
+                size_t e = (size_t)chosen[j];
+                ga_real p = gai_sigmoid(logits[e]);
+                for (size_t d = 0; d < w.D; d++) d_experts[e * w.D + d] = dyh[d] * p;
+                ds[at + e] = gai_dot(dyh, experts + e * w.D, w.D) * (p * (1 - p));
+            }
+        }
 }
 
 /* ==== optimiser operators ========================================================================================== */
@@ -3126,7 +3243,8 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
     ga_real eps = (ga_real)c->norm_eps;
     size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D, s_stride;
     const ga_real *s = gai_gate_source(m, a, w, &s_stride), *rope = m->rope + cache.past * z.D;
-    const ga_real *query = a->qgkv, *key = query + qD + z.G, *value = key + kD;
+    const ga_real *query = a->qgkv, *key_router = query + qD + z.G, *value_router = key_router + z.R_key;
+    const ga_real *key = value_router + z.R_value, *value = key + z.X_key;
     size_t query_stride = z.Z, key_stride = z.Z, value_stride = z.Z;
 
     GAI_RUN(m, rmsnorm_forward, a->h1, a->rstd1, a->x, w->attn_norm, N, z.C, eps); /* 1 */
@@ -3143,9 +3261,16 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
         gai_run_gate(m, a, a->gated, query, z.Z, s, s_stride, N);
         query = a->gated, query_stride = qD;
     }
+    if (z.R_key > 0) { /* 3: A.1 */
+        GAI_RUN(m, switch_forward, a->switched, key, key_router, z.Z, N, ga_switch_of(c));
+        key = a->switched, key_stride = kD;
+    }
     GAI_RUN(m, heads_forward, a->q, query, query_stride, w->query_norm, rope, B, T, z.HQ, z.D, eps); /* 4 */
     GAI_RUN(m, heads_forward, cache.k, key, key_stride, w->key_norm, rope, B, T, z.HK, z.D, eps);
-    GAI_RUN(m, heads_forward, cache.v, value, value_stride, NULL, NULL, B, T, z.HK, z.D, eps);
+    if (z.R_value > 0)
+        GAI_RUN(m, switch_forward, cache.v, value, value_router, z.Z, N, ga_switch_of(c)); /* 3: A.1 */
+    else
+        GAI_RUN(m, heads_forward, cache.v, value, value_stride, NULL, NULL, B, T, z.HK, z.D, eps);
     if (gai_change(m, a, GA_REMOVE_VALUE)) GAI_RUN(m, scale_rows, cache.v, T * kD, B, kD, 0);
     ga_shape shape = {B, T, cache.past + T, z.HQ, z.HK, z.D};
     GAI_RUN(m, sdpa_forward, a->y, a->lse, a->q, cache.all_k, cache.all_v, gai_sink_source(m, w), shape); /* 5: Eq. 2 */
@@ -3257,18 +3382,27 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
     GAI_RUN(m, sdpa_backward, m->dq, m->dk, m->dv, dw->sinks, m->scratch, dy, a->y, a->lse, a->q, a->k, a->v,
             gai_sink_source(m, w), shape); /* 5 */
 
-    /* 4 and 3: into the sections of d_qgkv; a gated projection goes through m->da first. */
-    const ga_real *query = a->qgkv, *key = query + qD + z.G, *value = key + kD;
-    ga_real *d_query = m->d_qgkv, *d_key = d_query + qD + z.G, *d_value = d_key + kD;
+    /* 4 and 3: into the sections of d_qgkv; a projection that was gated or switched goes through m->da first. */
+    const ga_real *query = a->qgkv, *key_router = query + qD + z.G, *value_router = key_router + z.R_key;
+    const ga_real *key = value_router + z.R_value, *value = key + z.X_key;
+    ga_real *d_query = m->d_qgkv, *d_key_router = d_query + qD + z.G, *d_value_router = d_key_router + z.R_key;
+    ga_real *d_key = d_value_router + z.R_value, *d_value = d_key + z.X_key;
     bool at_query = g.position == GA_G4, at_key = g.position == GA_G3, at_value = g.position == GA_G2;
+    bool switched = z.R_key > 0;
+    const ga_real *key_head = at_key ? a->gated : switched ? a->switched : key;
+    size_t key_stride = at_key || switched ? kD : z.Z;
     GAI_RUN(m, heads_backward, at_query ? m->da : d_query, dw->query_norm, m->dq, at_query ? a->gated : query,
             at_query ? qD : z.Z, at_query ? qD : z.Z, w->query_norm, m->rope, B, T, z.HQ, z.D, eps);
-    GAI_RUN(m, heads_backward, at_key ? m->da : d_key, dw->key_norm, m->dk, at_key ? a->gated : key, at_key ? kD : z.Z,
-            at_key ? kD : z.Z, w->key_norm, m->rope, B, T, z.HK, z.D, eps);
-    GAI_RUN(m, heads_backward, at_value ? m->da : d_value, NULL, m->dv, at_value ? a->gated : value,
-            at_value ? kD : z.Z, at_value ? kD : z.Z, NULL, NULL, B, T, z.HK, z.D, eps);
     if (at_query) GAI_RUN(m, gate_backward, d_query, z.Z, ds, s_stride, m->da, query, z.Z, s, s_stride, N, g);
+    GAI_RUN(m, heads_backward, at_key || switched ? m->da : d_key, dw->key_norm, m->dk, key_head, key_stride,
+            key_stride, w->key_norm, m->rope, B, T, z.HK, z.D, eps);
+    if (switched) GAI_RUN(m, switch_backward, d_key, d_key_router, m->da, key, key_router, z.Z, N, ga_switch_of(c));
     if (at_key) GAI_RUN(m, gate_backward, d_key, z.Z, ds, s_stride, m->da, key, z.Z, s, s_stride, N, g);
+    if (z.R_value > 0)
+        GAI_RUN(m, switch_backward, d_value, d_value_router, m->dv, value, value_router, z.Z, N, ga_switch_of(c));
+    else
+        GAI_RUN(m, heads_backward, at_value ? m->da : d_value, NULL, m->dv, at_value ? a->gated : value,
+                at_value ? kD : z.Z, at_value ? kD : z.Z, NULL, NULL, B, T, z.HK, z.D, eps);
     if (at_value) GAI_RUN(m, gate_backward, d_value, z.Z, ds, s_stride, m->da, value, z.Z, s, s_stride, N, g);
 
     GAI_RUN(m, linear_backward, m->dh, dw->query, m->d_qgkv, a->h1, w->query, N, z.Z, z.C); /* 2 */

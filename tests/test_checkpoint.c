@@ -316,6 +316,8 @@ static const char *const gates[] = {
     "attention_sink=learned",
     "attention_sink=one gate_position=none",
     "gate_input_dims=5",
+    "gate_position=none switch_heads=kv switch_experts=3 switch_top_k=2",
+    "switch_heads=v",
 };
 
 static void test_round_trip(void **state) {

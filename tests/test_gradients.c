@@ -85,6 +85,7 @@ typedef struct {
     ga_shape shape;
     double *q, *k, *v, *sink;
     ga_gate gate;
+    ga_switch switched;
     size_t y_stride, s_stride, outputs;
 } operands;
 
@@ -318,6 +319,35 @@ static void test_gate(void **state) {
     check_gate(&wide);
     wide.gate_sharing = GA_SHARED;
     check_gate(&wide);
+}
+
+static double switch_heads(void *context) {
+    operands *a = (operands *)context;
+    ga_switch_forward(a->out, a->x, a->s, a->y_stride, a->N, a->switched);
+    return weighted(a);
+}
+
+/* Logits that are far enough apart for the choice not to change while they move. */
+static void check_switch(size_t H, size_t D, size_t E, size_t K) {
+    enum { ROWS = 3 };
+    size_t stride = H * E * D + 2;
+    operands a = {.N = ROWS, .y_stride = stride, .switched = {H, D, E, K}, .outputs = ROWS * H * D};
+    a.x = numbers(ROWS * stride), a.s = reals(ROWS * stride), a.out = reals(a.outputs), a.weight = numbers(a.outputs);
+    for (size_t i = 0; i < ROWS * stride; i++) a.s[i] = (double)(i * 7 % 11) / 3 - 2 + (double)(i % stride) / 100;
+    double *dx = reals(ROWS * stride), *ds = reals(ROWS * stride);
+    ga_switch_backward(dx, ds, a.weight, a.x, a.s, stride, ROWS, a.switched);
+    check_all(switch_heads, &a, a.x, dx, ROWS * stride, "switch dx");
+    check_all(switch_heads, &a, a.s, ds, ROWS * stride, "switch ds");
+    free(a.x), free(a.s), free(a.out), free(a.weight), free(dx), free(ds);
+}
+
+static void test_switch(void **state) {
+    (void)state;
+    check_switch(2, 4, 8, 8);
+    check_switch(2, 4, 4, 4);
+    check_switch(1, 6, 8, 2);
+    check_switch(3, 2, 5, 1);
+    check_switch(2, 4, 1, 1);
 }
 
 static double swiglu(void *context) {
@@ -636,6 +666,52 @@ static void test_gate_input_dims(void **state) {
     check_model("gate_position=G5 gate_input_dims=5 sandwich_norm=1", 2, 5, EVERY_ENTRY);
 }
 
+/* The five rows of Table 6, and switch heads with what they can be combined with. */
+static void test_switch_heads(void **state) {
+    (void)state;
+    check_model("switch_heads=kv switch_experts=8 switch_top_k=8", 1, 5, SAMPLED);
+    check_model("switch_heads=kv switch_experts=4 switch_top_k=4", 2, 5, EVERY_ENTRY);
+    check_model("switch_heads=v switch_experts=4 switch_top_k=4 recompute=1", 2, 5, EVERY_ENTRY);
+    check_model("switch_heads=v switch_experts=8 switch_top_k=2", 2, 5, EVERY_ENTRY);
+    check_model("switch_heads=v switch_experts=1 switch_top_k=1", 2, 5, EVERY_ENTRY);
+    check_model("qk_norm=0 switch_heads=kv switch_experts=3 switch_top_k=1 n_kv_heads=1 attention_sink=learned", 2, 5,
+                EVERY_ENTRY);
+    check_model("switch_heads=kv switch_experts=3 switch_top_k=2 gate_position=G4", 2, 5, EVERY_ENTRY);
+    check_model("switch_heads=v switch_experts=3 switch_top_k=2 gate_position=G3", 2, 5, EVERY_ENTRY);
+    check_model("switch_heads=kv switch_experts=3 switch_top_k=2 gate_position=G1 gate_input_dims=3", 2, 5,
+                EVERY_ENTRY);
+    check_model("switch_heads=kv switch_experts=1 switch_top_k=1 qk_norm=0 n_kv_heads=4", 2, 5, EVERY_ENTRY);
+}
+
+/* Row "v 1top1" of Table 6 is the headwise gate on the values, Table 1 row 11: the same numbers to the last bit. */
+static void check_switch_is_value_gate(const char *size) {
+    ga_config gated = tiny_config(size), switched = gated;
+    configure(&gated, "gate_position=G2 gate_type=headwise");
+    configure(&switched, "switch_heads=v switch_experts=1 switch_top_k=1");
+    problem g = make_problem(&gated, 2, 5, 5), s = make_problem(&switched, 2, 5, 5);
+    assert_int_equal(g.m->n_weights, s.m->n_weights);
+    for (size_t i = 0; i < g.m->n_tensors; i++) {
+        const ga_tensor *t = &g.m->tensors[i], *u = &s.m->tensors[i];
+        assert_int_equal(u->id, t->id == GA_TENSOR_gate_weight ? GA_TENSOR_value_router : t->id);
+        assert_true(u->offset == t->offset && u->layer == t->layer && u->decays == t->decays);
+    }
+    assert_memory_equal(g.m->weights, s.m->weights, g.m->n_weights * sizeof(ga_real));
+    double of_gate, of_switch;
+    ga_error e;
+    expect_ok(ga_forward_backward(g.m, g.tokens, g.targets, 2, 5, 1, NULL, &of_gate, &e), &e);
+    expect_ok(ga_forward_backward(s.m, g.tokens, g.targets, 2, 5, 1, NULL, &of_switch, &e), &e);
+    assert_true(of_gate == of_switch);
+    assert_memory_equal(g.m->gradients, s.m->gradients, g.m->n_weights * sizeof(ga_real));
+    ga_destroy(g.m), ga_destroy(s.m);
+}
+
+static void test_switch_is_value_gate(void **state) {
+    (void)state;
+    check_switch_is_value_gate("");
+    check_switch_is_value_gate("head_dim=40 n_kv_heads=1 attention_sink=learned");
+    check_switch_is_value_gate("head_dim=128 d_model=24 n_kv_heads=4 n_layers=1 recompute=1");
+}
+
 static void test_attention_sink(void **state) {
     (void)state;
     check_model("attention_sink=learned", 2, 5, EVERY_ENTRY);
@@ -784,6 +860,9 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_head_ratios),
         cmocka_unit_test(test_gate_input_dims),
         cmocka_unit_test(test_attention_sink),
+        cmocka_unit_test(test_switch),
+        cmocka_unit_test(test_switch_heads),
+        cmocka_unit_test(test_switch_is_value_gate),
         cmocka_unit_test(test_depths),
         cmocka_unit_test(test_clipped_outputs),
         cmocka_unit_test(test_mixture),

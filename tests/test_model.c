@@ -265,6 +265,12 @@ static void test_refused_combinations(void **state) {
         {"gate_input_dims=12 gate_input=none", "gate_input_dims"},
         {"gate_input_dims=12 gate_input=scalar", "gate_input_dims"},
         {"gate_input_dims=12 gate_form=self gate_activation=silu", "gate_input_dims"},
+        {"gate_position=none switch_heads=v switch_top_k=5", "switch_top_k"},
+        {"gate_position=none switch_heads=kv switch_experts=2 switch_top_k=3", "switch_experts"},
+        {"gate_position=G2 switch_heads=v", "gate_position=G2"},
+        {"gate_position=G2 gate_type=headwise switch_heads=kv", "gate_position=G2"},
+        {"gate_position=G3 switch_heads=kv", "gate_position=G3"},
+        {"gate_position=none switch_heads=kv switch_top_k=1", "qk_norm"},
         {"learning_rate=1e-5", "min_lr"},
         {"vocab_size=100 bos_token=100", "bos_token"},
         {"n_experts=1 experts_per_token=1", "n_experts"},
@@ -286,7 +292,7 @@ static void test_refused_combinations(void **state) {
     }
 }
 
-/* Every row of Tables 1, 3 and 4, and the two controls. */
+/* Every row of Tables 1, 3, 4 and 6, and the controls. */
 static void test_paper_combinations(void **state) {
     (void)state;
     static const char *accepted[] = {
@@ -310,6 +316,11 @@ static void test_paper_combinations(void **state) {
         "gate_position=G1 gate_input=scalar",
         "gate_position=G1 gate_frozen=1",
         "gate_position=G1 gate_type=headwise gate_input_dims=3",
+        "gate_position=none switch_heads=kv switch_experts=8 switch_top_k=8",
+        "gate_position=none switch_heads=kv",
+        "gate_position=none switch_heads=v",
+        "gate_position=none switch_heads=v switch_experts=8 switch_top_k=2",
+        "gate_position=none switch_heads=v switch_experts=1 switch_top_k=1",
     };
     for (size_t i = 0; i < COUNT(accepted); i++) {
         ga_config c = tiny_config(accepted[i]);
@@ -523,6 +534,8 @@ static const char *gates[] = {
     "attention_sink=learned",
     "attention_sink=one gate_position=none",
     "gate_input_dims=5",
+    "gate_position=none switch_heads=kv switch_experts=3 switch_top_k=2",
+    "switch_heads=v tied_embeddings=1",
     "gate_position=G4 gate_sharing=shared gate_input_dims=12",
     "n_experts=6 experts_per_token=2 load_balance_coef=0.5 router_z_coef=0.1",
     "n_experts=9 experts_per_token=1 normalize_top_k=0 sandwich_norm=1 ffn_clip=0.3",
@@ -1050,6 +1063,8 @@ static void test_parameter_counts(void **state) {
         {&seed_model, "gate_position=G1 gate_input=none", 49391872, 3072, 32768000},
         {&seed_model, "gate_position=G1 gate_input=scalar", 49388806, 6, 32768000},
         {&seed_model, "gate_position=G5", 50961664, 1572864, 32768000},
+        {&seed_model, "gate_position=none switch_heads=v", 50593024, 0, 32768000},
+        {&seed_model, "gate_position=none switch_heads=v switch_experts=1 switch_top_k=1", 49394944, 0, 32768000},
         {&seed_model, "gate_position=G1 gate_type=headwise gate_input_dims=12", 49389376, 576, 32768000},
         {&seed_model, "gate_position=none attention_sink=learned", 49388848, 0, 32768000},
         /* 6 layers of 7 more FFNs and a router of 8 x 512 */
@@ -1170,6 +1185,7 @@ static void test_memory_figures(void **state) {
         "gate_position=G2 gate_input_dims=5",
         "n_experts=6 experts_per_token=3",
         "n_experts=6 experts_per_token=3 recompute=1",
+        "switch_heads=kv",
         "vocab_size=2000 d_model=64 n_layers=5 max_seq_len=200 head_dim=32",
     };
     for (size_t i = 0; i < COUNT(settings); i++)

@@ -409,6 +409,24 @@ static void test_sdpa_nan(void **state) {
     free_attention(&a);
 }
 
+/* ---- switch heads --------------------------------------------------------------------------------------------------- */
+
+/* Of three experts two are chosen; of equal ones the first. */
+static void test_switch(void **state) {
+    (void)state;
+    ga_switch w = {1, 2, 3, 2};
+    const ga_real x[] = {1, 2, 10, 20, 100, 200}, one[] = {0, -1, 0, 0, 0, 0}, other[] = {0, 0, 0, 0, 0, 0};
+    ga_real y[2], dx[6], ds[6], dy[] = {1, 3};
+    ga_switch_forward(y, x, one, 6, 1, w);
+    expect_near((double)y[0], 50.5, 1e-6, "experts 0 and 2"), expect_near((double)y[1], 101, 1e-6, "experts 0 and 2");
+    ga_switch_backward(dx, ds, dy, x, one, 6, 1, w);
+    expect_near((double)dx[4], 0.5, 1e-6, "dx"), expect_near((double)dx[5], 1.5, 1e-6, "dx");
+    expect_near((double)ds[2], 175, 1e-6, "ds"), expect_near((double)ds[0], 1.75, 1e-6, "ds");
+    assert_true(dx[2] == 0 && dx[3] == 0 && ds[1] == 0);
+    ga_switch_forward(y, x, other, 6, 1, w);
+    expect_near((double)y[0], 5.5, 1e-6, "experts 0 and 1");
+}
+
 /* ---- gate ---------------------------------------------------------------------------------------------------------- */
 
 static double activation(double x, ga_gate_activation kind) {
@@ -903,6 +921,10 @@ static void run_operators(ga_real *out) {
     ga_gate_forward(TAKE(N * HQ * D), in, HQ * D, w, HQ * D, N, ga_gate_of(&c));
     dx = TAKE(N * HQ * D), dw = TAKE(N * HQ * D);
     ga_gate_backward(dx, HQ * D, dw, HQ * D, dy, in, HQ * D, w, HQ * D, N, ga_gate_of(&c));
+    ga_switch switched = {HK, D, 3, 2};
+    ga_switch_forward(TAKE(N * HK * D), in, w, HK * 3 * D, N, switched);
+    dx = TAKE(N * HK * 3 * D), dw = TAKE(N * HK * 3 * D);
+    ga_switch_backward(dx, dw, dy, in, w, HK * 3 * D, N, switched);
     ga_swiglu_forward(TAKE(N * C / 2), in, N, C / 2);
     ga_swiglu_backward(TAKE(N * C), dy, in, N, C / 2);
     enum { E = 6, K = 2, R = N * K };
@@ -958,14 +980,14 @@ static void test_names(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exp),           cmocka_unit_test(test_linear),   cmocka_unit_test(test_linear_nan),
-        cmocka_unit_test(test_embedding),     cmocka_unit_test(test_add),      cmocka_unit_test(test_clip),
-        cmocka_unit_test(test_rmsnorm),       cmocka_unit_test(test_heads),    cmocka_unit_test(test_sdpa),
-        cmocka_unit_test(test_sdpa_cached),   cmocka_unit_test(test_sdpa_nan), cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_route),         cmocka_unit_test(test_rows),     cmocka_unit_test(test_grouped),
-        cmocka_unit_test(test_expert_swiglu), cmocka_unit_test(test_swiglu),   cmocka_unit_test(test_head_loss),
-        cmocka_unit_test(test_adamw),         cmocka_unit_test(test_sums),     cmocka_unit_test(test_learning_rate),
-        cmocka_unit_test(test_threads),       cmocka_unit_test(test_names),
+        cmocka_unit_test(test_exp),           cmocka_unit_test(test_linear),        cmocka_unit_test(test_linear_nan),
+        cmocka_unit_test(test_embedding),     cmocka_unit_test(test_add),           cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_rmsnorm),       cmocka_unit_test(test_heads),         cmocka_unit_test(test_sdpa),
+        cmocka_unit_test(test_sdpa_cached),   cmocka_unit_test(test_sdpa_nan),      cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_switch),        cmocka_unit_test(test_route),         cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_grouped),       cmocka_unit_test(test_expert_swiglu), cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_head_loss),     cmocka_unit_test(test_adamw),         cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_learning_rate), cmocka_unit_test(test_threads),       cmocka_unit_test(test_names),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     use_default_threads();

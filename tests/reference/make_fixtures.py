@@ -82,6 +82,12 @@ CASES = {
     # a gate that reads the first channels of the normed hidden states
     "channels_headwise": gate("G1", type="headwise", input_dims=7),
     "channels_value": gate("G2", input_dims=3),
+    # switch heads, Table 6 in small: all experts chosen, two of five, one
+    "switch_kv_3top3": dict(switch_heads="kv", switch_experts=3, switch_top_k=3),
+    "switch_v_5top2": dict(switch_heads="v", switch_experts=5, switch_top_k=2),
+    "switch_kv_4top1": gate("G1", type="headwise")
+    | dict(switch_heads="kv", switch_experts=4, switch_top_k=1, qk_norm=0),
+    "switch_v_1top1": dict(switch_heads="v", switch_experts=1, switch_top_k=1),
     # the rest of the block
     "no_qk_norm": gate("G1") | dict(qk_norm=0),
     "tied": gate("G1") | dict(tied_embeddings=1),
@@ -145,6 +151,8 @@ def initial_weight(random, name, shape, case):
     x = random.standard_normal(shape)
     if len(shape) == 1:
         x = 1 + 0.3 * x
+    elif name.endswith("router.weight"):
+        x *= 0.5
     elif name.endswith("gate.weight"):
         x *= {"query": 0.5, "none": 1.5, "scalar": 1.0}[case["gate_input"]]
     elif "embed_tokens" in name:
