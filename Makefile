@@ -32,7 +32,7 @@ MPICC := $(shell command -v mpicc 2>/dev/null)
 
 .PHONY: all help packages packages-test test demo check format bench mutants reference sanitize pairs table4 curves
 .PHONY: clean
-all: train analyze
+all: train analyze data/vocabulary
 	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   tokenizers: $(or $(and $(PCRE2),$(UTF8PROC)),PCRE2 or utf8proc not found)   nvcc: $(or $(NVCC),not found)   MPI: $(or $(MPICC),not found)   (this version computes on the CPU)"
 
 help:
@@ -48,6 +48,8 @@ train: train.c $(HEADERS) | packages
 	$(CC) $(ALL_CFLAGS) train.c -o $@ $(LDLIBS)
 analyze: analyze.c $(HEADERS) | packages
 	$(CC) $(ALL_CFLAGS) analyze.c -o $@ $(LDLIBS)
+data/vocabulary: data/vocabulary.c $(HEADERS) | packages
+	$(CC) $(ALL_CFLAGS) data/vocabulary.c -o $@ $(LDLIBS)
 
 # ---- the main job, small: both quick models, then the report -------------------------------------------------------
 DEMO ?= demo
@@ -116,4 +118,4 @@ check: packages-test
 	@sh tests/check.sh $(SOURCES)
 
 clean:
-	rm -rf train analyze $(BUILD) $(DEMO)
+	rm -rf train analyze data/vocabulary $(BUILD) $(DEMO)

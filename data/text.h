@@ -331,21 +331,26 @@ int data_text_tokens(const char *path, data_tokenizer *t, data_progress *progres
     return fd;
 }
 
-ga_result data_copy_file(const char *from, const char *to, ga_error *e) {
-    FILE *in;
-    uint64_t size;
-    char *bytes = NULL, partial[GAI_PATH];
-    ga_result result = gai_path(partial, to, "", ".tmp", e);
-    if (!result) result = gai_open(from, &in, &size, e);
+/* Under another name first, which is synced and renamed. */
+static ga_result datai_write_file(const char *path, const char *bytes, size_t n, ga_error *e) {
+    char partial[GAI_PATH];
+    ga_result result = gai_path(partial, path, "", ".tmp", e);
     if (result) return result;
-    result = gai_read_text(in, from, (size_t)size, &bytes, e);
-    fclose(in);
-    FILE *out = result ? NULL : fopen(partial, "wb");
-    if (out) {
-        bool written = fwrite(bytes, 1, (size_t)size, out) == size && fflush(out) == 0 && fsync(fileno(out)) == 0;
-        if (!((fclose(out) == 0) & written) || rename(partial, to) != 0) out = NULL;
-    }
-    if (!result && !out) result = gai_file_error(e, "write", to);
+    FILE *file = fopen(partial, "wb");
+    bool written = file && fwrite(bytes, 1, n, file) == n && fflush(file) == 0 && fsync(fileno(file)) == 0;
+    if (file) written = (fclose(file) == 0) & written;
+    return written && rename(partial, path) == 0 ? GA_OK : gai_file_error(e, "write", path);
+}
+
+ga_result data_copy_file(const char *from, const char *to, ga_error *e) {
+    FILE *file;
+    uint64_t size;
+    char *bytes = NULL;
+    ga_result result = gai_open(from, &file, &size, e);
+    if (result) return result;
+    result = gai_read_text(file, from, (size_t)size, &bytes, e);
+    fclose(file);
+    if (!result) result = datai_write_file(to, bytes, (size_t)size, e);
     GA_FREE(bytes);
     return result;
 }

@@ -1341,22 +1341,21 @@ static ga_result datai_read_tokenizer(data_tokenizer *t, gai_json file, ga_error
     return result;
 }
 
-static ga_result datai_load_tokenizer(data_tokenizer *t, ga_error *e) {
-    FILE *file;
-    uint64_t size;
-    char *text = NULL;
+/* A tokenizer from n bytes of JSON with a zero byte behind them, which are decoded where they lie. */
+static data_tokenizer *datai_tokenizer_of_text(const char *path, char *text, size_t n, ga_error *e) {
+    data_tokenizer *t = (data_tokenizer *)calloc(1, sizeof *t);
     gai_json j;
-    ga_result result = gai_open(t->path, &file, &size, e);
-    if (result) return result;
-    if (size > DATAI_MAX_FILE)
-        result = gai_fail(e, GA_ERR_FORMAT, "%s: is larger than %d bytes", t->path, (int)DATAI_MAX_FILE);
-    if (!result) result = gai_read_text(file, t->path, (size_t)size, &text, e);
-    if (!result) t->hash = data_hash(text, (size_t)size, 0);
-    if (!result) result = gai_json_open(&j, t->path, text, (size_t)size, e);
+    if (t) t->path = strdup(path);
+    ga_result result = t && t->path ? GA_OK : gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
+    if (!result) {
+        datai_byte_characters(t->characters);
+        t->hash = data_hash(text, n, 0);
+        result = gai_json_open(&j, t->path, text, n, e);
+    }
     if (!result) result = datai_read_tokenizer(t, j, e);
-    fclose(file);
-    GA_FREE(text);
-    return result;
+    if (!result) return t;
+    data_tokenizer_close(t);
+    return NULL;
 }
 
 static bool datai_is_directory(const char *path) {
@@ -1370,20 +1369,22 @@ bool data_tokenizer_exists(const char *directory) {
 }
 
 data_tokenizer *data_tokenizer_open(const char *path, ga_error *e) {
-    char full[GAI_PATH];
+    char full[GAI_PATH], *text = NULL;
+    FILE *file;
+    uint64_t size;
+    ga_error ignored;
+    if (!e) e = &ignored;
     bool directory = datai_is_directory(path);
     if (gai_path(full, path, directory ? "/" : "", directory ? DATA_TOKENIZER_FILE : "", e)) return NULL;
-    data_tokenizer *t = (data_tokenizer *)calloc(1, sizeof *t);
-    if (t) t->path = strdup(full);
-    if (!t || !t->path) {
-        gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
-        data_tokenizer_close(t);
-        return NULL;
-    }
-    datai_byte_characters(t->characters);
-    if (datai_load_tokenizer(t, e) == GA_OK) return t;
-    data_tokenizer_close(t);
-    return NULL;
+    if (gai_open(full, &file, &size, e)) return NULL;
+    ga_result result = GA_OK;
+    if (size > DATAI_MAX_FILE)
+        result = gai_fail(e, GA_ERR_FORMAT, "%s: is larger than %d bytes", full, (int)DATAI_MAX_FILE);
+    if (!result) result = gai_read_text(file, full, (size_t)size, &text, e);
+    data_tokenizer *t = result ? NULL : datai_tokenizer_of_text(full, text, (size_t)size, e);
+    fclose(file);
+    GA_FREE(text);
+    return t;
 }
 
 void data_tokenizer_close(data_tokenizer *t) {
