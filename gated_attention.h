@@ -176,7 +176,7 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(REAL, GATE, gate_init_std, 0.02, 0, 10, "", "standard deviation of W_theta at the start")                        \
     X(REAL, MODEL, init_std, 0.02, 0, 10, "", "standard deviation of all other matrices at the start")                 \
     X(TEXT, TRAIN, data, "gen:backcopy", 0, 0, "", "a file (.txt .jsonl .u16 .u32 .bin) or gen:NAME,key=value,...")    \
-    X(TEXT, TRAIN, tokenizer, "", 0, 0, "", "of .txt and .jsonl: a directory with tokenizer.json, or bytes; empty: that of init_from, else bytes") \
+    X(TEXT, TRAIN, tokenizer, "", 0, 0, "", "of .txt, .jsonl: DIR or FILE.json, train, bytes; empty: init_from's, else bytes") \
     X(REAL, TRAIN, val_fraction, 0.01, 0, 0.9, "", "share of the windows held out")                                    \
     X(FLAG, TRAIN, shuffle, 1, 0, 1, "", "training windows in a seeded random order")                                  \
     X(INTEGER, TRAIN, bos_token, -1, -1, 16777215, "", "first token of each window of a file; -1: none")               \

@@ -45,6 +45,7 @@
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
 #include "data/spikes.h"
+#include "data/vocabulary.h"
 #include "gated_attention_x86.h"
 
 enum { PATH_SIZE = GA_TEXT + 64, SAMPLE_PROMPT = 8 };
@@ -260,6 +261,17 @@ static bool name_run(run *r, const char *config_path) {
     return true;
 }
 
+/* A checkpoint that is trained on reads text as it did before. */
+static void choose_tokenizer(run *r) {
+    const ga_config *c = &r->config;
+    bool inherited = !*c->tokenizer && *c->init_from && data_tokenizer_exists(c->init_from);
+    const char *chosen = inherited ? c->init_from : c->tokenizer;
+    if (strcmp(chosen, "train") == 0)
+        snprintf(r->tokenizer, sizeof r->tokenizer, "%s/%s", c->output_dir, DATA_TOKENIZER_FILE);
+    else
+        snprintf(r->tokenizer, sizeof r->tokenizer, "%s", strcmp(chosen, "bytes") ? chosen : "");
+}
+
 static bool configure(run *r, int argc, char **argv, const command_line *a) {
     if (!a->config_path)
         return fail(r, 2, "usage: ./train CONFIG.cfg [key=value ...] [--help] [--dry-run] [--fresh] [--profile]");
@@ -268,7 +280,9 @@ static bool configure(run *r, int argc, char **argv, const command_line *a) {
     if (ga_config_load(c, a->config_path, &r->error)) return fail(r, 2, "%s", r->error.text);
     if (!set_keys(r, argc, argv, a)) return false;
     if (ga_config_check(c, &r->error) || ga_summarize(c, GA_TRAINING, &r->cost, &r->error)) return fail_library(r);
-    return name_run(r, a->config_path);
+    if (!name_run(r, a->config_path)) return false;
+    choose_tokenizer(r);
+    return true;
 }
 
 /* device and use_amp: which operators compute, and in what precision the products are. */
@@ -289,15 +303,6 @@ static bool open_device(run *r) {
 
 /* ---- the plan ----------------------------------------------------------------------------------------------------- */
 
-/* A checkpoint that is trained on reads text as it did before. */
-static void choose_tokenizer(run *r) {
-    const ga_config *c = &r->config;
-    const char *chosen = *c->tokenizer                                          ? c->tokenizer
-                         : *c->init_from && data_tokenizer_exists(c->init_from) ? c->init_from
-                                                                                : "bytes";
-    snprintf(r->tokenizer, sizeof r->tokenizer, "%s", strcmp(chosen, "bytes") ? chosen : "");
-}
-
 /* Now and then a line, or one that is redrawn. */
 static void show_progress(const char *what, double share) {
     static double drawn_at;
@@ -308,9 +313,12 @@ static void show_progress(const char *what, double share) {
     fflush(stdout);
 }
 
+static bool reads_text(const run *r) {
+    return ends_with(r->config.data, ".txt") || ends_with(r->config.data, ".jsonl");
+}
+
 static bool open_data(run *r) {
     const ga_config *c = &r->config;
-    choose_tokenizer(r);
     data_options options = {.source = c->data,
                             .tokenizer = r->tokenizer,
                             .progress = show_progress,
@@ -458,7 +466,11 @@ static double measure_speed(const run *r) {
 
 static bool dry_run(run *r) {
     const ga_config *c = &r->config;
-    if (c->max_steps == 0 && c->max_tokens == 0 && !open_data(r)) return false;
+    bool needs_data = c->max_steps == 0 && c->max_tokens == 0;
+    if (needs_data && strcmp(c->tokenizer, "train") == 0 && access(r->tokenizer, F_OK) != 0)
+        return fail(r, 2,
+                    "how long an epoch is will be known when the vocabulary is learned: set max_steps or max_tokens");
+    if (needs_data && !open_data(r)) return false;
     if (!plan_steps(r)) return false;
     print_model(r);
     print_device(r);
@@ -483,6 +495,28 @@ static bool make_directory(run *r) {
     }
     if (mkdir(path, 0777) && errno != EEXIST) return fail(r, 1, "cannot create %s: %s", path, strerror(errno));
     return true;
+}
+
+static bool has_checkpoint(const run *r) {
+    return access(r->last, F_OK) == 0 || ga_checkpoint_exists(r->last, true);
+}
+
+static bool learn_vocabulary(run *r) {
+    const ga_config *c = &r->config;
+    if (!reads_text(r)) return fail(r, 2, "tokenizer = train goes with data = FILE.txt or FILE.jsonl, not %s", c->data);
+    if (!make_directory(r)) return false;
+    const char *text = c->data;
+    data_vocabulary_options options = {.vocab_size = c->vocab_size, .min_frequency = 2, .progress = show_progress};
+    double begin = now();
+    if (data_vocabulary_train(&text, 1, &options, r->tokenizer, &r->error)) return fail_library(r);
+    printf("vocabulary  %s, learned in %s\n", r->tokenizer, DURATION(now() - begin));
+    return true;
+}
+
+/* tokenizer = train: a run that has not begun yet learns its vocabulary. */
+static bool open_tokenizer(run *r, bool fresh) {
+    bool learns = strcmp(r->config.tokenizer, "train") == 0 && (fresh || !has_checkpoint(r));
+    return !learns || learn_vocabulary(r);
 }
 
 /* The lock falls with the process, however it ends. */
@@ -623,7 +657,7 @@ static bool start_from(run *r) {
 /* Takes up the run where it stands. What is there is touched only when all else has gone well. */
 static bool open_run(run *r, bool fresh) {
     if (!make_directory(r) || !open_metrics(r)) return false;
-    bool resumed = !fresh && (access(r->last, F_OK) == 0 || ga_checkpoint_exists(r->last, true));
+    bool resumed = !fresh && has_checkpoint(r);
     if (resumed && !check_same_run(r)) return false;
     if (!allocate(r)) return false;
     r->state = (ga_training_state){.random = r->config.seed, .best_val_loss = INFINITY};
@@ -931,7 +965,7 @@ static bool save_last(run *r) {
 /* Text as it is, but for what would steer a terminal; other tokens by their labels. */
 static void print_token(const run *r, int32_t token) {
     const data_tokenizer *t = data_stream_tokenizer(r->stream);
-    bool text = t || ends_with(r->config.data, ".txt") || ends_with(r->config.data, ".jsonl");
+    bool text = t || reads_text(r);
     size_t n = 0;
     const char *bytes = t ? data_tokenizer_bytes(t, token, &n) : NULL;
     for (size_t i = 0; i < n; i++) putchar((unsigned char)bytes[i] < ' ' || bytes[i] == 127 ? ' ' : bytes[i]);
@@ -1085,7 +1119,8 @@ static bool run_all(run *r, int argc, char **argv) {
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    if (!open_data(r) || !plan_steps(r) || !plan_evaluation(r) || !open_run(r, a.fresh)) return false;
+    if (!open_tokenizer(r, a.fresh) || !open_data(r) || !plan_steps(r) || !plan_evaluation(r) || !open_run(r, a.fresh))
+        return false;
     r->model->profile = a.profile;
     print_model(r);
     print_device(r);

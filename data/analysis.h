@@ -290,12 +290,6 @@ static bool find_checkpoint(analysis *a, report_model *m, const char *directory)
                 m->name, directory);
 }
 
-/* The directory of a model's tokenizer: its own, or that of its run. */
-static void find_tokenizer(analysis *a, report_model *m) {
-    const char *run = keep_text(a, "%s/..", m->directory);
-    m->tokenizer = data_tokenizer_exists(m->directory) ? m->directory : data_tokenizer_exists(run) ? run : NULL;
-}
-
 /* "G1 elementwise sigmoid", and what differs from the default of Eq. 5. */
 static void describe_gate(const ga_config *c, char text[128]) {
     char position[16], type[16], activation[16]; /* the longest words of these keys have 11 bytes */
@@ -335,7 +329,7 @@ static bool add_model(analysis *a, const char *argument) {
             return fail(a, 2, "the names %s and %s would give files the same name", other->name, m.name);
     }
     if (!find_checkpoint(a, &m, colon + 1)) return false;
-    find_tokenizer(a, &m);
+    if (data_tokenizer_exists(m.directory)) m.tokenizer = m.directory;
     ga_error e;
     m.config = ga_config_default();
     if (ga_load_config(&m.config, m.directory, false, &e)) return fail(a, 1, "%s: %s", m.name, e.text);

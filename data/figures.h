@@ -30,7 +30,7 @@ typedef struct {
 
 typedef struct {
     const char *name, *directory; /* as given, the checkpoint it was read from */
-    const char *tokenizer;        /* directory of its tokenizer.json; NULL: it has none */
+    const char *tokenizer;        /* the directory, if it has a tokenizer.json; else NULL */
     char file[64];                /* the name, as part of a file name */
     char gate[128];               /* in words */
     ga_config config;             /* of the checkpoint */
