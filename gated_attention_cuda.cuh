@@ -826,6 +826,13 @@ static __device__ __forceinline__ int gai_keys_seen(int i0, const gai_attention 
 
 enum { GAI_FLASH_ROWS = 64, GAI_FLASH_THREADS = 128 }; /* 16 rows for each of four warps */
 
+/* Below compute capability 8.0 the kernels are empty, and never launched. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+enum { GAI_HAS_MMA = 0 };
+#else
+enum { GAI_HAS_MMA = 1 };
+#endif
+
 #define GAI_LOG2E 1.44269504f
 #define GAI_LN2   0.69314718f
 
@@ -1018,6 +1025,7 @@ template <int D>
 static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     gai_k_flash_forward(float *y, float *lse, const float *q, const float *k, const float *v, const float *sink,
                         int heads, gai_attention n) {
+    if (!GAI_HAS_MMA) return;
     constexpr int KEYS = gai_flash_step<D>, STRIDE = D + 8;
     typedef gai_flash_tile<KEYS, D> step;
     GAI_DYNAMIC_SHARED(__nv_bfloat16, k_tile);
@@ -1078,6 +1086,7 @@ template <int D>
 static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     gai_k_flash_backward_q(float *dq, const float *dy, const float *lse, const float *delta, const float *q,
                            const float *k, const float *v, int heads, gai_attention n) {
+    if (!GAI_HAS_MMA) return;
     constexpr int KEYS = gai_flash_step<D>, STRIDE = D + 8;
     typedef gai_flash_tile<GAI_FLASH_ROWS, D> tile;
     typedef gai_flash_tile<KEYS, D> step;
@@ -1139,6 +1148,7 @@ template <int D>
 static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     gai_k_flash_backward_kv(float *dk, float *dv, const float *dy, const float *lse, const float *delta, const float *q,
                             const float *k, const float *v, int heads, int group, gai_attention n) {
+    if (!GAI_HAS_MMA) return;
     constexpr int QUERIES = gai_flash_step<D>, STRIDE = D + 8;
     typedef gai_flash_tile<GAI_FLASH_ROWS, D> tile;
     typedef gai_flash_tile<QUERIES, D> step;
@@ -1188,16 +1198,15 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
         if (more && threadIdx.x < 2 * QUERIES) next_rows = rows_of_turn(turn + 1);
         gai_flash_scores<D>(ds, v_tile + warp * 16 * STRIDE, dy_tile);
 #pragma unroll
-        for (int i = 0; i < QUERIES / 8; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int query = 8 * i + lane % 4 * 2 + (e & 1), key = warp * 16 + lane / 4 + 8 * (e >> 1);
-                bool visible = j0 + key <= i0 + query;
-                p[i][e] = visible ? gai_exp2(p[i][e] * (n.scale * GAI_LOG2E) - of_rows[query]) : 0;
-                ds[i][e] = p[i][e] * (ds[i][e] - of_rows[QUERIES + query]);
-            }
-#pragma unroll
         for (int i = 0; i < QUERIES / 16; i++) {
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                float &p_at = p[2 * i + e / 4][e % 4], &ds_at = ds[2 * i + e / 4][e % 4];
+                int query = 16 * i + e / 4 * 8 + lane % 4 * 2 + e % 2, key = warp * 16 + lane / 4 + e % 4 / 2 * 8;
+                bool visible = j0 + key <= i0 + query;
+                p_at = visible ? gai_exp2(p_at * (n.scale * GAI_LOG2E) - of_rows[query]) : 0;
+                ds_at = p_at * (ds_at - of_rows[QUERIES + query]);
+            }
             uint32_t part[4];
             gai_flash_operand(part, p[2 * i], p[2 * i + 1]);
             gai_flash_columns<STRIDE>(sum_dv, part, dy_tile + i * 16 * STRIDE);
@@ -1224,7 +1233,7 @@ typedef float gai_plain_tile[64][GAI_PLAIN_PITCH]; /* rows are aligned to 16 byt
 static __device__ __forceinline__ void gai_plain_multiply(float (&c)[4][4], const float (*a)[GAI_PLAIN_PITCH],
                                                           const float (*b)[GAI_PLAIN_PITCH], int depth) {
     int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
-#pragma unroll 8
+#pragma unroll 4
     for (int k = 0; k < depth; k++) {
         float4 x = *(const float4 *)&a[k][row], z = *(const float4 *)&b[k][column];
         const float left[4] = {x.x, x.y, x.z, x.w}, right[4] = {z.x, z.y, z.z, z.w};
@@ -1309,7 +1318,7 @@ static __device__ __forceinline__ float gai_plain_sum(float x) {
 
 /* See gai_k_flash_forward. */
 template <int CHUNKS>
-static __global__ void __launch_bounds__(GAI_PLAIN_THREADS)
+static __global__ void __launch_bounds__(GAI_PLAIN_THREADS, CHUNKS == 1 ? 2 : 1)
     gai_k_plain_forward(float *y, float *lse, const float *q, const float *k, const float *v, const float *sink,
                         int heads, gai_attention n) {
     GAI_SHARED(float4, p_space, [64 * GAI_PLAIN_PITCH / 4]);
@@ -1356,7 +1365,7 @@ static __global__ void __launch_bounds__(GAI_PLAIN_THREADS)
 
 /* See gai_k_flash_backward_q. */
 template <int CHUNKS>
-static __global__ void __launch_bounds__(GAI_PLAIN_THREADS)
+static __global__ void __launch_bounds__(GAI_PLAIN_THREADS, CHUNKS == 1 ? 2 : 1)
     gai_k_plain_backward_q(float *dq, const float *dy, const float *lse, const float *delta, const float *q,
                            const float *k, const float *v, int heads, gai_attention n) {
     GAI_SHARED(float4, ds_space, [64 * GAI_PLAIN_PITCH / 4]);
@@ -1392,7 +1401,7 @@ static __global__ void __launch_bounds__(GAI_PLAIN_THREADS)
 
 /* See gai_k_flash_backward_kv. */
 template <int CHUNKS>
-static __global__ void __launch_bounds__(GAI_PLAIN_THREADS)
+static __global__ void __launch_bounds__(GAI_PLAIN_THREADS, CHUNKS == 1 ? 2 : 1)
     gai_k_plain_backward_kv(float *dk, float *dv, const float *dy, const float *lse, const float *delta, const float *q,
                             const float *k, const float *v, int heads, int group, gai_attention n) {
     GAI_SHARED(float4, p_space, [64 * GAI_PLAIN_PITCH / 4]);
