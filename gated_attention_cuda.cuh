@@ -789,7 +789,8 @@ static void gai_cuda_heads_backward(void *state, float *dx, float *dw, const flo
  * Rounding of the tensor-core version: q, k, v and dy to bfloat16 as they are loaded, P and dS as they become operands, each
  * to the nearest. Scores, the softmax and its sum, delta, lse and all accumulators are float32.
  *
- * Costs of a head, S = T, counting 2 FLOPs for a multiply-add, side of it below the diagonal (tiles above it are skipped):
+ * Costs of a head, S = T, counting 2 FLOPs for a multiply-add; half of each product lies below the diagonal, and
+ * tiles above it are skipped:
  *
  *                  products            FLOPs       float32 values to and from memory, each read once
  *     forward      S, y                2 T^2 D     (4 T D + T) with k and v shared by the group
@@ -864,7 +865,7 @@ static __device__ __forceinline__ float gai_exp2(float x) {
 #endif
 }
 
-/* Two values rounded to bfloat16; the first in the lower side. */
+/* Two values rounded to bfloat16; the first in the lower half. */
 static __device__ __forceinline__ uint32_t gai_pack_bf16(float low, float high) {
     __nv_bfloat162 two = __floats2bfloat162_rn(low, high);
     uint32_t bits;
@@ -962,7 +963,7 @@ static __device__ __forceinline__ void gai_flash_scores(float (&c)[N][4], const 
     }
 }
 
-/* Writes factor[side] * c to the 16 rows of this warp that exist. */
+/* Writes upper * c, or lower * c in rows 8 to 15, to the 16 rows of this warp, where rows and columns exist. */
 template <int N>
 static __device__ __forceinline__ void gai_flash_write(float *to, size_t stride, int rows, int columns,
                                                        const float (&c)[N][4], float upper, float lower) {
@@ -1041,13 +1042,13 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     rows.write(q_tile);
     step moving;
     moving.read(k, at.kv_stride, keys, n.D);
-    __syncthreads();
+    __syncthreads(); /* q_tile is whole */
     uint32_t q_part[D / 16][4];
 #pragma unroll
     for (int d = 0; d < D / 16; d++) gai_flash_operand<STRIDE>(q_part[d], q_tile + warp * 16 * STRIDE + d * 16);
-    __syncthreads();
+    __syncthreads(); /* q_tile is read: k_tile takes its place */
     moving.write(k_tile);
-    __syncthreads();
+    __syncthreads(); /* the first k_tile is whole */
 
     float sum_y[D / 8][4] = {}, top[2], sum[2];
     top[0] = top[1] = sink ? sink[h] * GAI_LOG2E : -INFINITY;
@@ -1061,7 +1062,7 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
         gai_flash_mask(s, j0 - (offset + i0 + warp * 16));
         gai_flash_softmax(s, sum_y, top, sum, n.scale * GAI_LOG2E);
         moving.write(v_tile);
-        __syncthreads();
+        __syncthreads(); /* v_tile is whole, k_tile is read */
         if (more) moving.read(k + (j0 + KEYS) * at.kv_stride, at.kv_stride, keys - j0 - KEYS, n.D);
 #pragma unroll
         for (int j = 0; j < KEYS / 16; j++) {
@@ -1070,7 +1071,7 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
             gai_flash_columns<STRIDE>(sum_y, p, v_tile + j * 16 * STRIDE);
         }
         if (more) moving.write(k_tile);
-        __syncthreads();
+        __syncthreads(); /* the next k_tile is whole, v_tile is read */
     }
 
     float all[2] = {gai_row_sum(sum[0]), gai_row_sum(sum[1])};
@@ -1112,7 +1113,7 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
         log_sum[side] = i < n.T ? lse[at.row + i] * GAI_LOG2E : INFINITY; /* P = 0 */
         row_delta[side] = i < n.T ? delta[at.row + i] : 0;
     }
-    __syncthreads();
+    __syncthreads(); /* q_tile, dy_tile and the first k_tile are whole */
 
     float sum_dq[D / 8][4] = {};
     for (int j0 = 0; j0 < keys; j0 += KEYS) {
@@ -1122,7 +1123,7 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
         gai_flash_scores<D>(s, q_tile + warp * 16 * STRIDE, k_tile);
         gai_flash_mask(s, j0 - (offset + i0 + warp * 16));
         moving.write(v_tile);
-        __syncthreads();
+        __syncthreads(); /* v_tile is whole */
         if (more) moving.read(k + (j0 + KEYS) * at.kv_stride, at.kv_stride, keys - j0 - KEYS, n.D);
         gai_flash_scores<D>(ds, dy_tile + warp * 16 * STRIDE, v_tile);
 #pragma unroll
@@ -1136,9 +1137,9 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
             gai_flash_operand(part, ds[2 * j], ds[2 * j + 1]);
             gai_flash_columns<STRIDE>(sum_dq, part, k_tile + j * 16 * STRIDE);
         }
-        __syncthreads();
+        __syncthreads(); /* k_tile is read: for S and for dq */
         if (more) moving.write(k_tile);
-        __syncthreads();
+        __syncthreads(); /* the next k_tile is whole, and v_tile is read */
     }
     gai_flash_write(dq + at.q + i0 * at.q_stride, at.q_stride, n.T - i0, n.D, sum_dq, n.scale, n.scale);
 }
@@ -1157,8 +1158,7 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     __nv_bfloat16 *v_tile = k_tile + tile::VALUES, *q_tile = v_tile + tile::VALUES, *dy_tile = q_tile + step::VALUES;
     int lane = threadIdx.x & 31, warp = threadIdx.x / 32, owners = n.HQ / group;
     int b = blockIdx.x % heads / owners, owner = blockIdx.x % heads % owners;
-    int j0 = (int)(blockIdx.x / heads) * GAI_FLASH_ROWS, first = j0 / QUERIES * QUERIES;
-    int steps = (n.T - first + QUERIES - 1) / QUERIES;
+    int j0 = (int)(blockIdx.x / heads) * GAI_FLASH_ROWS, steps = (n.T - j0 + QUERIES - 1) / QUERIES;
     gai_head at = gai_head_at(b, owner * group, n);
 
     tile rows;
@@ -1169,31 +1169,30 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
 
     /* A turn is 32 or 64 queries of one head; all turns of a head, then those of the next. */
     auto of_turn = [&](int turn, size_t row, size_t head) {
-        return turn / steps * head + (first + turn % steps * QUERIES) * row;
+        return turn / steps * head + (j0 + turn % steps * QUERIES) * row;
     };
-    auto rows_of_turn = [&](int turn) { /* of the queries that do not exist P is 0 */
-                                        int i = threadIdx.x % QUERIES;
-                                        bool exists = first + turn % steps * QUERIES + i < n.T;
-                                        const float *from =
-                                            (threadIdx.x < QUERIES ? lse : delta) + at.row + of_turn(turn, 1, n.T) + i;
-                                        if (threadIdx.x < QUERIES) return exists ? *from * GAI_LOG2E : INFINITY;
-                                        return exists ? *from : 0;
+    /* Of queries that do not exist P is 0. */
+    auto rows_of_turn = [&](int turn) {
+        int i = threadIdx.x % QUERIES;
+        bool exists = j0 + turn % steps * QUERIES + i < n.T, is_lse = threadIdx.x < QUERIES;
+        float x = exists ? (is_lse ? lse : delta)[at.row + of_turn(turn, 1, n.T) + i] : 0;
+        return !is_lse ? x : exists ? x * GAI_LOG2E : INFINITY;
     };
     step moving;
-    moving.read(q + at.q + of_turn(0, at.q_stride, n.D), at.q_stride, n.T - first, n.D);
+    moving.read(q + at.q + of_turn(0, at.q_stride, n.D), at.q_stride, n.T - j0, n.D);
     moving.write(q_tile);
     if (threadIdx.x < 2 * QUERIES) of_rows[threadIdx.x] = rows_of_turn(0);
-    __syncthreads();
+    __syncthreads(); /* k_tile, v_tile and the first q_tile are whole */
 
     float sum_dk[D / 8][4] = {}, sum_dv[D / 8][4] = {};
     for (int turn = 0; turn < group * steps; turn++) {
         bool more = turn + 1 < group * steps;
-        int i0 = first + turn % steps * QUERIES, next = first + (turn + 1) % steps * QUERIES;
+        int i0 = j0 + turn % steps * QUERIES, next = j0 + (turn + 1) % steps * QUERIES;
         moving.read(dy + at.q + of_turn(turn, at.q_stride, n.D), at.q_stride, n.T - i0, n.D);
         float p[QUERIES / 8][4], ds[QUERIES / 8][4], next_rows = 0;
         gai_flash_scores<D>(p, k_tile + warp * 16 * STRIDE, q_tile);
         moving.write(dy_tile);
-        __syncthreads();
+        __syncthreads(); /* dy_tile is whole */
         if (more) moving.read(q + at.q + of_turn(turn + 1, at.q_stride, n.D), at.q_stride, n.T - next, n.D);
         if (more && threadIdx.x < 2 * QUERIES) next_rows = rows_of_turn(turn + 1);
         gai_flash_scores<D>(ds, v_tile + warp * 16 * STRIDE, dy_tile);
@@ -1213,10 +1212,10 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
             gai_flash_operand(part, ds[2 * i], ds[2 * i + 1]);
             gai_flash_columns<STRIDE>(sum_dk, part, q_tile + i * 16 * STRIDE);
         }
-        __syncthreads();
+        __syncthreads(); /* q_tile and of_rows are read */
         if (more) moving.write(q_tile);
         if (more && threadIdx.x < 2 * QUERIES) of_rows[threadIdx.x] = next_rows;
-        __syncthreads();
+        __syncthreads(); /* the next q_tile is whole, dy_tile is read */
     }
     size_t stride = (size_t)owners * n.D, to = ((size_t)b * n.T + j0) * stride + owner * n.D;
     gai_flash_write(dk + to, stride, n.T - j0, n.D, sum_dk, n.scale, n.scale);
@@ -1259,10 +1258,10 @@ static __device__ void gai_plain_scores(float (&c)[4][4], gai_plain_tile &buffer
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) c[i][j] = 0;
     for (int d = 0; d < D; d += 32) {
-        __syncthreads();
+        __syncthreads(); /* buffer is read */
         gai_plain_read_transposed(buffer, a, a_stride, a_rows, d, D);
         gai_plain_read_transposed(buffer + 32, b, b_stride, b_rows, d, D);
-        __syncthreads();
+        __syncthreads(); /* both parts of buffer are whole */
         gai_plain_multiply(c, buffer, buffer + 32, 32);
     }
 }
@@ -1274,12 +1273,12 @@ static __device__ __forceinline__ void gai_plain_accumulate(float (&c)[CHUNKS][4
                                                             int rows, int D) {
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
-        __syncthreads();
+        __syncthreads(); /* p is whole, buffer is read */
         for (int at = threadIdx.x; at < 64 * 64; at += GAI_PLAIN_THREADS) {
             int row = at / 64, column = at % 64, d = chunk * 64 + column;
             buffer[row][column] = row < rows && d < D ? b[row * stride + d] : 0;
         }
-        __syncthreads();
+        __syncthreads(); /* buffer is whole */
         gai_plain_multiply(c[chunk], p, buffer, 64);
     }
 }
@@ -1431,7 +1430,7 @@ static __global__ void __launch_bounds__(GAI_PLAIN_THREADS, CHUNKS == 1 ? 2 : 1)
             }
             gai_plain_keep(p_tile, p);
             gai_plain_accumulate(sum_dv, p_tile, buffer, dy0, at.q_stride, n.T - i0, n.D);
-            __syncthreads();
+            __syncthreads(); /* p_tile is read: dS takes its place */
             gai_plain_keep(p_tile, ds);
             gai_plain_accumulate(sum_dk, p_tile, buffer, q0, at.q_stride, n.T - i0, n.D);
         }

@@ -298,7 +298,8 @@ static void test_other_heads(void **unused) {
     close_device();
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tensor_cores),
         cmocka_unit_test(test_tensor_cores_cached),
