@@ -96,6 +96,17 @@ $(BUILD)/cuda/test_cpu: $(BUILD)/cuda/test_cuda.o $(BUILD)/cuda/kernels_cpu.o $(
 	$(CXX) $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
 $(BUILD)/cuda/sdpa_cpu: $(BUILD)/cuda/test_sdpa.o $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
 	$(CXX) $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
+# The same with the checker of tests/cuda/cuda_cpu_check.cpp: the compiler's calls for the thread sanitizer go to it.
+CUDA_CHECKED = $(CUDA_CPU) -DCUCPU_CHECK -fno-pie
+CUDA_CHECKED_PARTS = $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/checked/%.o) $(BUILD)/cuda/checked/cuda_cpu_check.o
+$(BUILD)/cuda/checked/%.o: tests/cuda/%.cpp $(wildcard tests/cuda/*.h)
+	@mkdir -p $(BUILD)/cuda/checked
+	$(CXX) $(CUDA_CHECKED) -O2 -c $< -o $@
+$(BUILD)/cuda/checked/kernels.o: gated_attention_cuda.cuh gated_attention.h $(wildcard tests/cuda/*.h)
+	@mkdir -p $(BUILD)/cuda/checked
+	$(CXX) $(CUDA_CHECKED) -O1 -fsanitize=thread -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c $< -o $@
+$(BUILD)/cuda/checked/%_cpu: $(BUILD)/cuda/test_%.o $(BUILD)/cuda/checked/kernels.o $(CUDA_CHECKED_PARTS)
+	$(CXX) -no-pie -Wl,--wrap=memcpy,--wrap=memset $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
 
 sanitize: packages-test
 	@sh tests/sanitize.sh

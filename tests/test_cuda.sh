@@ -26,12 +26,15 @@ run() {
 }
 
 mkdir -p build/log
-if make -s build/cuda/test_cpu build/cuda/sdpa_cpu >build/log/cuda-build.log 2>&1; then ok "builds"; else
+if make -s build/cuda/test_cpu build/cuda/sdpa_cpu build/cuda/checked/sdpa_cpu >build/log/cuda-build.log 2>&1; then ok "builds"; else
     bad "builds" && head -n 20 build/log/cuda-build.log
     echo "$passed passed, $failed failed"
     exit 1
 fi
 run "on the CPU" build/cuda/test_cpu
-run "attention on the CPU" build/cuda/sdpa_cpu
+for seed in 0 1 3; do # in order, in reverse, at random
+    CUCPU_SEED=$seed run "attention on the CPU, order $seed" build/cuda/sdpa_cpu
+done
+run "attention with the checker" build/cuda/checked/sdpa_cpu
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
