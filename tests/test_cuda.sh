@@ -14,7 +14,7 @@ fi
 
 # run NAME PROGRAM [FILTER]: a cmocka program; each of its tests counts
 run() {
-    log=build/log/cuda-$1.log
+    log="build/log/cuda-$1.log"
     "$2" ${3+"$3"} >"$log" 2>&1
     status=$?
     p=$(grep -c '^\[       OK \]' "$log")
@@ -32,9 +32,11 @@ if make -s build/cuda/test_cpu build/cuda/sdpa_cpu build/cuda/checked/sdpa_cpu >
     exit 1
 fi
 run "on the CPU" build/cuda/test_cpu
-for seed in 0 1 3; do # in order, in reverse, at random
-    CUCPU_SEED=$seed run "attention on the CPU, order $seed" build/cuda/sdpa_cpu
+for CUCPU_SEED in 0 1 3; do # in order, in reverse, at random
+    export CUCPU_SEED
+    run "attention on the CPU, order $CUCPU_SEED" build/cuda/sdpa_cpu
 done
+unset CUCPU_SEED
 run "attention with the checker" build/cuda/checked/sdpa_cpu
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
