@@ -27,13 +27,19 @@ PCRE2 = $(call try,$(hash)define PCRE2_CODE_UNIT_WIDTH 8\n$(hash)include <pcre2.
 UTF8PROC = $(call try,$(hash)include <utf8proc.h>\nint main(void){return !utf8proc_version();}\n,,-lutf8proc)
 TEXT = $(if $(PCRE2),-DDATA_PCRE2) $(if $(UTF8PROC),-DDATA_UTF8PROC)
 TEXT_LIBS = $(if $(PCRE2),-lpcre2-8) $(if $(UTF8PROC),-lutf8proc)
-NVCC := $(shell command -v nvcc 2>/dev/null)
+NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 MPICC := $(shell command -v mpicc 2>/dev/null)
+comma := ,
+CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))),$(firstword $(wildcard /usr/local/cuda /opt/cuda)))
+CUDA_LIB = $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/x86_64-linux/lib /usr/lib/x86_64-linux-gnu))
+CUDA_OBJECT := $(if $(NVCC),build/cuda/cuda.o)
+CUDA_CFLAGS = $(if $(NVCC),-DGA_CUDA)
+CUDA_LIBS = $(if $(NVCC),-L$(CUDA_LIB) -Wl$(comma)-rpath$(comma)$(CUDA_LIB) -lcublas -lcudart_static -lstdc++ -ldl -lrt -lpthread)
 
 .PHONY: all help packages packages-test test demo check format bench mutants reference sanitize pairs table4 curves
 .PHONY: clean
 all: train analyze data/vocabulary
-	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   tokenizers: $(or $(and $(PCRE2),$(UTF8PROC)),PCRE2 or utf8proc not found)   nvcc: $(or $(NVCC),not found)   MPI: $(or $(MPICC),not found)   (this version computes on the CPU)"
+	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   tokenizers: $(or $(and $(PCRE2),$(UTF8PROC)),PCRE2 or utf8proc not found)   nvcc: $(or $(NVCC),not found, no GPU)   MPI: $(or $(MPICC),not found)"
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -44,12 +50,23 @@ packages:
 packages-test:
 	@sh .ci/packages test
 
-train: train.c $(HEADERS) | packages
-	$(CC) $(ALL_CFLAGS) train.c -o $@ $(LDLIBS)
-analyze: analyze.c $(HEADERS) | packages
-	$(CC) $(ALL_CFLAGS) analyze.c -o $@ $(LDLIBS)
+train: train.c $(HEADERS) $(CUDA_OBJECT) | packages
+	$(CC) $(ALL_CFLAGS) $(CUDA_CFLAGS) train.c $(CUDA_OBJECT) -o $@ $(CUDA_LIBS) $(LDLIBS)
+analyze: analyze.c $(HEADERS) $(CUDA_OBJECT) | packages
+	$(CC) $(ALL_CFLAGS) $(CUDA_CFLAGS) analyze.c $(CUDA_OBJECT) -o $@ $(CUDA_LIBS) $(LDLIBS)
 data/vocabulary: data/vocabulary.c $(HEADERS) | packages
 	$(CC) $(ALL_CFLAGS) data/vocabulary.c -o $@ $(LDLIBS)
+
+# The unit for NVIDIA GPUs: for the GPU that is here, else for all from compute capability 7.5 on (compiled by the driver
+# when the program starts, but for 8.x). NVCC= on the command line builds without. It is compiled again when its own text
+# or the declarations of gated_attention.h change.
+CUDA_GPU := $(if $(NVCC),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
+CUDA_ARCH ?= $(if $(CUDA_GPU),-arch=native,-gencode arch=compute_75$(comma)code=compute_75 -gencode arch=compute_80$(comma)code=[sm_80$(comma)compute_80])
+$(BUILD)/cuda/declarations: gated_attention.h
+	@mkdir -p $(BUILD)/cuda
+	@sed '/^.* ==== implementation/,$$d' $< | cmp -s - $@ || sed '/^.* ==== implementation/,$$d' $< >$@
+$(BUILD)/cuda/cuda.o: gated_attention_cuda.cuh $(BUILD)/cuda/declarations
+	$(NVCC) -std=c++17 -O3 $(CUDA_ARCH) -Xcompiler -Wall,-Wextra -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x cu -c $< -o $@
 
 # ---- the main job, small: both quick models, then the report -------------------------------------------------------
 DEMO ?= demo
@@ -77,7 +94,6 @@ test: packages-test train analyze $(C_TESTS:%=$(BUILD)/test_%)
 	@sh tests/run.sh $(C_TESTS:%=$(BUILD)/test_%) $(SH_TESTS:%=tests/test_%.sh) tests/sanitize.sh tests/mutants.sh
 
 # The kernels for NVIDIA GPUs as plain C++ on the CPU: needs the CUDA headers, but neither nvcc nor a GPU.
-CUDA_HOME ?= $(firstword $(wildcard /usr/local/cuda /opt/cuda))
 CUDA_INCLUDE := $(if $(CUDA_HOME),$(if $(wildcard $(CUDA_HOME)/include/cublas_v2.h),$(CUDA_HOME)/include),$(patsubst %/cublas_v2.h,%,$(wildcard /usr/include/cublas_v2.h)))
 CUDA_CPU = -std=c++17 -g $(WARN) -Wno-pedantic -Wno-unknown-pragmas -DGAI_CUDA_CPU -I. -Itests/cuda -isystem $(CUDA_INCLUDE)
 CUDA_CPU_PARTS = cuda_cpu cuda_cpu_runtime cuda_cpu_libs

@@ -39,8 +39,12 @@
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
 #include "gated_attention_x86.h"
+#ifdef GA_CUDA
+#include "gated_attention_cuda.cuh"
+#endif
 #include "data/figures.h"
 #include "data/report.h"
+#include "data/device.h"
 #include "data/analysis.h"
 #include "data/measure.h"
 #include "data/lengths.h"
@@ -51,7 +55,7 @@
 
 static void free_analysis(analysis *a) {
     report *r = &a->report;
-    if (a->device.name) ga_device_x86_destroy(&a->device);
+    device_close(&a->device);
     for (size_t i = 0; i < arrlenu(r->models); i++) {
         report_model *m = &r->models[i];
         ga_statistics_destroy(m->statistics);
@@ -83,9 +87,7 @@ static bool run_all(analysis *a, int argc, char **argv) {
 #ifdef _OPENMP
     if (a->options.has_threads) omp_set_num_threads((int)a->options.threads);
 #endif
-    ga_x86_settings settings = {NULL, false}; /* what is measured is measured in float32 */
-    ga_error e;
-    if (ga_device_x86(&a->device, settings, &e)) return fail(a, 2, "%s", e.text);
+    if (!open_device(a)) return false;
     if (a->mode != DESCRIBE && !add_models(a)) return false;
 #define X(name, option, function) \
     if (a->mode == (name)) return function(a);

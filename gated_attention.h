@@ -204,6 +204,7 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(TEXT, RUN, init_from, "", 0, 0, "", "checkpoint directory to start from")                                        \
     X(CHOICE, RUN, device, 0, 0, 2, "auto cpu cuda", "where to compute")                                               \
     X(CHOICE, RUN, use_amp, 0, 0, 2, "auto off on", "bfloat16 matrix products where the device has them")              \
+    X(FLAG, RUN, tf32, 0, 0, 1, "", "float32 matrix products by TF32 where the device has it")                         \
     X(FLAG, RUN, recompute, 0, 0, 1, "", "keep one layer's activations, recompute them in the backward pass")          \
     X(SIZE, RUN, threads, 0, 0, 4096, "", "OpenMP threads; 0: all cores")
 /* clang-format on */
@@ -457,6 +458,7 @@ typedef struct {
     void (*zero)(void *state, void *p, size_t bytes);
     void (*weights_changed)(void *state, const ga_real *weights, size_t n); /* packed copies are stale; may be NULL */
     ga_result (*status)(void *state, ga_error *e); /* the first failure since the last call; NULL: nothing can fail */
+    void (*wait)(void *state);                     /* until all operators are done; NULL: they are when they return */
     size_t (*own_bytes)(void *state, const ga_config *c,
                         ga_mode mode); /* what it takes beside the model; may be NULL */
     size_t (*free_bytes)(void *state); /* memory that is left; NULL: not known */
@@ -2738,7 +2740,7 @@ GA_API ga_device ga_device_cpu(void) {
     d.name = "cpu, plain C", d.state = NULL;
     d.allocate = gai_cpu_allocate, d.release = gai_cpu_release;
     d.copy_in = gai_cpu_copy, d.copy_out = gai_cpu_copy, d.zero = gai_cpu_zero;
-    d.weights_changed = NULL, d.status = NULL, d.own_bytes = NULL, d.free_bytes = NULL;
+    d.weights_changed = NULL, d.status = NULL, d.wait = NULL, d.own_bytes = NULL, d.free_bytes = NULL;
 #define GAI_X(name, parameters, arguments) d.name = gai_cpu_##name;
     GA_OPERATORS(GAI_X)
 #undef GAI_X
@@ -2761,11 +2763,13 @@ GAI_FN double gai_seconds(void) {
 }
 
 /* Runs one operator of the model's device, with its time when the model is being profiled. */
-#define GAI_RUN(m, op, ...)                                                                                \
-    do {                                                                                                   \
-        double gai_start = (m)->profile ? gai_seconds() : 0;                                               \
-        (m)->device.op((m)->device.state, __VA_ARGS__);                                                    \
-        if ((m)->profile) (m)->seconds[GA_OP_##op] += gai_seconds() - gai_start, (m)->calls[GA_OP_##op]++; \
+#define GAI_RUN(m, op, ...)                                                              \
+    do {                                                                                 \
+        double gai_start = (m)->profile ? gai_seconds() : 0;                             \
+        (m)->device.op((m)->device.state, __VA_ARGS__);                                  \
+        if (!(m)->profile) break;                                                        \
+        if ((m)->device.wait) (m)->device.wait((m)->device.state);                       \
+        (m)->seconds[GA_OP_##op] += gai_seconds() - gai_start, (m)->calls[GA_OP_##op]++; \
     } while (0)
 
 /* Operators return nothing: what failed in them is asked for once at the end of a pass. */

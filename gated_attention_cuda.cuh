@@ -219,6 +219,11 @@ static void gai_cuda_copy_out(void *state, void *to_host, const void *from, size
     memset(to_host, 0xff, bytes); /* NaN: nobody takes it for a result */
 }
 
+static void gai_cuda_wait(void *state) {
+    gai_cuda *d = (gai_cuda *)state;
+    (void)GAI_CUDA(d, cudaStreamSynchronize(d->stream));
+}
+
 static ga_result gai_cuda_status(void *state, ga_error *e) {
     gai_cuda *d = (gai_cuda *)state;
     ga_result result = d->error.result;
@@ -2304,7 +2309,7 @@ ga_result ga_device_cuda(ga_device *device, ga_cuda_settings settings, ga_error 
     device->name = d->name, device->state = d;
     device->allocate = gai_cuda_allocate, device->release = gai_cuda_release;
     device->copy_in = gai_cuda_copy_in, device->copy_out = gai_cuda_copy_out, device->zero = gai_cuda_zero;
-    device->status = gai_cuda_status;
+    device->status = gai_cuda_status, device->wait = gai_cuda_wait;
     device->weights_changed = gai_cuda_weights_changed;
     device->own_bytes = gai_cuda_own_bytes, device->free_bytes = gai_cuda_free_bytes;
     device->embedding_forward = gai_cuda_embedding_forward;

@@ -47,6 +47,10 @@
 #include "data/spikes.h"
 #include "data/vocabulary.h"
 #include "gated_attention_x86.h"
+#ifdef GA_CUDA
+#include "gated_attention_cuda.cuh"
+#endif
+#include "data/device.h"
 
 enum { PATH_SIZE = GA_TEXT + 64, SAMPLE_PROMPT = 8 };
 
@@ -81,7 +85,7 @@ typedef struct {
     uint64_t val_windows;   /* seen by an evaluation; 0: none */
     double lowest_loss;     /* that can be reached on them; NaN where nobody knows */
 
-    ga_device device;
+    device_choice device;
     ga_model *model;
     ga_statistics *live, *held_out; /* of the latest training micro-batch looked at; of the latest evaluation */
     int32_t *inputs, *targets;      /* (batch_size, T) */
@@ -285,20 +289,11 @@ static bool configure(run *r, int argc, char **argv, const command_line *a) {
     return true;
 }
 
-/* device and use_amp: which operators compute, and in what precision the products are. */
 static bool open_device(run *r) {
-    char device[16], use_amp[16];
-    ga_config_get(&r->config, "device", device, sizeof device);
-    ga_config_get(&r->config, "use_amp", use_amp, sizeof use_amp);
-    if (strcmp(device, "cuda") == 0) return fail(r, 2, "device = cuda: this program is built without CUDA");
 #ifdef _OPENMP
     omp_set_num_threads((int)thread_count(&r->config));
 #endif
-    ga_x86_settings settings = {NULL, strcmp(use_amp, "off") != 0};
-    if (ga_device_x86(&r->device, settings, &r->error)) return fail_library(r);
-    if (strcmp(use_amp, "on") == 0 && !ga_device_x86_bf16(&r->device))
-        return fail(r, 2, "use_amp = on: the device (%s) has no bfloat16 products; auto takes float32", r->device.name);
-    return true;
+    return device_open(&r->device, &r->config, &r->error) || fail(r, 2, "%s", r->error.text);
 }
 
 /* ---- the plan ----------------------------------------------------------------------------------------------------- */
@@ -402,8 +397,13 @@ static void print_model(const run *r) {
     print_gate(c);
     printf("parameters  %s (embedding %s, gate %s)\n", GROUPED(s->parameters), GROUPED(s->embedding_parameters),
            GROUPED(s->gate_parameters));
-    printf("memory      %s: weights %s, gradients %s, optimizer %s, activations %s\n", BYTES(s->total_bytes),
+    const ga_device *d = &r->device.device;
+    size_t own = d->own_bytes ? d->own_bytes(d->state, c, GA_TRAINING) : 0;
+    printf("memory      %s: weights %s, gradients %s, optimizer %s, activations %s", BYTES(s->total_bytes + own),
            BYTES(s->weight_bytes), BYTES(s->gradient_bytes), BYTES(s->optimizer_bytes), BYTES(s->activation_bytes));
+    if (d->own_bytes) printf(", device %s", BYTES(own));
+    if (d->free_bytes) printf("; %s are free", BYTES(d->free_bytes(d->state)));
+    printf("\n");
     printf("compute     %s a token forward, %s in training\n", SCALED(s->forward_flops, "FLOP"),
            SCALED(s->training_flops, "FLOP"));
     printf("steps       %s of %zu x %zu windows of %zu tokens: %s tokens\n", GROUPED(r->steps),
@@ -412,7 +412,12 @@ static void print_model(const run *r) {
 
 static void print_device(const run *r) {
     const ga_config *c = &r->config;
-    printf("device      %s, %zu thread%s", r->device.name, thread_count(c), thread_count(c) == 1 ? "" : "s");
+    printf("device      %s (%s)", r->device.device.name, r->device.why);
+    if (r->device.cuda) {
+        printf("\n");
+        return;
+    }
+    printf(", %zu thread%s", thread_count(c), thread_count(c) == 1 ? "" : "s");
 #ifdef _OPENMP
     printf(" (%s)\n", c->threads ? "as the key threads says" : "OpenMP's choice");
 #else
@@ -450,16 +455,18 @@ static double measure_speed(const run *r) {
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         size_t O = shapes[i][0] < MOST_COLUMNS ? shapes[i][0] : MOST_COLUMNS;
         size_t I = shapes[i][1] < MOST_COLUMNS ? shapes[i][1] : MOST_COLUMNS;
-        ga_real *block = calloc(rows * O + rows * I + O * I, sizeof *block);
+        const ga_device *d = &r->device.device;
+        ga_real *block = d->allocate(d->state, (rows * O + rows * I + O * I) * sizeof *block);
         if (!block) return NAN;
         double begin = now(), spent;
         do {
-            r->device.linear_forward(r->device.state, block, block + rows * O, block + rows * O + rows * I, rows, O, I);
+            d->linear_forward(d->state, block, block + rows * O, block + rows * O + rows * I, rows, O, I);
+            if (d->wait) d->wait(d->state);
             flops += 2.0 * (double)rows * (double)O * (double)I;
             spent = now() - begin;
         } while (spent < 0.3);
         seconds += spent;
-        free(block);
+        d->release(d->state, block);
     }
     return flops / seconds;
 }
@@ -636,7 +643,7 @@ static bool check_same_run(run *r) {
 
 static bool allocate(run *r) {
     size_t rows = r->config.batch_size * r->config.max_seq_len;
-    r->model = ga_create(&r->config, &r->device, GA_TRAINING, &r->error);
+    r->model = ga_create(&r->config, &r->device.device, GA_TRAINING, &r->error);
     if (!r->model) return fail_library(r);
     r->inputs = malloc(rows * sizeof *r->inputs);
     r->targets = malloc(rows * sizeof *r->targets);
@@ -675,7 +682,7 @@ static void close_run(run *r) {
     free(r->targets);
     free(r->inputs);
     ga_destroy(r->model);
-    if (r->device.name) ga_device_x86_destroy(&r->device);
+    device_close(&r->device);
     data_close(r->stream);
     if (r->metrics) fclose(r->metrics);
 }

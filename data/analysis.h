@@ -4,7 +4,7 @@
  *     analysis a = {0};
  *     if (!parse_options(&a, argc, argv) || !add_models(&a)) puts(a.failure);    // and a.exit_code
  *
- * Needs gated_attention.h, gated_attention_x86.h, data.h, figures.h, report.h and stb_ds before it.
+ * Needs gated_attention.h, gated_attention_x86.h, device.h, data.h, figures.h, report.h and stb_ds before it.
  */
 #ifndef DATA_ANALYSIS_H
 #define DATA_ANALYSIS_H
@@ -35,6 +35,7 @@
     X(REAL, ANY, rope_base, 0, 1, 1e12, "BASE", "base of RoPE in place of the models' own")                             \
     X(TEXT, ANY, output, NULL, 0, 0, "DIR", "where the report goes; default: reports/<names>")                         \
     X(SIZE, COMPARE, batch_size, 0, 1, 65536, "B", "windows computed at once; default: about 4096 tokens")             \
+    X(TEXT, ANY, device, "auto", 0, 0, "DEVICE", "auto, cpu or cuda")                                                  \
     X(SIZE, ANY, threads, 0, 1, 4096, "N", "OpenMP threads; default: all cores")                                       \
     X(TEXT, ANY, weights, "auto", 0, 0, "HOW", "loaded, mapped (one layer in memory), auto: mapped above 4 GB of float32") \
     X(TEXT, PROMPT, prompt, NULL, 0, 0, "TEXT", "goes on from TEXT instead of comparing")                              \
@@ -88,7 +89,7 @@ typedef struct {
     char **texts;  /* stb_ds array: what is freed at the end */
     bool has_run;  /* the first model's run has a config.cfg */
     ga_config run; /* its keys, else the defaults */
-    ga_device device;
+    device_choice device;
     data_stream *stream;
     data_part part;
     data_tokenizer *tokenizer; /* of the model last asked for; NULL: it has none */
@@ -384,13 +385,21 @@ static ga_model *load_model(analysis *a, const report_model *m, size_t batch_siz
     c.batch_size = batch_size;
     c.max_seq_len = seq_len;
     ga_error e;
-    ga_model *model = ga_create(&c, &a->device, choose_weights(a, &c), &e);
+    ga_model *model = ga_create(&c, &a->device.device, choose_weights(a, &c), &e);
     if (!model) return fail(a, 1, "%s: %s", m->name, e.text), NULL;
     char changes[128];
     if (ga_start_from(model, m->directory, changes, sizeof changes, &e) == GA_OK) return model;
     fail(a, 1, "%s: %s", m->name, e.text);
     ga_destroy(model);
     return NULL;
+}
+
+static bool open_device(analysis *a) {
+    ga_config c = ga_config_default();
+    ga_error e;
+    if (ga_config_set(&c, "device", a->options.device, &e)) return fail(a, 2, "--device: %s", e.text);
+    ga_config_set(&c, "use_amp", "off", &e); /* what is measured is measured in float32 */
+    return device_open(&a->device, &c, &e) || fail(a, 2, "%s", e.text);
 }
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */

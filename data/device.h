@@ -1,0 +1,84 @@
+/* device.h - which device the keys `device`, `use_amp` and `tf32` mean, and why.
+ *
+ *     device_choice choice;
+ *     if (!device_open(&choice, &config, &e)) puts(e.text);
+ *     printf("%s (%s)\n", choice.device.name, choice.why);
+ *     ...
+ *     device_close(&choice);
+ *
+ * Needs gated_attention.h and gated_attention_x86.h before it, and with GA_CUDA, which the Makefile defines where it has
+ * compiled that companion, gated_attention_cuda.cuh.
+ */
+#ifndef DATA_DEVICE_H
+#define DATA_DEVICE_H
+
+#include <stdio.h>
+#include <string.h>
+
+typedef struct {
+    ga_device device;
+    bool cuda, bf16;
+    char why[640];
+} device_choice;
+
+static void device_close(device_choice *d) {
+#ifdef GA_CUDA
+    if (d->device.name && d->cuda) {
+        ga_device_cuda_destroy(&d->device);
+        return;
+    }
+#endif
+    if (d->device.name) ga_device_x86_destroy(&d->device);
+}
+
+/* The GPU, when it is wanted and there; `e` says why not. */
+static bool device_open_cuda(device_choice *d, bool bf16, bool tf32, ga_error *e) {
+#ifdef GA_CUDA
+    ga_cuda_settings settings = {0, bf16, tf32};
+    if (ga_device_cuda(&d->device, settings, e) != GA_OK) return false;
+    d->cuda = true, d->bf16 = ga_device_cuda_bf16(&d->device);
+    return true;
+#else
+    (void)d, (void)bf16, (void)tf32;
+    snprintf(e->text, sizeof e->text, "this program is built without CUDA");
+    e->result = GA_ERR_DEVICE;
+    return false;
+#endif
+}
+
+static bool device_open_cpu(device_choice *d, bool bf16, ga_error *e) {
+    ga_x86_settings settings = {NULL, bf16};
+    if (ga_device_x86(&d->device, settings, e) != GA_OK) return false;
+    d->bf16 = ga_device_x86_bf16(&d->device);
+    return true;
+}
+
+static bool device_open(device_choice *d, const ga_config *c, ga_error *e) {
+    char device[16], use_amp[16];
+    ga_config_get(c, "device", device, sizeof device);
+    ga_config_get(c, "use_amp", use_amp, sizeof use_amp);
+    bool bf16 = strcmp(use_amp, "off") != 0;
+    ga_error no_gpu;
+    memset(d, 0, sizeof *d);
+    if (strcmp(device, "cpu") != 0 && device_open_cuda(d, bf16, c->tf32, &no_gpu))
+        snprintf(d->why, sizeof d->why, "device = %s", device);
+    else if (strcmp(device, "cuda") == 0) {
+        e->result = no_gpu.result;
+        snprintf(e->text, sizeof e->text, "device = cuda: no CUDA device can be used: %.400s", no_gpu.text);
+        return false;
+    } else if (!device_open_cpu(d, bf16, e))
+        return false;
+    else if (strcmp(device, "cpu") == 0)
+        snprintf(d->why, sizeof d->why, "device = cpu");
+    else
+        snprintf(d->why, sizeof d->why, "device = auto: %.500s", no_gpu.text);
+    if (strcmp(use_amp, "on") != 0 || d->bf16) return true;
+    e->result = GA_ERR_CONFIG;
+    snprintf(e->text, sizeof e->text, "use_amp = on: the device (%s) has no bfloat16 products; auto takes float32",
+             d->device.name);
+    device_close(d);
+    memset(d, 0, sizeof *d);
+    return false;
+}
+
+#endif
