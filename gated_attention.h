@@ -5726,11 +5726,16 @@ GAI_FN void gai_print_value(gai_text *t, const ga_config *c, const gai_key *k) {
         gai_print(t, k->kind == GAI_CHOICE ? "\"%s\"" : "%s", text);
 }
 
-/* Whether transformers' Qwen3, with the released models' gate, computes the same: any other model must not be taken for
- * one by its name. */
-GAI_FN bool gai_speaks_qwen3(const ga_config *c) {
-    return (c->gate_position == GA_NO_GATE || gai_gate_is_packed(c)) && c->partial_rotary_factor == 1 &&
-           !c->sandwich_norm && !(c->attn_clip > 0) && !(c->ffn_clip > 0) && c->attention_sink == GA_SINK_NONE;
+/* Under which model_type transformers computes the same: Qwen3 with the released models' gate, Qwen3-MoE, Llama. Any other
+ * model gets a name that is nobody's, and no class of theirs (NULL), so that it is not taken for one of these. */
+GAI_FN const char *gai_own_family(const ga_config *c, const char **architecture) {
+    bool plain = (c->gate_position == GA_NO_GATE || gai_gate_is_packed(c)) && c->partial_rotary_factor == 1 &&
+                 !c->sandwich_norm && !(c->attn_clip > 0) && !(c->ffn_clip > 0) && c->attention_sink == GA_SINK_NONE;
+    bool mixture = c->n_experts > 0, llama = !c->qk_norm && c->gate_position == GA_NO_GATE;
+    *architecture = NULL;
+    if (!plain || (mixture && !c->qk_norm)) return "gated_attention";
+    *architecture = mixture ? "Qwen3MoeForCausalLM" : llama ? "LlamaForCausalLM" : "Qwen3ForCausalLM";
+    return mixture ? "qwen3_moe" : llama ? "llama" : "qwen3";
 }
 
 GAI_FN ga_result gai_save_config(const ga_model *m, const char *directory, ga_error *e) {
@@ -5739,21 +5744,17 @@ GAI_FN ga_result gai_save_config(const ga_model *m, const char *directory, ga_er
     gai_text t = {buffer, 0, sizeof buffer};
     ga_result result = gai_path(path, directory, "/", "config.json", e);
     if (result != GA_OK) return result;
-    bool mixture = c->n_experts > 0;
-    if (gai_speaks_qwen3(c)) {
-        gai_print(&t, "{\n  \"architectures\": [\"%s\"],\n", mixture ? "Qwen3MoeForCausalLM" : "Qwen3ForCausalLM");
-        gai_print(&t, "  \"model_type\": \"%s\",\n", mixture ? "qwen3_moe" : "qwen3");
-    } else {
-        gai_print(&t, "{\n  \"model_type\": \"gated_attention\",\n");
-    }
-    if (mixture) gai_print(&t, "  \"decoder_sparse_step\": 1,\n  \"mlp_only_layers\": [],\n");
+    const char *architecture, *family = gai_own_family(c, &architecture);
+    gai_print(&t, "{\n  \"model_type\": \"%s\",\n", family);
+    if (architecture) gai_print(&t, "  \"architectures\": [\"%s\"],\n", architecture);
+    if (c->n_experts > 0) gai_print(&t, "  \"decoder_sparse_step\": 1,\n  \"mlp_only_layers\": [],\n");
     gai_print(&t, "  \"torch_dtype\": \"%s\",\n", gai_own_dtype() == GAI_F64 ? "float64" : "float32");
     gai_print(&t, "  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n  \"qkv_bias\": false,\n");
     gai_print(&t, "  \"use_sliding_window\": false,\n  \"sliding_window\": null,\n  \"rope_scaling\": null,\n");
     gai_print(&t, "  \"headwise_attn_output_gate\": %s,\n", gai_switch(c, GA_HEADWISE) ? "true" : "false");
     gai_print(&t, "  \"elementwise_attn_output_gate\": %s,\n", gai_switch(c, GA_ELEMENTWISE) ? "true" : "false");
     for (const gai_hf_key *k = gai_hf_keys(); k->own; k++) {
-        if (!mixture && gai_is_mixture_key(k - gai_hf_keys())) continue;
+        if (c->n_experts == 0 && gai_is_mixture_key(k - gai_hf_keys())) continue;
         gai_print(&t, "  \"%s\": ", k->name);
         gai_print_value(&t, c, gai_find_key(k->own));
         gai_print(&t, ",\n");

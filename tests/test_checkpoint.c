@@ -773,6 +773,75 @@ static void test_qwen3_next_rewritten(void **state) {
     ga_destroy(back);
 }
 
+/* Tensor `name` of the shard at `path`, as numbers. */
+static ga_real *read_tensor(const char *path, const char *name, size_t *n) {
+    ga_error e;
+    FILE *file;
+    uint64_t size;
+    gai_tensor_file f;
+    memset(&f, 0, sizeof f);
+    snprintf(f.path, sizeof f.path, "%s", path);
+    expect_ok(gai_open(path, &file, &size, &e), &e);
+    expect_ok(gai_read_header(&f, file, size, &e), &e);
+    fclose(file);
+    gai_entry *t = gai_find_entry(&f, name);
+    ga_real *values = NULL;
+    if (t) {
+        contents c = read_file(path);
+        *n = (size_t)(t->end - t->begin) / gai_dtype_size(t->type);
+        values = reals(*n);
+        gai_decode(values, c.bytes + t->begin, *n, t->type, 0);
+        free(c.bytes);
+    }
+    GA_FREE(f.header);
+    GA_FREE(f.entries);
+    return values;
+}
+
+/* What ga_save makes of a directory that PyTorch wrote is, tensor for tensor and key for key, what PyTorch wrote: so it
+ * loads there again, and has the logits that expected.safetensors has from there. round_trip.py does it with PyTorch. */
+static void check_rewritten(const char *directory, const char *family, const char *const *shards) {
+    ga_error e;
+    char path[256], wanted[64];
+    size_t compared = 0, n = 0, m_values = 0;
+    ga_model *m = load(directory, GA_INFERENCE, NULL);
+    save(m, in_root("rewritten"), NULL);
+    for (size_t i = 0; i < m->n_tensors; i++) {
+        const char *name = m->tensors[i].name;
+        ga_real *there = NULL, *here = read_tensor(in_root("rewritten/model.safetensors"), name, &m_values);
+        for (size_t k = 0; !there && shards[k]; k++) {
+            snprintf(path, sizeof path, "%s/%s", directory, shards[k]);
+            there = read_tensor(path, name, &n);
+        }
+        assert_true((here != NULL) == (there != NULL)); /* neither, for the gate inside q_proj */
+        if (here && (n != m_values || memcmp(here, there, n * sizeof *here) != 0)) fail_msg("%s: %s", directory, name);
+        compared += here ? n : 0;
+        free(here);
+        free(there);
+    }
+    assert_int_equal(compared, m->n_weights);
+    contents c = read_file(in_root("rewritten/config.json"));
+    snprintf(wanted, sizeof wanted, "\"model_type\": \"%s\"", family);
+    assert_non_null(strstr((char *)c.bytes, wanted));
+    free(c.bytes);
+    edit_text(in_root("rewritten/config.json"), "\"gated_attention\": {", "\"nothing\": {"); /* as others read it */
+    ga_config alone = ga_config_default();
+    expect_ok(ga_load_config(&alone, in_root("rewritten"), false, &e), &e);
+    expect_same_keys(&m->config, &alone);
+    ga_destroy(m);
+}
+
+static void test_rewritten(void **state) {
+    (void)state;
+    static const char *const one[] = {"model.safetensors", NULL};
+    static const char *const two[] = {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", NULL};
+    check_rewritten("tests/fixtures/hf_baseline", "qwen3", one);
+    check_rewritten("tests/fixtures/hf_headwise", "qwen3", one);
+    check_rewritten("tests/fixtures/hf_elementwise", "qwen3", two);
+    check_rewritten("tests/fixtures/outside_llama", "llama", one);
+    check_rewritten("tests/fixtures/outside_qwen3", "qwen3", one);
+}
+
 /* Models that are computed otherwise are refused by what is in the way. */
 static void test_refused_models(void **state) {
     (void)state;
@@ -1695,6 +1764,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_outside_models),
         cmocka_unit_test(test_mixture_keys),
         cmocka_unit_test(test_qwen3_next_rewritten),
+        cmocka_unit_test(test_rewritten),
         cmocka_unit_test(test_refused_models),
         cmocka_unit_test(test_hugging_face_yarn),
         cmocka_unit_test(test_plain_llama),
