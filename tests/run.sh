@@ -25,9 +25,9 @@ for test in "$@"; do
         ;;
     esac
     p=${p:-0} f=${f:-0}
-    # A crash, or nothing tested, is a failure too.
+    # A crash is a failure too, and so is nothing tested, unless it says that it cannot be here.
     if [ "$status" -ne 0 ] && [ "$f" -eq 0 ]; then f=1; fi
-    if [ "$p" -eq 0 ] && [ "$f" -eq 0 ]; then f=1; fi
+    if [ "$p" -eq 0 ] && [ "$f" -eq 0 ] && ! tail -n 1 "$log" | grep -q '(skipped)$'; then f=1; fi
     printf '%-18s %4d passed %3d failed %5d s\n' "$name" "$p" "$f" $(($(date +%s) - start))
     if [ "$f" -ne 0 ]; then
         grep -E 'FAIL|SURVIVED|ERROR|[Ee]rror:|Sanitizer|Assert' "$log" | head -n 20 | sed 's/^/    /'
