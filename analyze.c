@@ -43,10 +43,12 @@
 #include "gated_attention_cuda.cuh"
 #endif
 #include "data/figures.h"
+#include "data/gallery.h"
 #include "data/report.h"
 #include "data/device.h"
 #include "data/analysis.h"
 #include "data/measure.h"
+#include "data/interventions.h"
 #include "data/lengths.h"
 #include "data/compare.h"
 #include "data/prompt.h"
@@ -65,6 +67,7 @@ static void free_analysis(analysis *a) {
         arrfree(m->training);
         arrfree(m->held_out);
         arrfree(m->f_attn);
+        arrfree(m->changes);
         free_lengths(m);
     }
     arrfree(r->models);

@@ -38,6 +38,7 @@
     X(TEXT, ANY, device, "auto", 0, 0, "DEVICE", "auto, cpu or cuda")                                                  \
     X(SIZE, ANY, threads, 0, 1, 4096, "N", "OpenMP threads; default: all cores")                                       \
     X(TEXT, ANY, weights, "auto", 0, 0, "HOW", "loaded, mapped (one layer in memory), auto: mapped above 4 GB of float32") \
+    X(FLAG, COMPARE, interventions, 0, 0, 0, "", "also the loss with gate scores replaced, heads silenced, ...")          \
     X(TEXT, PROMPT, prompt, NULL, 0, 0, "TEXT", "goes on from TEXT instead of comparing")                              \
     X(SIZE, PROMPT, generate, 64, 0, 1e6, "N", "tokens to generate")                                                   \
     X(REAL, PROMPT, temperature, 0.8, 0, 100, "X", "of the draws; 0: always the most likely token")                    \

@@ -96,7 +96,8 @@ static bool compare(analysis *a) {
     if (a->options.lengths && !measure_lengths(a)) return false;
     print_table(r);
     print_lengths(r);
-    if (!report_write_summary(r) || !figures_write(r) || !figures_write_lengths(r) || !report_write_html(r))
+    if (!report_write_summary(r) || !figures_write(r) || !figures_write_lengths(r) || !gallery_write(r) ||
+        !report_write_html(r))
         return fail(a, 1, "%s", r->error);
     print_figures(r);
     printf("report: %s/report.html, numbers: %s/summary.json\n", r->directory, r->directory);

@@ -23,10 +23,19 @@
 
 /* Attention maps show this many positions from the first; since attention is causal, they do not depend on the rest. */
 enum { FIGURE_MAP = 64, FIGURE_WINDOW_MAP = 32, FIGURE_LABELLED = 40, FIGURE_PATH = 1024 };
+/* Of a plot: small enough that its letters are still read when a phone's width shows all of it. */
+enum { FIGURE_WIDTH = 540, FIGURE_HEIGHT = 380 };
 
 typedef struct {
     double step, value;
 } report_point;
+
+/* The loss after an intervention; key NULL: after a head was silenced. */
+typedef struct {
+    const char *key;
+    size_t layer, head;
+    double loss;
+} report_change;
 
 typedef struct {
     const char *name, *directory; /* as given, the checkpoint it was read from */
@@ -37,11 +46,13 @@ typedef struct {
     size_t parameters;
     double loss, *window_losses; /* (samples) of each window, and their mean */
     ga_statistics *statistics;
-    double *maps;                               /* (L, M, M) averaged over heads and windows */
-    double *window_maps;                        /* (L, M, M) of the first window, averaged over heads */
-    report_point *training, *held_out, *f_attn; /* stb_ds arrays from metrics.jsonl, empty where there is none */
-    double trained_rope_base;                   /* the checkpoint's own, where an option replaces it */
-    struct length_result *lengths;              /* stb_ds array: --lengths */
+    double *maps;                                  /* (L, M, M) averaged over heads and windows */
+    double *window_maps;                           /* (L, M, M) of the first window, averaged over heads */
+    report_point *training, *held_out, *f_attn;    /* stb_ds arrays from metrics.jsonl, empty where there is none */
+    double trained_rope_base;                      /* the checkpoint's own, where an option replaces it */
+    struct length_result *lengths;                 /* stb_ds array: --lengths */
+    report_change *changes;                        /* stb_ds array, empty without --interventions */
+    char peak_labels[GA_STREAMS][DATA_LABEL_SIZE]; /* tokens that carry the largest activations */
 } report_model;
 
 typedef struct {
@@ -252,6 +263,17 @@ static void figure_begin(FILE *gp, const char *stem, int width, int height) {
           gp);
 }
 
+/* A key above the plot, in columns. */
+static void figure_key(FILE *gp) {
+    fputs("set key tmargin left horizontal Left reverse samplen 1.6 font ',13' textcolor rgb '#333333'\n", gp);
+}
+
+/* One more curve: a dashed line with its value in the key. */
+static void figure_line(FILE *gp, double y, const char *colour, int dashes, const char *title) {
+    fprintf(gp, ", \\\n     %.9g with lines dashtype %d linewidth 1.5 linecolor rgb %s title ", y, dashes, colour);
+    figure_quotef(gp, "%s (%.3g)", title, y);
+}
+
 /* gnuplot as a child in DIR/figures, its complaints in STEM.log; its exit status, 127 when there is no gnuplot. */
 static int figure_run_gnuplot(const char *directory, const char *stem, bool png) {
     char script[128], log[128];
@@ -359,26 +381,6 @@ static void figure_csv_number(FILE *csv, double x) {
     fprintf(csv, isfinite(x) ? ",%.9g" : ",", x);
 }
 
-/* A row for each layer, a column for each model. */
-static bool figure_layers_csv(report *r, const char *stem, double (*value)(const ga_statistics *, size_t)) {
-    FILE *csv = figure_open(r, stem, ".csv");
-    if (!csv) return false;
-    fputs("layer", csv);
-    for (size_t i = 0; i < arrlenu(r->models); i++) {
-        putc(',', csv);
-        figure_csv_text(csv, r->models[i].name);
-    }
-    for (size_t l = 0; l < report_most_layers(r); l++) {
-        fprintf(csv, "\n%zu", l);
-        for (size_t i = 0; i < arrlenu(r->models); i++) {
-            const ga_statistics *s = r->models[i].statistics;
-            figure_csv_number(csv, l < s->L ? value(s, l) : NAN);
-        }
-    }
-    putc('\n', csv);
-    return figure_close(r, csv, stem);
-}
-
 static void figure_layer_axis(FILE *gp, size_t layers) {
     fprintf(gp, "set xrange [-0.6:%g]\nset xtics 0,%zu\nset xlabel 'layer'\n", (double)layers - 0.4, layers / 13 + 1);
 }
@@ -390,59 +392,6 @@ static double figure_bar_offset(size_t i, size_t n) {
 
 static double figure_bar_width(size_t n) {
     return 0.58 / (double)n;
-}
-
-/* Fig. 2, left. */
-static bool figure_f_attn(report *r) {
-    const char *stem = "f_attn_by_layer";
-    size_t n = arrlenu(r->models);
-    if (!figure_layers_csv(r, stem, ga_f_attn)) return false;
-    FILE *gp = figure_open(r, stem, ".gp");
-    if (!gp) return false;
-    figure_begin(gp, stem, 860, 400);
-    figure_layer_axis(gp, report_most_layers(r));
-    fprintf(gp, "set yrange [0:*<100]\nset ylabel 'attention on the first token, %%'\nplot");
-    for (size_t i = 0; i < n; i++) {
-        fprintf(gp, " '%s.csv' skip 1 using ($1%+.4f):(100*$%zu):(%.4f) with boxes linecolor rgb '%s' title ", stem,
-                figure_bar_offset(i, n), i + 2, figure_bar_width(n), figure_colour(i));
-        figure_quote(gp, r->models[i].name);
-        fputs(", \\\n    ", gp);
-    }
-    double uniform = 100 * ga_f_attn_uniform(r->seq_len);
-    fprintf(gp, " %.9g with lines dashtype 2 linewidth 1.5 linecolor rgb '#333333' title 'uniform (%.1f)'", uniform,
-            uniform);
-    fputs(", \\\n"
-          "     46.7 with lines dashtype 3 linewidth 1.5 linecolor rgb '#8c8c8c' title 'paper: baseline (46.7)', \\\n"
-          "     4.8 with lines dashtype 4 linewidth 1.5 linecolor rgb '#8c8c8c' title 'paper: gated (4.8)'\n",
-          gp);
-    return figure_end(r, gp, stem, "Share of attention on the first token, by layer");
-}
-
-/* Fig. 6. */
-static bool figure_m_act(report *r) {
-    const char *stem = "max_act_by_layer";
-    if (!figure_layers_csv(r, stem, ga_m_act)) return false;
-    double lowest = INFINITY, highest = 0;
-    for (size_t i = 0; i < arrlenu(r->models); i++)
-        for (size_t l = 0; l < r->models[i].statistics->L; l++) {
-            lowest = fmin(lowest, ga_m_act(r->models[i].statistics, l));
-            highest = fmax(highest, ga_m_act(r->models[i].statistics, l));
-        }
-    FILE *gp = figure_open(r, stem, ".gp");
-    if (!gp) return false;
-    figure_begin(gp, stem, 860, 400);
-    figure_layer_axis(gp, report_most_layers(r));
-    fputs(lowest > 0 && highest > 30 * lowest ? "set logscale y\n" : "set yrange [0:*]\n", gp);
-    fputs("set ylabel 'largest |x| after the layer'\nplot", gp);
-    for (size_t i = 0; i < arrlenu(r->models); i++) {
-        fprintf(gp,
-                "%s '%s.csv' skip 1 using 1:%zu with linespoints pointtype 7 pointsize 0.7 linewidth 2 linecolor rgb "
-                "'%s' title ",
-                i ? ", \\\n    " : "", stem, i + 2, figure_colour(i));
-        figure_quote(gp, r->models[i].name);
-    }
-    putc('\n', gp);
-    return figure_end(r, gp, stem, "Largest absolute activation of the residual stream, by layer");
 }
 
 /* ---- gates ------------------------------------------------------------------------------------------------------- */
@@ -476,7 +425,7 @@ static bool figure_gate(report *r) {
 
     FILE *gp = figure_open(r, stem, ".gp");
     if (!gp) return false;
-    figure_begin(gp, stem, 860, 400);
+    figure_begin(gp, stem, FIGURE_WIDTH, FIGURE_HEIGHT);
     figure_layer_axis(gp, report_most_layers(r));
     if (lowest >= 0 && highest <= 1) fputs("set yrange [0:1]\n", gp);
     fputs("set ylabel 'gate score'\nplot", gp);
@@ -532,7 +481,7 @@ static bool figure_histogram(report *r) {
 
     FILE *gp = figure_open(r, stem, ".gp");
     if (!gp) return false;
-    figure_begin(gp, stem, 860, 400);
+    figure_begin(gp, stem, FIGURE_WIDTH, FIGURE_HEIGHT);
     fprintf(gp, "set xrange [0:1]\nset yrange [0:*]\nset xlabel 'gate score'\nset ylabel '%% of the scores'\nplot");
     for (size_t i = 0, column = 3, at = 0; i < arrlenu(r->models); i++) {
         const ga_statistics *s = r->models[i].statistics;
@@ -660,9 +609,9 @@ static bool figure_training(report *r) {
     FILE *gp = figure_open(r, stem, ".gp");
     if (!gp) return false;
     size_t lines = arrlenu(r->models) + 1; /* of the key; the same in both panels keeps their axes level */
-    figure_begin(gp, stem, 860, 340 + 21 * (int)lines);
+    figure_begin(gp, stem, FIGURE_WIDTH, (f_attn ? 2 : 1) * (300 + 21 * (int)lines));
     fprintf(gp, "set key vertical maxrows %zu\n", lines);
-    if (f_attn) fputs("set multiplot layout 1,2\n", gp);
+    if (f_attn) fputs("set multiplot layout 2,1\n", gp);
     fputs("set xtics autofreq\nset xlabel 'optimiser step'\nset ylabel 'loss, nats per token'\nplot", gp);
     if (training) figure_plot_series(r, gp, FIGURE_TRAINING, "with lines linewidth 1.2", !held_out, 1);
     if (held_out)
@@ -832,8 +781,7 @@ static bool figures_write(report *r) {
     r->has_gnuplot = true;
     if (!report_path(r, path, "figures", "") || !report_make_directory(r, path)) return false;
     if (!figure_side_by_side(r, false) || !figure_side_by_side(r, true)) return false;
-    if (!figure_f_attn(r) || !figure_m_act(r) || !figure_gate(r) || !figure_histogram(r) || !figure_training(r))
-        return false;
+    if (!figure_gate(r) || !figure_histogram(r) || !figure_training(r)) return false;
     for (size_t i = 0; i < arrlenu(r->models); i++)
         if (!figure_model_maps(r, &r->models[i], "maps", NULL, r->map_len)) return false;
     return true;

@@ -390,8 +390,8 @@ static bool figures_write_lengths(report *r) {
     if (!gp) return false;
     bool answers = lengths_have_answers(r);
     size_t lines = arrlenu(r->models) + 1, longest = arrlast(r->models[0].lengths).length;
-    figure_begin(gp, stem, answers ? 1100 : 860, 340 + 21 * (int)lines);
-    fprintf(gp, "set key vertical maxrows %zu\nset tmargin %zu\nset multiplot layout 1,%d\n", lines, lines + 1,
+    figure_begin(gp, stem, FIGURE_WIDTH, (answers ? 3 : 2) * (300 + 21 * (int)lines));
+    fprintf(gp, "set key vertical maxrows %zu\nset tmargin %zu\nset multiplot layout %d,1\n", lines, lines + 1,
             answers ? 3 : 2);
     fprintf(gp, "set logscale x 2\nset xlabel 'length of the window'\nset xtics %zu,4,%zu\n",
             r->models[0].lengths[0].length, longest);
@@ -458,24 +458,9 @@ static void lengths_paper_html(FILE *f) {
     fputs("</tbody></table></div></details>\n", f);
 }
 
-static bool report_lengths_section(report *r, FILE *f) {
-    if (!lengths_asked(r)) return true;
-    report_heading(f, "By length (section 4.4)");
-    if (lengths_have_answers(r))
-        fputs("<p>Left: how many of the answers' tokens are the model's most likely ones, given the true tokens before "
-              "them. ",
-              f);
-    else
-        fputs("<p>", f);
-    fputs("F-Attn falls with the length even for attention that is spread evenly (dashed); a sink stays above it. "
-          "Right: the loss by position in the longest windows; it rises where positions lie beyond those that a model "
-          "can tell apart. The paper's Table 5 has the gated model lose less when YaRN stretches its positions.</p>\n",
-          f);
-    if (!report_figure_html(r, f, "lengths")) return false;
+static void report_rest_lengths(const report *r, FILE *f) {
     lengths_table_html(r, f);
     lengths_paper_html(f);
-    fputs("</section>\n", f);
-    return true;
 }
 
 #endif

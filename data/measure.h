@@ -7,15 +7,20 @@
 #ifndef DATA_MEASURE_H
 #define DATA_MEASURE_H
 
+typedef struct measuring measuring;
+
+/* In interventions.h: measures the loss after each of them. */
+static bool intervene(analysis *a, measuring *w, report_model *m);
+
 /* ---- measuring --------------------------------------------------------------------------------------------------- */
 
-typedef struct {
+struct measuring {
     ga_model *model;
     size_t batch_size;
     int32_t *tokens, *targets; /* (batch_size, T) */
     ga_real *losses;           /* (batch_size, T) */
     ga_map *maps;              /* (L), each (M, M) */
-} measuring;
+};
 
 static void free_measuring(measuring *w) {
     for (size_t l = 0; w->maps && l < w->model->sizes.L; l++) free(w->maps[l].p);
@@ -31,7 +36,7 @@ static bool allocate_measuring(analysis *a, measuring *w, report_model *m) {
     w->targets = w->tokens + rows;
     w->losses = malloc(rows * sizeof *w->losses);
     w->maps = calloc(L, sizeof *w->maps);
-    m->statistics = ga_statistics_create(w->model);
+    m->statistics = ga_statistics_create_detailed(w->model);
     m->window_losses = malloc(r->samples * sizeof *m->window_losses);
     m->maps = malloc(L * M * M * sizeof *m->maps);
     m->window_maps = malloc(L * M * M * sizeof *m->window_maps);
@@ -52,13 +57,14 @@ static bool read_windows(analysis *a, measuring *w, size_t first, size_t count) 
     return true;
 }
 
-/* Loss and statistics of `count` windows. */
-static bool measure_windows(analysis *a, measuring *w, report_model *m, size_t first, size_t count) {
+/* A pass over the `count` windows that were read, with one thing changed if `change` is not NULL; the mean loss of each. */
+static bool run_windows(analysis *a, measuring *w, const report_model *m, size_t count, const ga_observer *observer,
+                        const ga_intervention *change, double *losses) {
     size_t T = a->report.seq_len;
-    ga_observer observer = {.statistics = m->statistics};
     ga_error e;
-    if (ga_forward(w->model, w->tokens, w->targets, count, T, &observer, NULL, &e))
-        return fail(a, 1, "%s: %s", m->name, e.text);
+    ga_result result = change ? ga_forward_with(w->model, change, w->tokens, w->targets, count, T, observer, NULL, &e)
+                              : ga_forward(w->model, w->tokens, w->targets, count, T, observer, NULL, &e);
+    if (result != GA_OK) return fail(a, 1, "%s: %s", m->name, e.text);
     w->model->device.copy_out(w->model->device.state, w->losses, w->model->losses, count * T * sizeof *w->losses);
     for (size_t i = 0; i < count; i++) {
         double sum = 0, counted = 0;
@@ -66,9 +72,16 @@ static bool measure_windows(analysis *a, measuring *w, report_model *m, size_t f
             sum += (double)w->losses[i * T + t];
             counted += w->targets[i * T + t] >= 0;
         }
-        m->window_losses[first + i] = sum / counted;
-        m->loss += m->window_losses[first + i] / (double)a->report.samples;
+        losses[i] = sum / counted;
     }
+    return true;
+}
+
+/* Loss and statistics of `count` windows. */
+static bool measure_windows(analysis *a, measuring *w, report_model *m, size_t first, size_t count) {
+    ga_observer observer = {.statistics = m->statistics};
+    if (!run_windows(a, w, m, count, &observer, NULL, m->window_losses + first)) return false;
+    for (size_t i = 0; i < count; i++) m->loss += m->window_losses[first + i] / (double)a->report.samples;
     return true;
 }
 
@@ -89,6 +102,17 @@ static void copy_maps(const measuring *w, double *maps, size_t M) {
         for (size_t i = 0; i < M * M; i++) maps[l * M * M + i] = w->maps[l].p[i] / w->maps[l].windows;
 }
 
+/* What follows from the statistics while the model is there: ranks, and which tokens carry the largest activations. */
+static bool finish_statistics(analysis *a, measuring *w, report_model *m) {
+    ga_error e;
+    if (ga_measure_ranks(m->statistics, w->model, &e)) return fail(a, 1, "%s: %s", m->name, e.text);
+    for (int stream = 0; stream < GA_STREAMS; stream++) {
+        ga_peak peak = ga_activation_peak(m->statistics, (ga_stream)stream, GA_ALL);
+        if (peak.token >= 0) label_token(a, m, peak.token, m->peak_labels[stream]);
+    }
+    return true;
+}
+
 static bool measure_model(analysis *a, report_model *m) {
     report *r = &a->report;
     size_t most = a->options.has_batch_size ? a->options.batch_size : r->seq_len < 4096 ? 4096 / r->seq_len : 1;
@@ -106,6 +130,7 @@ static bool measure_model(analysis *a, report_model *m) {
         if (good && i == 0) copy_maps(&w, m->window_maps, r->map_len);
         if (terminal) fprintf(stderr, "\r%s: %zu of %zu windows ", m->name, i + count, r->samples);
     }
+    good = good && finish_statistics(a, &w, m) && (!a->options.interventions || intervene(a, &w, m));
     if (terminal) fprintf(stderr, "\r\033[K");
     if (good) copy_maps(&w, m->maps, r->map_len);
     free_measuring(&w);

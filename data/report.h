@@ -4,7 +4,7 @@
  *     report_write_summary(&r);
  *     report_write_html(&r);     // after figures_write(&r): the figures are copied into the page
  *
- * Needs figures.h before it.
+ * Needs figures.h and gallery.h before it.
  */
 #ifndef DATA_REPORT_H
 #define DATA_REPORT_H
@@ -47,35 +47,48 @@ static bool report_write_html(report *r);
 
 /* In lengths.h; they write nothing without --lengths. */
 static void report_json_lengths(FILE *f, const report_model *m);
-static bool report_lengths_section(report *r, FILE *f);
+static void report_rest_lengths(const report *r, FILE *f);
 
 static const char report_style[] =
-    ":root{color-scheme:light}\n"
+    ":root{color-scheme:light dark;--ink:#1d1d1f;--dim:#555;--page:#fff;--line:#ddd;--card:#f6f6f4;--note:#fff6e5}\n"
+    "@media (prefers-color-scheme:dark){:root{--ink:#e8e8e6;--dim:#a9a9a6;--page:#17181a;--line:#3a3b3e;--card:#222326;"
+    "--note:#3a2f16}}\n"
     "*{box-sizing:border-box}\n"
-    "body{margin:0 auto;max-width:60rem;padding:1.5rem 1rem 4rem;background:#fff;color:#1d1d1f;"
+    "body{margin:0 auto;max-width:76rem;padding:1.5rem 1rem 4rem;background:var(--page);color:var(--ink);"
     "font:16px/1.55 system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}\n"
-    "h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}\n"
-    "h2{font-size:1.2rem;margin:2.8rem 0 .4rem;padding-top:1rem;border-top:1px solid #ddd}\n"
-    "p{margin:.5rem 0}\n"
+    "h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0;overflow-wrap:anywhere}\n"
+    "h2{font-size:1.25rem;line-height:1.3;margin:2.6rem 0 .2rem;padding-top:1rem;border-top:1px solid var(--line)}\n"
+    "h3{font-size:1rem;margin:1rem 0 .2rem}\n"
+    "p{margin:.5rem 0;max-width:46rem}\n"
     "code{font:.88em ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}\n"
-    ".lead{color:#555}\n"
+    "a{color:inherit}\n"
+    "nav{columns:15rem;font-size:.9rem;margin:1.2rem 0}nav a{display:block;padding:.18rem 0}\n"
+    ".lead,.place,nav small{color:var(--dim)}.place{margin:0;font-size:.9rem}nav small{display:inline}\n"
+    ".beside{display:grid;grid-template-columns:minmax(0,1fr) 16rem;gap:0 1.5rem;align-items:start}\n"
+    ".figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:0 1rem}\n"
+    "aside{background:var(--card);border-left:3px solid #8c8c8c;padding:.6rem .9rem;margin:.8rem 0;font-size:.9rem}\n"
+    "aside b{display:block}\n"
+    "@media (max-width:52rem){.beside{display:block}}\n"
     ".scroll{overflow-x:auto;margin:.8rem 0}\n"
     "table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}\n"
-    "caption{text-align:left;color:#555;padding-bottom:.3rem}\n"
-    "th,td{padding:.28rem .55rem;text-align:right;white-space:nowrap;border-bottom:1px solid #eaeaea}\n"
+    "caption{text-align:left;color:var(--dim);padding-bottom:.3rem}\n"
+    "th,td{padding:.28rem .55rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}\n"
     "thead th{border-bottom:1.5px solid #888;font-weight:600;vertical-align:bottom}\n"
     "th:first-child,td:first-child,.text{text-align:left}\n"
-    "small{display:block;color:#666}\n"
-    "tr.paper td{color:#666;font-style:italic}\n"
+    "small{display:block;color:var(--dim)}\n"
+    "tr.paper td{color:var(--dim);font-style:italic}\n"
     ".swatch{display:inline-block;width:.7em;height:.7em;margin-right:.45em;border-radius:2px}\n"
-    "figure{margin:.8rem 0;overflow-x:auto}\n"
-    "figure svg{display:block;width:100%;min-width:34rem;height:auto}\n"
+    "figure{margin:.8rem 0;overflow-x:auto;background:#fff;border-radius:4px}\n"
+    "figure svg{display:block;width:100%;max-width:38rem;height:auto}\n"
+    "figure.wide{grid-column:1/-1}figure.wide svg{min-width:34rem;max-width:54rem}\n"
     "figure svg text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}\n"
-    "summary{cursor:pointer;color:#555;font-size:.9rem}\n"
-    ".note{background:#fff6e5;border-left:3px solid #e69f00;padding:.5rem .8rem}\n"
-    "@media "
-    "print{body{max-width:none;padding:0;font-size:10pt}h3{break-after:avoid}section,figure,table{break-inside:avoid}"
-    "figure,.scroll{overflow:visible}figure svg{min-width:0}}\n";
+    "summary{cursor:pointer;color:var(--dim);font-size:.9rem;padding:.3rem 0}\n"
+    ".note{background:var(--note);border-left:3px solid #e69f00;padding:.5rem .8rem}\n"
+    "@media print{:root{--ink:#000;--dim:#333;--page:#fff;--line:#bbb;--card:#f4f4f4;--note:#fff}"
+    "body{max-width:none;padding:0;font-size:10pt}nav{display:none}h2,h3{break-after:avoid}"
+    "figure,table,aside{break-inside:avoid}figure,.scroll{overflow:visible}figure.wide svg{min-width:0}"
+    ".beside{display:block}.figures{grid-template-columns:1fr 1fr}"
+    "details:not([open]){display:none}}\n";
 
 /* ---- summary.json ------------------------------------------------------------------------------------------------ */
 
@@ -108,16 +121,96 @@ static void report_json_layers(FILE *f, const char *key, const ga_statistics *s,
     putc(']', f);
 }
 
-static void report_json_heads(FILE *f, const ga_statistics *s) {
-    fputs(",\n        \"f_attn_by_head\": [", f);
-    for (size_t l = 0; l < s->L; l++)
-        for (size_t h = 0; h < s->HQ; h++) {
-            double x = ga_f_attn_head(s, l, h);
+static void report_json_heads(FILE *f, const report_model *m, const gallery_heads *g) {
+    size_t heads = gallery_count_heads(m, g);
+    fprintf(f, heads ? ",\n        \"%s\": [" : ",\n        \"%s\": null", g->key);
+    for (size_t l = 0; heads && l < m->statistics->L; l++)
+        for (size_t h = 0; h < heads; h++) {
+            double x = g->value(m->statistics, l, h);
             fputs(h ? ", " : l ? ", [" : "[", f);
             fprintf(f, isfinite(x) ? "%.9g" : "null", x);
-            if (h + 1 == s->HQ) putc(']', f);
+            if (h + 1 == heads) putc(']', f);
         }
-    putc(']', f);
+    if (heads) putc(']', f);
+}
+
+/* Fig. 3: the shares of GA_BINS bins over [0, 1]. */
+static void report_json_histograms(FILE *f, const ga_statistics *s) {
+    fputs(",\n        \"gate_histogram_by_layer\": ", f);
+    for (size_t l = 0; s->has_gate && l < s->L; l++) {
+        double shares[GA_BINS];
+        ga_gate_histogram(s, l, shares);
+        fputs(l ? ", " : "[", f);
+        for (size_t b = 0; b < GA_BINS; b++)
+            fprintf(f, isfinite(shares[b]) ? "%s%.9g" : "%snull", b ? ", " : "[", shares[b]);
+        putc(']', f);
+    }
+    fputs(s->has_gate ? "]" : "null", f);
+}
+
+/* The columns of the lists in gallery.h; of places the first GALLERY_POSITIONS. */
+static void report_json_gallery(FILE *f, const report *r, const report_model *m) {
+    for (size_t i = 0; i < GALLERY_LAYERS; i++)
+        for (size_t k = 0; k < GALLERY_SERIES && gallery_by_layer[i].series[k].value; k++) {
+            const gallery_series *series = &gallery_by_layer[i].series[k];
+            char key[80];
+            report_json_number(f, series->key, series->value(m->statistics, GA_ALL));
+            snprintf(key, sizeof key, "%s_by_layer", series->key);
+            report_json_layers(f, key, m->statistics, series->value);
+        }
+    for (size_t i = 0; i < GALLERY_HEADS; i++) report_json_heads(f, m, &gallery_by_head[i]);
+    for (size_t i = 0; i < GALLERY_PLACES; i++) {
+        const gallery_places *g = &gallery_by_place[i];
+        gallery_place *places = gallery_collect(r, m, g);
+        size_t n = arrlenu(places) < GALLERY_POSITIONS ? arrlenu(places) : GALLERY_POSITIONS;
+        fprintf(f, n ? ",\n        \"%s\": [" : ",\n        \"%s\": null", g->key);
+        for (size_t j = 0; j < n; j++) {
+            fputs(j ? ", " : "", f);
+            if (g->by_dimension) fprintf(f, "[%zu, ", places[j].at);
+            fprintf(f, isfinite(places[j].value) ? "%.9g" : "null", places[j].value);
+            if (g->by_dimension) putc(']', f);
+        }
+        if (n) putc(']', f);
+        arrfree(places);
+    }
+}
+
+static const char *const report_streams[] = {"attention_output", "attention_residual", "ffn_output", "ffn_residual"};
+
+/* Fig. 6: what carries the largest value of each stream in each layer. */
+static void report_json_peaks(FILE *f, const report_model *m) {
+    for (int stream = 0; stream < GA_STREAMS; stream++) {
+        fprintf(f, ",\n        \"%s_peak_by_layer\": ", report_streams[stream]);
+        bool known = ga_activation_peak(m->statistics, (ga_stream)stream, 0).token >= 0;
+        for (size_t l = 0; known && l < m->statistics->L; l++) {
+            ga_peak peak = ga_activation_peak(m->statistics, (ga_stream)stream, l);
+            fputs(l ? ", " : "[", f);
+            fprintf(f, "{\"position\": %zu, \"dimension\": %zu, \"token\": %" PRId32 "}", peak.position, peak.dimension,
+                    peak.token);
+        }
+        fputs(known ? "]" : "null", f);
+    }
+}
+
+/* Losses after interventions, and by silenced head; null where they were not asked for. */
+static void report_json_changes(FILE *f, const report_model *m) {
+    size_t written = 0;
+    fputs(",\n        \"interventions\": ", f);
+    for (size_t i = 0; i < arrlenu(m->changes); i++) {
+        const report_change *c = &m->changes[i];
+        if (!c->key) continue;
+        fprintf(f, isfinite(c->loss) ? "%s\"%s\": %.9g" : "%s\"%s\": null", written++ ? ", " : "{", c->key, c->loss);
+    }
+    fputs(written ? "}" : "null", f);
+    fputs(",\n        \"silenced_heads\": ", f);
+    written = 0;
+    for (size_t i = 0; i < arrlenu(m->changes); i++) {
+        const report_change *c = &m->changes[i];
+        if (c->key) continue;
+        fprintf(f, "%s{\"layer\": %zu, \"head\": %zu, \"loss\": ", written++ ? ", " : "[", c->layer, c->head);
+        fprintf(f, isfinite(c->loss) ? "%.9g}" : "null}", c->loss);
+    }
+    fputs(written ? "]" : "null", f);
 }
 
 static void report_json_model(FILE *f, const report *r, const report_model *m) {
@@ -127,12 +220,7 @@ static void report_json_model(FILE *f, const report *r, const report_model *m) {
     report_json_number(f, "loss", m->loss);
     report_json_number(f, "ppl", exp(m->loss));
     report_json_number(f, "lowest_loss", r->lowest_loss);
-    report_json_number(f, "f_attn", ga_f_attn(s, GA_ALL));
     report_json_number(f, "f_attn_uniform", ga_f_attn_uniform(r->seq_len));
-    report_json_layers(f, "f_attn_by_layer", s, ga_f_attn);
-    report_json_heads(f, s);
-    report_json_number(f, "sink_share", ga_sink_share(s, GA_ALL));
-    report_json_layers(f, "sink_share_by_layer", s, ga_sink_share);
     report_json_number(f, "m_act", ga_m_act(s, GA_ALL));
     report_json_layers(f, "max_act_by_layer", s, ga_m_act);
     report_json_number(f, "gate_mean", ga_gate_mean(s, GA_ALL));
@@ -143,6 +231,10 @@ static void report_json_model(FILE *f, const report *r, const report_model *m) {
     report_json_layers(f, "gate_std_by_layer", s, ga_gate_std);
     report_json_layers(f, "gate_min_by_layer", s, ga_gate_min);
     report_json_layers(f, "gate_max_by_layer", s, ga_gate_max);
+    report_json_histograms(f, s);
+    report_json_gallery(f, r, m);
+    report_json_peaks(f, m);
+    report_json_changes(f, m);
     report_json_lengths(f, m);
     fprintf(f, ",\n        \"gate\": ");
     report_json_text(f, m->gate);
@@ -181,8 +273,8 @@ static void report_model_name(const report *r, FILE *f, size_t model) {
     report_escape(f, r->models[model].name);
 }
 
-static void report_heading(FILE *f, const char *title) {
-    fputs("\n<section>\n<h2>", f);
+static void report_heading(FILE *f, const char *id, const char *title) {
+    fprintf(f, "\n<section id=\"%s\">\n<h2>", id);
     report_escape(f, title);
     fputs("</h2>\n", f);
 }
@@ -196,8 +288,9 @@ static bool report_figure_html(report *r, FILE *f, const char *stem) {
         snprintf(name, sizeof name, "figures/%s", stem);
         if (!report_path(r, path, name, ".svg")) return false;
         char *text = figure->drawn ? report_read(path) : NULL, *svg = text ? strstr(text, "<svg") : NULL;
+        bool wide = strncmp(stem, "maps_", 5) == 0; /* drawn for more than a phone's width */
         if (svg)
-            fprintf(f, "<figure>\n%s</figure>\n", svg);
+            fprintf(f, "<figure%s>\n%s</figure>\n", wide ? " class=\"wide\"" : "", svg);
         else
             fprintf(f,
                     "<p class=\"note\">Not drawn: <code>gnuplot %s.gp</code> in <code>figures/</code> draws it.</p>\n",
@@ -207,29 +300,34 @@ static bool report_figure_html(report *r, FILE *f, const char *stem) {
     return true;
 }
 
-/* A row for each layer, a column for each model that has the figure; folded away for deep models. */
-static void report_layers_table(const report *r, FILE *f, const char *caption, const char *format, double scale,
-                                double (*value)(const ga_statistics *, size_t)) {
+/* A row for each layer, a column for each curve. */
+static void report_layers_table(const report *r, FILE *f, const gallery_layers *g) {
     size_t layers = report_most_layers(r);
-    fprintf(f,
-            "<details%s><summary>The numbers</summary>\n<div class=\"scroll\"><table><caption>%s</caption>\n"
-            "<thead><tr><th>layer</th>",
-            layers <= 12 ? " open" : "", caption);
-    for (size_t i = 0; i < arrlenu(r->models); i++) {
-        if (isnan(value(r->models[i].statistics, GA_ALL))) continue;
-        fputs("<th>", f);
-        report_model_name(r, f, i);
-        fputs("</th>", f);
-    }
+    if (!gallery_layers_any(r, g)) return;
+    fprintf(f, "<details><summary>Numbers: %s</summary>\n<div class=\"scroll\"><table>\n<thead><tr><th>layer</th>",
+            g->title);
+    for (size_t i = 0; i < arrlenu(r->models); i++)
+        for (size_t k = 0; k < GALLERY_SERIES; k++) {
+            if (!gallery_has(&r->models[i], &g->series[k])) continue;
+            fputs("<th>", f);
+            report_model_name(r, f, i);
+            if (*g->series[k].name) fprintf(f, "<small>%s</small>", g->series[k].name);
+            fputs("</th>", f);
+        }
     fputs("</tr></thead>\n<tbody>\n", f);
     for (size_t l = 0; l <= layers; l++) {
         if (l < layers) fprintf(f, "<tr><td>%zu</td>", l);
         if (l == layers) fputs("<tr><td><b>mean</b></td>", f);
-        for (size_t i = 0; i < arrlenu(r->models); i++) {
-            const ga_statistics *s = r->models[i].statistics;
-            if (isnan(value(s, GA_ALL))) continue;
-            report_cell(f, format, l == layers ? scale * value(s, GA_ALL) : l < s->L ? scale * value(s, l) : NAN);
-        }
+        for (size_t i = 0; i < arrlenu(r->models); i++)
+            for (size_t k = 0; k < GALLERY_SERIES; k++) {
+                const ga_statistics *s = r->models[i].statistics;
+                if (!gallery_has(&r->models[i], &g->series[k])) continue;
+                gallery_value value = g->series[k].value;
+                report_cell(f, g->format,
+                            l == layers ? g->scale * value(s, GA_ALL)
+                            : l < s->L  ? g->scale * value(s, l)
+                                        : NAN);
+            }
         fputs("</tr>\n", f);
     }
     fputs("</tbody></table></div></details>\n", f);
@@ -319,7 +417,7 @@ static void report_results(const report *r, FILE *f) {
 }
 
 static void report_paper(FILE *f) {
-    report_heading(f, "The paper\xE2\x80\x99s own figures, and others\xE2\x80\x99 measurements");
+    report_heading(f, "paper", "The paper\xE2\x80\x99s own figures, and others\xE2\x80\x99 measurements");
     fputs("<div class=\"scroll\"><table><caption>Table 4: 15B mixture of experts, 400B tokens of text</caption>\n"
           "<thead><tr><th>method</th><th class=\"text\">activation</th><th>F-Attn</th><th>M-Act</th>"
           "<th>gate score</th><th>below 0.1</th><th>perplexity</th></tr></thead>\n<tbody>\n",
@@ -347,73 +445,95 @@ static void report_paper(FILE *f) {
           f);
 }
 
-static bool report_maps_section(report *r, FILE *f) {
+/* A section: what it is, where it stands in the paper, what it shows, what the paper has for it. */
+typedef struct {
+    const char *id, *title, *place;
+    const char *shows;                         /* a sentence, as HTML */
+    void (*numbers)(const report *r, FILE *f); /* the models' own, one more sentence; may be NULL */
+    const char *paper;                         /* as HTML; NULL: the paper has nothing */
+    const char *figures[5];                    /* those that were drawn are shown */
+    void (*rest)(const report *r, FILE *f);    /* tables behind the figures; may be NULL */
+    const char *each;                          /* a figure of every model: EACH_<model>; may be NULL */
+} report_section;
+
+static void report_numbers_maps(const report *r, FILE *f) {
     size_t base = report_baseline(r), sink = report_sink_layer(&r->models[base]);
-    report_heading(f, "Attention maps");
-    fprintf(f, "<p>The attention of layer %zu, where the F-Attn of ", sink);
+    fprintf(f, "Layer %zu, where the F-Attn of ", sink);
     report_escape(f, r->models[base].name);
-    fprintf(f,
-            " is largest, averaged over heads and %zu windows; the first %zu positions. A sink is the dark column at "
-            "the left edge: %.1f&nbsp;%% of the attention",
-            r->samples, r->map_len, 100 * ga_f_attn(r->models[base].statistics, sink));
+    fprintf(f, " is largest; %zu windows, their first %zu positions. On the first token: ", r->samples, r->map_len);
     for (size_t i = 0; i < arrlenu(r->models); i++) {
         const ga_statistics *s = r->models[i].statistics;
-        if (i == base || sink >= s->L) continue;
-        fprintf(f, ", %.1f&nbsp;%% in ", 100 * ga_f_attn(s, sink));
+        if (sink >= s->L) continue;
+        fputs(i ? ", " : "", f);
         report_escape(f, r->models[i].name);
+        fprintf(f, " %.1f&nbsp;%%", 100 * ga_f_attn(s, sink));
     }
-    fputs(". Fig. 2 of the paper shows layer 21 of its 28-layer models: 83&nbsp;% without the gate, 4&nbsp;% with it."
-          "</p>\n",
-          f);
-    if (!report_figure_html(r, f, "maps_side_by_side")) return false;
-    fputs("<p>The same layer on the first window alone, with its tokens.</p>\n", f);
-    if (!report_figure_html(r, f, "maps_window")) return false;
-    fputs("</section>\n", f);
-    return true;
+    fputs(".", f);
 }
 
-static bool report_f_attn_section(report *r, FILE *f) {
-    report_heading(f, "F-Attn by layer");
-    fputs("<p>The share of attention that goes to the first token, over all heads and query positions (Fig. 2, left; "
-          "F-Attn of Table 4). Sinks are those layers that stand far above the dashed line of even attention. Mean "
-          "over layers: ",
-          f);
+static void report_numbers_f_attn(const report *r, FILE *f) {
+    fputs("Mean over layers: ", f);
     report_means(r, f, " %.1f&nbsp;%%", 100, ga_f_attn);
-    fputs("; in the paper 46.7&nbsp;% without a gate, 4.8&nbsp;% with the elementwise, 7.3&nbsp;% with the headwise "
-          "one.</p>\n",
-          f);
-    if (!report_figure_html(r, f, "f_attn_by_layer")) return false;
-    report_layers_table(r, f, "attention on the first token, %", "%.2f", 100, ga_f_attn);
-    fputs("</section>\n", f);
-    return true;
+    fputs(".", f);
 }
 
-static bool report_m_act_section(report *r, FILE *f) {
-    report_heading(f, "Massive activations by layer");
-    fputs("<p>The largest absolute value of the residual stream after each layer (Fig. 6; M-Act of Table 4 is the "
-          "mean over layers). ",
-          f);
+static void report_numbers_heads(const report *r, FILE *f) {
+    fputs("Heads above 30&nbsp;%: ", f);
+    report_means(r, f, " %.0f&nbsp;%%", 100, gallery_sink_heads);
+    fputs(".", f);
+}
+
+static void report_numbers_drain(const report *r, FILE *f) {
+    fputs("Value at the first token over the others, mean over layers: ", f);
+    report_means(r, f, " %.2f", 1, ga_value_drain);
+    fputs(".", f);
+}
+
+static void report_numbers_y(const report *r, FILE *f) {
+    fputs("Before the gate: ", f);
+    report_means(r, f, " %.3f", 1, gallery_y_before);
+    if (report_gated_models(r) > 0) fputs("; after it: ", f), report_means(r, f, " %.3f", 1, gallery_y_after);
+    fputs(".", f);
+}
+
+static void report_numbers_below(const report *r, FILE *f) {
+    fputs("Below 0.01 before the gate: ", f);
+    report_means(r, f, " %.1f&nbsp;%%", 100, gallery_y_before_below_1e_2);
+    if (report_gated_models(r) > 0) {
+        fputs("; after it: ", f);
+        report_means(r, f, " %.1f&nbsp;%%", 100, gallery_y_after_below_1e_2);
+        fputs("; with the mean score: ", f);
+        report_means(r, f, " %.1f&nbsp;%%", 100, gallery_y_mean_below_1e_2);
+    }
+    fputs(".", f);
+}
+
+static void report_numbers_m_act(const report *r, FILE *f) {
+    fputs("Mean over layers: ", f);
     report_means(r, f, " %.4g", 1, ga_m_act);
-    fputs("; in the paper 1053 without a gate, 94 with the elementwise, 98 with the headwise one.</p>\n", f);
-    if (!report_figure_html(r, f, "max_act_by_layer")) return false;
-    report_layers_table(r, f, "largest |x| after the layer", "%.4g", 1, ga_m_act);
-    fputs("</section>\n", f);
-    return true;
+    fputs(".", f);
 }
 
-static bool report_gate_section(report *r, FILE *f) {
-    if (report_gated_models(r) == 0) return true;
-    report_heading(f, "Gate scores");
-    fputs("<p>By layer (Fig. 7): the line is the mean, the box one standard deviation to each side, the whiskers "
-          "reach from the smallest score to the largest. Where the gate is sparse, a head can stay silent without "
-          "resting on the first token. Mean: ",
-          f);
+static void report_numbers_gate(const report *r, FILE *f) {
+    fputs("Mean: ", f);
     report_means(r, f, " %.3f", 1, ga_gate_mean);
-    fputs("; in the paper 0.116 elementwise, 0.172 headwise, 0.271 head-shared, 0.221 on the value.</p>\n", f);
-    if (!report_figure_html(r, f, "gate_by_layer")) return false;
-    report_layers_table(r, f, "mean gate score", "%.4f", 1, ga_gate_mean);
-    fputs("<p>Over all layers (Fig. 3): the paper&rsquo;s scores after SDPA gather near 0.</p>\n", f);
-    if (!report_figure_html(r, f, "gate_histogram")) return false;
+    fputs(".", f);
+}
+
+static void report_numbers_rank(const report *r, FILE *f) {
+    fputs("Of W<sub>V</sub>W<sub>O</sub>: ", f);
+    report_means(r, f, " %.1f", 1, gallery_rank_weights);
+    fputs("; of the output before a gate: ", f);
+    report_means(r, f, " %.1f", 1, gallery_rank_before);
+    if (report_gated_models(r) > 0) fputs("; after it: ", f), report_means(r, f, " %.1f", 1, gallery_rank_after);
+    fputs(".", f);
+}
+
+static void report_numbers_training(const report *r, FILE *f) {
+    if (isfinite(r->lowest_loss)) fprintf(f, "The lowest loss that can be reached here is %.4f.", r->lowest_loss);
+}
+
+static void report_rest_gate(const report *r, FILE *f) {
     fputs("<div class=\"scroll\"><table><thead><tr><th>model</th><th>mean</th><th>deviation</th><th>smallest</th>"
           "<th>largest</th><th>below 0.1</th><th>below 0.5</th></tr></thead>\n<tbody>\n",
           f);
@@ -427,44 +547,203 @@ static bool report_gate_section(report *r, FILE *f) {
         fprintf(f, "<td>%.1f&nbsp;%%</td><td>%.1f&nbsp;%%</td></tr>\n", 100 * ga_gate_below(s, GA_ALL, 0.1),
                 100 * ga_gate_below(s, GA_ALL, 0.5));
     }
-    fputs("</tbody></table></div>\n</section>\n", f);
-    return true;
+    fputs("</tbody></table></div>\n", f);
 }
 
-static bool report_training_section(report *r, FILE *f) {
-    if (figure_count_points(r, FIGURE_TRAINING) + figure_count_points(r, FIGURE_HELD_OUT) == 0) return true;
-    report_heading(f, "Training curves");
-    fputs("<p>Thin: the training loss, averaged over short stretches; dots: held-out loss", f);
-    if (isfinite(r->lowest_loss)) fputs("; dashed: the lowest that can be reached", f);
-    fputs(". ", f);
-    if (figure_count_points(r, FIGURE_F_ATTN) > 0)
-        fputs("At the right, F-Attn on the held-out windows in the layer where it is largest: when the sink forms. ",
-              f);
-    fputs("In the paper (Table 1) the gate lowers the perplexity from 6.026 to 5.761.</p>\n", f);
-    if (!report_figure_html(r, f, "training_curves")) return false;
-    fputs("</section>\n", f);
-    return true;
-}
-
-static bool report_depth_section(report *r, FILE *f) {
-    report_heading(f, "Maps through the depth");
-    fputs("<p>The first layer, those at a third and two thirds of the depth, and the last, averaged over heads and "
-          "windows.</p>\n",
+/* Which positions, dimensions and tokens carry the largest values: of each stream over all layers. */
+static void report_rest_peaks(const report *r, FILE *f) {
+    static const char *const names[] = {"attention output", "residual after attention", "FFN output",
+                                        "residual after the FFN"};
+    fputs("<div class=\"scroll\"><table><caption>What carries the largest value</caption><thead><tr><th>model</th>"
+          "<th class=\"text\">of</th><th>largest</th><th>layer</th><th>position</th><th class=\"text\">token</th>"
+          "<th>dimension</th></tr></thead>\n<tbody>\n",
           f);
-    for (size_t i = 0; i < arrlenu(r->models); i++) {
-        char stem[96];
-        snprintf(stem, sizeof stem, "maps_%s", r->models[i].file);
-        fputs("<h3>", f);
-        report_model_name(r, f, i);
-        fputs("</h3>\n", f);
-        if (!report_figure_html(r, f, stem)) return false;
+    for (size_t i = 0; i < arrlenu(r->models); i++)
+        for (int stream = 0; stream < GA_STREAMS; stream++) {
+            const ga_statistics *s = r->models[i].statistics;
+            ga_peak peak = ga_activation_peak(s, (ga_stream)stream, GA_ALL);
+            size_t layer = 0;
+            if (peak.token < 0) continue;
+            for (size_t l = 0; l < s->L; l++)
+                if (ga_activation_peak(s, (ga_stream)stream, l).value == peak.value) layer = l;
+            fputs("<tr><td>", f);
+            report_model_name(r, f, i);
+            fprintf(f, "</td><td class=\"text\">%s</td><td>%.4g</td><td>%zu</td><td>%zu</td><td class=\"text\"><code>",
+                    names[stream], peak.value, layer, peak.position);
+            report_escape(f, r->models[i].peak_labels[stream]);
+            fprintf(f, "</code></td><td>%zu</td></tr>\n", peak.dimension);
+        }
+    fputs("</tbody></table></div>\n", f);
+}
+
+static void report_rest_changes(const report *r, FILE *f) {
+    fputs("<div class=\"scroll\"><table><caption>Loss, and its change</caption><thead><tr><th>change</th>", f);
+    for (size_t i = 0; i < arrlenu(r->models); i++) fputs("<th>", f), report_model_name(r, f, i), fputs("</th>", f);
+    fputs("</tr></thead>\n<tbody>\n", f);
+    for (size_t c = 0; c < CHANGES; c++) {
+        fprintf(f, "<tr><td>%s</td>", report_changes[c].what);
+        for (size_t i = 0; i < arrlenu(r->models); i++) {
+            double loss = report_loss_after(&r->models[i], report_changes[c].key);
+            if (isnan(loss))
+                fputs("<td>&ndash;</td>", f);
+            else
+                fprintf(f, "<td>%.4f<small>%+.4f</small></td>", loss, loss - r->models[i].loss);
+        }
+        fputs("</tr>\n", f);
     }
+    fputs("</tbody></table></div>\n", f);
+}
+
+/* clang-format off */
+static const report_section report_sections[] = {
+    {"maps", "Attention maps", "Fig. 2, right; section 4.2",
+     "What each query attends to, averaged over heads: a sink is the dark column at the left edge.", report_numbers_maps,
+     "Layer 21 of 28: 83&nbsp;% of the attention on the first token without the gate, 4&nbsp;% with it.",
+     {"maps_side_by_side", "maps_window"}, NULL, NULL},
+    {"f-attn", "F-Attn by layer", "Fig. 2, left; F-Attn of Table 4",
+     "The share of attention that goes to the first token: layers with sinks stand far above even attention.",
+     report_numbers_f_attn,
+     "46.7&nbsp;% without a gate, 4.8&nbsp;% with the elementwise, 7.3&nbsp;% with the headwise one, 30.1&nbsp;% with a "
+     "head-shared, 29.7&nbsp;% with a value gate.",
+     {"f_attn_by_layer", "sink_share_by_layer"}, NULL, NULL},
+    {"heads", "Sinks by head", "Section 4.2; the measure of Gu et al. 2024",
+     "Each head&rsquo;s share on the first token; a head above 30&nbsp;% has a sink.", report_numbers_heads,
+     "Heads are averaged there. Gu et al. count the heads above 30&nbsp;% on windows of 64 tokens.",
+     {"f_attn_by_head", "sink_heads_by_layer"}, NULL, NULL},
+    {"places", "Where the sink sits", "Section 4.2",
+     "The attention that each position gets from the queries that see it, and for each head the position that gets most: "
+     "a sink may sit elsewhere than at position 0.", NULL, "All sinks there are on the first token.",
+     {"attention_by_position", "sink_position_by_head"}, NULL, NULL},
+    {"entropy", "Entropy of the attention", "Section 4.2",
+     "How widely attention is spread: a head that rests on one token has little entropy, and so has one that looks "
+     "something up.", NULL, NULL, {"entropy_by_layer", "entropy_by_head"}, NULL, NULL},
+    {"drain", "Value drain", "Section 4.2; Guo et al. 2024",
+     "How long the value and key states of the first token are, against those of the others: a sink&rsquo;s value drains, "
+     "so that attention on it adds nothing.", report_numbers_drain,
+     "Not measured there. Guo et al. find that values drain where heads rest.",
+     {"drain_by_layer", "value_norm_by_position", "key_norm_by_position"}, NULL, NULL},
+    {"histograms", "Gate scores: histograms", "Fig. 3; section 4.2",
+     "How the gate scores are distributed: near 0 the gate silences what the head says.", report_numbers_gate,
+     "After SDPA the scores gather near 0, those of a value gate and head-shared ones less. Means: 0.116 elementwise, "
+     "0.172 headwise, 0.221 on the value, 0.271 head-shared.", {"gate_histogram"}, NULL, "gate_histogram"},
+    {"gate", "Gate scores by layer and by head", "Fig. 7; appendix A.5",
+     "By layer: the line is the mean, the box one deviation to each side, the whiskers reach from the smallest score to the "
+     "largest. By head: the mean and the deviation.", NULL,
+     "Where the gate is sparse, a head can stay silent without resting on the first token.",
+     {"gate_by_layer", "gate_mean_by_head", "gate_std_by_head", "gate_min_by_head", "gate_max_by_head"}, report_rest_gate,
+     NULL},
+    {"magnitude", "Mean |Y| before and after the gate", "Fig. 4; appendix A.3",
+     "The mean absolute value of what the gate modulates (the SDPA output, or the value at G2), and of what it lets "
+     "through.", report_numbers_y, "0.71 before the gate, 0.05 after it.", {"y_magnitude_by_layer"}, NULL, NULL},
+    {"sparsity", "Share of small values before and after the gate", "Fig. 5; appendix A.3",
+     "How much of Y is near zero: before the gate, after it, and with the layer&rsquo;s mean score in the scores&rsquo; "
+     "place. What the last lacks against the second is sparsity that depends on the query.", report_numbers_below,
+     "The gate makes far more values small than its mean score would.", {"y_below_1e-2_by_layer", "y_below_1e-3_by_layer"},
+     NULL, NULL},
+    {"m-act", "Massive activations", "Fig. 6; appendix A.4; M-Act of Table 4",
+     "The largest absolute value of what attention and FFN add to the residual stream, and of the stream after each, by "
+     "layer.", report_numbers_m_act,
+     "M-Act: 1053 without a gate, 94 with the elementwise, 98 with the headwise one; the FFN of an early layer (6) writes "
+     "them.", {"max_attention_output_by_layer", "max_attention_residual_by_layer", "max_ffn_output_by_layer",
+               "max_act_by_layer"}, NULL, NULL},
+    {"carriers", "What carries the massive activations", "Fig. 6; appendix A.4",
+     "The largest value of the residual stream at each position, and of each dimension from the largest on: massive "
+     "activations stand at few positions in few dimensions.", NULL, NULL, {"max_act_by_position", "max_act_by_dimension"},
+     report_rest_peaks, NULL},
+    {"rank", "Effective rank of W_V W_O and of the heads&rsquo; output", "Eq. 6; section 4.1",
+     "In how many directions a head can write, and in how many its output does write, before and after the gate "
+     "(exponential of the entropy of the normalised singular values).", report_numbers_rank,
+     "Without a non-linearity between them W<sub>V</sub> and W<sub>O</sub> are one map of rank at most d<sub>k</sub> "
+     "(Eq. 6); the gate makes the output a non-linear one (Eq. 8).",
+     {"rank_weights_by_layer", "rank_output_by_layer", "rank_weights_by_head", "rank_output_by_head"}, NULL, NULL},
+    {"experts", "Load of the experts", "Section 3.1",
+     "The positions that the busiest expert of a layer gets, over the mean: 1 is even.", NULL,
+     "128 experts, of which 8 are chosen; the load-balancing loss is over the global batch.", {"expert_load_by_layer"}, NULL,
+     NULL},
+    {"interventions", "Interventions", "Sections 4.2 and 4.3",
+     "The loss with one thing changed in the forward pass, against the loss without: what a part is for. At the right every "
+     "head silenced in turn, by its share of attention on the first token.", NULL,
+     "Not done there; Fig. 5 puts the mean gate score in the scores&rsquo; place and counts small values.",
+     {"interventions", "silenced_heads"}, report_rest_changes, NULL},
+    {"lengths", "By length", "Section 4.4; Table 5",
+     "How many of the answers&rsquo; tokens are the model&rsquo;s most likely ones (where the data asks questions), F-Attn, "
+     "which falls with the length even for attention spread evenly (dashed), and the loss by position in the longest "
+     "windows, which rises where positions lie beyond those that a model can tell apart.", NULL,
+     "The gated model loses less when YaRN stretches its positions: at 128k 58.8 against 31.7.", {"lengths"},
+     report_rest_lengths, NULL},
+    {"training", "Training curves", "Fig. 1; Table 1",
+     "Thin: the training loss, averaged over short stretches; dots: held-out loss, and F-Attn in the layer where it is "
+     "largest: when the sink forms.", report_numbers_training, "Perplexity 6.026 without the gate, 5.761 with it.",
+     {"training_curves"}, NULL, NULL},
+    {"depth", "Maps through the depth", "Fig. 2",
+     "The first layer, those at a third and two thirds of the depth, and the last, averaged over heads and windows.", NULL,
+     NULL, {NULL}, NULL, "maps"},
+};
+/* clang-format on */
+enum { REPORT_SECTIONS = sizeof report_sections / sizeof report_sections[0] };
+
+static bool report_has_figure(const report *r, const char *stem) {
+    for (size_t i = 0; i < arrlenu(r->figures); i++)
+        if (strcmp(r->figures[i].stem, stem) == 0) return true;
+    return false;
+}
+
+/* The figure that a section has of one model. */
+static const char *report_each(const report *r, const report_section *section, size_t model, char stem[96]) {
+    snprintf(stem, 96, "%s_%s", section->each, r->models[model].file);
+    return stem;
+}
+
+/* A section without a figure is left out. */
+static bool report_wanted(const report *r, const report_section *section) {
+    char stem[96];
+    for (size_t i = 0; i < 5 && section->figures[i]; i++)
+        if (report_has_figure(r, section->figures[i])) return true;
+    for (size_t i = 0; section->each && i < arrlenu(r->models); i++)
+        if (report_has_figure(r, report_each(r, section, i, stem))) return true;
+    return false;
+}
+
+/* The numbers of a section's figures by layer. */
+static void report_layers_numbers(const report *r, FILE *f, const report_section *section) {
+    for (size_t i = 0; i < 5 && section->figures[i]; i++)
+        for (size_t g = 0; g < GALLERY_LAYERS; g++)
+            if (strcmp(section->figures[i], gallery_by_layer[g].stem) == 0)
+                report_layers_table(r, f, &gallery_by_layer[g]);
+}
+
+static bool report_section_html(report *r, FILE *f, const report_section *section) {
+    char stem[96];
+    fprintf(f, "\n<section id=\"%s\">\n<h2>%s</h2>\n<p class=\"place\">%s</p>\n<p>%s", section->id, section->title,
+            section->place, section->shows);
+    if (section->numbers) putc(' ', f), section->numbers(r, f);
+    fputs("</p>\n", f);
+    if (section->paper) fputs("<div class=\"beside\">\n", f);
+    fputs("<div class=\"figures\">\n", f);
+    for (size_t i = 0; i < 5 && section->figures[i]; i++)
+        if (!report_figure_html(r, f, section->figures[i])) return false;
+    for (size_t i = 0; section->each && i < arrlenu(r->models); i++)
+        if (!report_figure_html(r, f, report_each(r, section, i, stem))) return false;
+    fputs("</div>\n", f);
+    if (section->paper) fprintf(f, "<aside><b>In the paper</b>%s</aside>\n</div>\n", section->paper);
+    report_layers_numbers(r, f, section);
+    if (section->rest) section->rest(r, f);
     fputs("</section>\n", f);
     return true;
+}
+
+static void report_contents(const report *r, FILE *f) {
+    fputs("<nav aria-label=\"Contents\">\n", f);
+    for (size_t i = 0; i < REPORT_SECTIONS; i++)
+        if (report_wanted(r, &report_sections[i]))
+            fprintf(f, "<a href=\"#%s\">%s <small>%s</small></a>\n", report_sections[i].id, report_sections[i].title,
+                    report_sections[i].place);
+    fputs("<a href=\"#paper\">The paper&rsquo;s Table 4</a>\n<a href=\"#method\">How this was measured</a>\n</nav>\n",
+          f);
 }
 
 static void report_method(const report *r, FILE *f) {
-    report_heading(f, "How this was measured");
+    report_heading(f, "method", "How this was measured");
     fputs("<ul>\n"
           "<li><b>F-Attn</b>: the attention probability on position 0, averaged over windows, layers, heads and all "
           "query positions, the first one, which sees only itself, included.</li>\n"
@@ -498,16 +777,17 @@ static void report_method(const report *r, FILE *f) {
 static bool report_write_html(report *r) {
     FILE *f = report_open(r, "report", ".html");
     if (!f) return false;
+    bool good = true;
     report_head(r, f);
     report_results(r, f);
     if (!r->has_gnuplot)
         fputs("<p class=\"note\">gnuplot was not found, so the figures are not drawn; their data and scripts are in "
               "<code>figures/</code>.</p>\n",
               f);
-    bool good = report_maps_section(r, f);
+    report_contents(r, f);
+    for (size_t i = 0; i < REPORT_SECTIONS && good; i++)
+        if (report_wanted(r, &report_sections[i])) good = report_section_html(r, f, &report_sections[i]);
     report_paper(f);
-    good = good && report_f_attn_section(r, f) && report_m_act_section(r, f) && report_gate_section(r, f) &&
-           report_lengths_section(r, f) && report_training_section(r, f) && report_depth_section(r, f);
     report_method(r, f);
     fputs("</body>\n</html>\n", f);
     return report_close(r, f, "report", ".html") && good;
