@@ -51,6 +51,7 @@
 #include "gated_attention_cuda.cuh"
 #endif
 #include "data/device.h"
+#include "data/routing.h"
 
 enum { PATH_SIZE = GA_TEXT + 64, SAMPLE_PROMPT = 8 };
 
@@ -71,6 +72,7 @@ typedef struct {
     double drawn_at;                             /* time of the last redrawing */
     measurement latest;                          /* each figure as it was last known */
     double f_attn, sink_share, m_act, gate_mean; /* of the training micro-batch last looked at */
+    routing routing;                             /* of the latest step */
 } progress;
 
 typedef struct {
@@ -394,9 +396,14 @@ static void print_model(const run *r) {
     const ga_summary *s = &r->cost;
     printf("model       %zu layers, d_model %zu, %zu query and %zu key-value heads of %zu, d_ff %zu, vocabulary %s\n",
            c->n_layers, c->d_model, c->n_heads, c->n_kv_heads, c->head_dim, c->d_ff, GROUPED(c->vocab_size));
+    if (c->n_experts > 0)
+        printf("experts     %zu of that d_ff in each layer, %zu for each token, weights %s\n", c->n_experts,
+               c->experts_per_token, c->normalize_top_k ? "that add up to 1" : "as the router gives them");
     print_gate(c);
-    printf("parameters  %s (embedding %s, gate %s)\n", GROUPED(s->parameters), GROUPED(s->embedding_parameters),
+    printf("parameters  %s (embedding %s, gate %s)", GROUPED(s->parameters), GROUPED(s->embedding_parameters),
            GROUPED(s->gate_parameters));
+    if (c->n_experts > 0) printf("; %s activated by a token", GROUPED(s->activated_parameters));
+    printf("\n");
     const ga_device *d = &r->device.device;
     size_t own = d->own_bytes ? d->own_bytes(d->state, c, GA_TRAINING) : 0;
     printf("memory      %s: weights %s, gradients %s, optimizer %s, activations %s", BYTES(s->total_bytes + own),
@@ -649,7 +656,8 @@ static bool allocate(run *r) {
     r->targets = malloc(rows * sizeof *r->targets);
     r->live = ga_statistics_create(r->model);
     r->held_out = ga_statistics_create(r->model);
-    return (r->inputs && r->targets && r->live && r->held_out) || fail(r, 1, "out of memory");
+    bool routed = routing_create(&r->progress.routing, r->model);
+    return (r->inputs && r->targets && r->live && r->held_out && routed) || fail(r, 1, "out of memory");
 }
 
 static bool start_from(run *r) {
@@ -679,6 +687,7 @@ static bool open_run(run *r, bool fresh) {
 static void close_run(run *r) {
     ga_statistics_destroy(r->held_out);
     ga_statistics_destroy(r->live);
+    free(r->progress.routing.layers);
     free(r->targets);
     free(r->inputs);
     ga_destroy(r->model);
@@ -725,6 +734,7 @@ static bool write_metrics(run *r, uint64_t step, const measurement *m) {
     write_number(f, "grad_norm", m->grad_norm);
     write_number(f, "tokens_per_s", m->tokens_per_s);
     fprintf(f, ",\"tokens\":%" PRIu64 ",\"spikes\":%" PRIu64, step * step_tokens(&r->config), r->spikes.count);
+    if (!m->diverged) routing_write(f, &r->progress.routing);
     if (isfinite(m->val_loss)) {
         write_number(f, "val_loss", m->val_loss);
         write_figure(f, r->held_out, "f_attn", "f_attn_by_layer", ga_f_attn);
@@ -774,6 +784,8 @@ static void add_figures(const progress *p, char *line, size_t width) {
     add_number(line, width, "sink %.3f", p->sink_share);
     add_number(line, width, "M-Act %.3g", p->m_act);
     add_number(line, width, "gate %.3f", p->gate_mean);
+    add_number(line, width, "load %.3g", p->routing.mean.max_load);
+    add_number(line, width, "dead %.2g", p->routing.mean.dead);
     add_number(line, width, "|g| %.3g", p->latest.grad_norm);
 }
 
@@ -916,6 +928,7 @@ static bool take_step(run *r, measurement *m) {
     const ga_config *c = &r->config;
     double begin = now();
     if (!accumulate(r, m)) return false;
+    routing_look(&r->progress.routing, r->model);
     m->learning_rate = ga_learning_rate(c, r->state.step, r->steps);
     ga_result result = ga_update(r->model, m->learning_rate, &m->grad_norm, &r->error);
     if (result == GA_ERR_DIVERGED) return diverge(r, r->state.step + 1, m, "the gradient is not finite");
