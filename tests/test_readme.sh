@@ -40,6 +40,8 @@ parameters() { ./train "$@" --dry-run | grep -q "parameters *$n"; }
 n=1,728,177,152 && check "1.7B elementwise" parameters configs/paper-1.7b-28l.cfg
 n=1,721,754,624 && check "1.7B headwise" parameters configs/paper-1.7b-28l.cfg gate_type=headwise d_ff=6144
 n=1,720,837,120 && check "1.7B baseline" parameters configs/paper-1.7b-28l.cfg gate_position=none d_ff=6144
+n=15,577,751,552 && check "15A2B baseline" parameters configs/paper-15a2b-moe.cfg
+n=15,779,078,144 && check "15A2B elementwise" parameters configs/paper-15a2b-moe.cfg gate_position=G1
 n=50,961,664 && check "the seed model" parameters configs/rtx4060.cfg
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
