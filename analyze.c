@@ -2,6 +2,7 @@
  *
  *     ./analyze --models NAME:DIR [NAME:DIR ...] --data SOURCE [...]      compares models on the same tokens
  *     ./analyze --models NAME:DIR --prompt TEXT [--generate N] [--maps]   goes on from a prompt
+ *     ./analyze --models NAME:DIR --domains FILE [FILE ...]               perplexity of each file
  *     ./analyze --describe DIR [DIR ...]                                  says what a checkpoint holds, and what it costs
  *     ./analyze --models NAME:DIR --eval FILE.jsonl [--shots N]           multiple choice by log-likelihood
  *
@@ -54,6 +55,7 @@
 #include "data/prompt.h"
 #include "data/describe.h"
 #include "data/evaluate.h"
+#include "data/domains.h"
 
 static void free_analysis(analysis *a) {
     report *r = &a->report;

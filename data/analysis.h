@@ -20,7 +20,8 @@
     X(COMPARE, models, compare)         \
     X(PROMPT, prompt, prompt_models)    \
     X(DESCRIBE, describe, describe_all) \
-    X(EVALUATE, eval, evaluate)
+    X(EVALUATE, eval, evaluate)         \
+    X(DOMAINS, domains, domains)
 
 /* The one list of options: X(kind, modes, name, default, lowest, highest, argument, meaning). modes: those that the option
  * goes with. kinds: TEXT, SIZE, REAL, SEED, FLAG, and LIST, which takes all arguments up to the next option. */
@@ -29,12 +30,12 @@
     X(LIST, ANY, models, NULL, 0, 0, "NAME:DIR", "checkpoints or runs of ./train; several are compared")               \
     X(TEXT, ANY, data, NULL, 0, 0, "SOURCE", "tokens; without it those the first model was held out from")             \
     X(TEXT, COMPARE, part, NULL, 0, 0, "PART", "all, train or val of SOURCE; default: all of a file, val of a generator") \
-    X(SIZE, COMPARE, num_samples, 0, 1, 1e9, "N", "windows; default 64, or all where there are fewer")                 \
+    X(SIZE, COMPARE | DOMAINS, num_samples, 0, 1, 1e9, "N", "windows; default 64, or all; all of a domain")            \
     X(SIZE, ANY, seq_len, 0, 1, 16777216, "T", "tokens in a window; default: the models' smallest max_seq_len")        \
     X(TEXT, COMPARE, lengths, NULL, 0, 0, "1k,2k,...", "also accuracy, loss by position and sinks in windows of these lengths") \
     X(REAL, ANY, rope_base, 0, 1, 1e12, "BASE", "base of RoPE in place of the models' own")                             \
     X(TEXT, ANY, output, NULL, 0, 0, "DIR", "where the report goes; default: reports/<names>")                         \
-    X(SIZE, COMPARE, batch_size, 0, 1, 65536, "B", "windows computed at once; default: about 4096 tokens")             \
+    X(SIZE, COMPARE | DOMAINS, batch_size, 0, 1, 65536, "B", "windows computed at once; default: about 4096 tokens")             \
     X(TEXT, ANY, device, "auto", 0, 0, "DEVICE", "auto, cpu or cuda")                                                  \
     X(SIZE, ANY, threads, 0, 1, 4096, "N", "OpenMP threads; default: all cores")                                       \
     X(TEXT, ANY, weights, "auto", 0, 0, "HOW", "loaded, mapped (one layer in memory), auto: mapped above 4 GB of float32") \
@@ -52,6 +53,7 @@
     X(SIZE, EVALUATE, shots, 0, 0, 1000, "N", "answered questions before each; not scored themselves")                 \
     X(TEXT, EVALUATE, shots_from, NULL, 0, 0, "FILE.jsonl", "where they come from; default: the file's first")         \
     X(TEXT, EVALUATE, description, NULL, 0, 0, "TEXT", "stands before everything")                                     \
+    X(LIST, DOMAINS, domains, NULL, 0, 0, "FILE", "perplexity of each file, a domain: .txt .jsonl .u16 .u32 .bin")     \
     X(FLAG, ANY, help, 0, 0, 0, "", "this text")
 /* clang-format on */
 
@@ -351,7 +353,7 @@ static bool add_models(analysis *a) {
     for (size_t i = 0; i < arrlenu(a->report.models); i++) {
         const report_model *m = &a->report.models[i];
         if (!a->options.has_seq_len && m->config.max_seq_len < *T) *T = m->config.max_seq_len;
-        if (!a->options.prompt && m->config.vocab_size != first->config.vocab_size)
+        if (a->mode == COMPARE && m->config.vocab_size != first->config.vocab_size)
             return fail(a, 1, "%s has a vocabulary of %zu, but %s one of %zu: they cannot read the same tokens",
                         m->name, m->config.vocab_size, first->name, first->config.vocab_size);
     }
@@ -432,20 +434,20 @@ static bool load_tokenizer(analysis *a, const report_model *m) {
 
 /* With --data window i has the inputs [i T, i T + T) of the file as it stands; without, windows are those that training
  * held out. */
-static bool open_data(analysis *a) {
+static bool open_data(analysis *a, const report_model *m) {
     const options *o = &a->options;
     report *r = &a->report;
     if (!o->data && !a->has_run)
-        return fail(a, 2, "--data SOURCE is missing, and %s has no config.cfg that names one", r->models[0].directory);
+        return fail(a, 2, "--data SOURCE is missing, and %s has no config.cfg that names one", m->directory);
     r->source = o->data ? o->data : keep_text(a, "%s", a->run.data);
     bool held_out = is_generator(r->source) || (!o->data && a->run.val_fraction > 0);
     const char *part = o->part ? o->part : held_out ? "val" : "all";
     a->part = strcmp(part, "val") == 0 ? DATA_VAL : DATA_TRAIN;
-    if (!load_tokenizer(a, &r->models[0])) return false;
+    if (!load_tokenizer(a, m)) return false;
     data_options d = {.source = r->source,
-                      .tokenizer = r->models[0].tokenizer,
+                      .tokenizer = m->tokenizer,
                       .progress = show_progress,
-                      .vocab_size = r->models[0].config.vocab_size,
+                      .vocab_size = m->config.vocab_size,
                       .seq_len = r->seq_len,
                       .val_fraction = strcmp(part, "all") == 0 ? 0 : a->run.val_fraction,
                       .seed = o->has_seed ? o->seed : a->run.seed,

@@ -213,7 +213,7 @@ static bool measure_lengths(analysis *a) {
         for (size_t k = 0; good && k < arrlenu(lengths); k++) {
             r->seq_len = lengths[k];
             a->stream = NULL;
-            good = open_data(a) && measure_length(a, &w, &r->models[i], lengths[k]);
+            good = open_data(a, &r->models[0]) && measure_length(a, &w, &r->models[i], lengths[k]);
             data_close(a->stream);
         }
         free_length_measuring(&w);

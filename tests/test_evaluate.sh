@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # test_evaluate.sh - analyze --eval against lm-evaluation-harness: tests/fixtures/evaluation, which
-# tests/reference/make_evaluation.py made with the harness itself; then files that are no questions.
+# tests/reference/make_evaluation.py made with the harness itself; then files that are no questions. And --domains against
+# the loss of a comparison.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 analyze=${ANALYZE:-$root/analyze}
@@ -109,6 +110,27 @@ fails "a directory" 1 'not a regular file' --eval "$dir"
 fails "more shots than questions" 1 'too few for --shots 4' --eval "$dir/first.jsonl" --shots 4
 fails "an unknown form" 2 'it is cloze or letters' --eval "$dir/first.jsonl" --eval_form mixed
 fails "--shots without --eval" 2 '--shots goes with --eval' --shots 2 --data gen:backcopy
+
+# ---- perplexity by domain: as a comparison measures it, and bits per byte ---------------------------------------------
+cut -c1-40 "$fixture/questions.jsonl" | head -c 3000 > "$dir/a.txt"
+head -c 2000 "$root/Makefile" > "$dir/b.txt"
+"$analyze" --models "m:$fixture" --domains "$dir/a.txt" "$dir/b.txt" --seq_len 64 --output "$dir/domains" > "$dir/stdout" 2>&1
+for domain in a b; do
+    PATH=/nonexistent "$analyze" --models "m:$fixture" --data "$dir/$domain.txt" --seq_len 64 \
+        --num_samples $((($(wc -c < "$dir/$domain.txt") - 1) / 64)) --output "$dir/compare_$domain" > "$dir/stdout2" 2>&1
+    if python3 - "$dir" $domain > "$dir/compared" 2>&1 << 'END'
+import json, math, sys
+dir, name = sys.argv[1:]
+domain = json.load(open(f"{dir}/domains/domains.json"))["m"][f"{dir}/{name}.txt"]
+whole = json.load(open(f"{dir}/compare_{name}/summary.json"))["m"]
+assert domain["windows"] == whole["samples"] and domain["tokens"] == 64 * domain["windows"], domain
+assert abs(domain["loss"] - whole["loss"]) <= 1e-6 and abs(domain["ppl"] - math.exp(domain["loss"])) <= 1e-5 * domain["ppl"]
+assert abs(domain["bits_per_byte"] - domain["loss"] / math.log(2)) <= 1e-6
+END
+    then ok "domain $domain has the loss of a comparison"; else bad "domain $domain: $(tail -1 "$dir/compared")"; fi
+done
+fails "a domain that is a generator" 2 'it takes files' --domains gen:backcopy
+fails "a domain that is not there" 1 'none.txt' --domains "$dir/none.txt"
 
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]
