@@ -4,6 +4,7 @@
 # make reference  fixtures anew from PyTorch   make sanitize   the tests under the sanitizers
 # make pairs      the quick pair, three seeds  make table4     Table 4 in small
 # make curves     loss with float32 and with bfloat16 products (an hour)
+# make sweep      stability at rising rates    make late-gate  a gate added to a trained model (A.7)
 # make help       this list
 
 CC ?= cc
@@ -37,7 +38,7 @@ CUDA_CFLAGS = $(if $(NVCC),-DGA_CUDA)
 CUDA_LIBS = $(if $(NVCC),-L$(CUDA_LIB) -Wl$(comma)-rpath$(comma)$(CUDA_LIB) -lcublas -lcudart_static -lstdc++ -ldl -lrt -lpthread)
 
 .PHONY: all help packages packages-test test demo check format bench mutants reference sanitize pairs table4 curves
-.PHONY: clean
+.PHONY: sweep late-gate clean
 all: train analyze data/vocabulary
 	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   tokenizers: $(or $(and $(PCRE2),$(UTF8PROC)),PCRE2 or utf8proc not found)   nvcc: $(or $(NVCC),not found, no GPU)   MPI: $(or $(MPICC),not found)"
 
@@ -77,6 +78,10 @@ pairs: train analyze
 	@tests/pairs.sh
 table4: train analyze
 	@tests/table4.sh
+sweep: train
+	@tests/sweep.sh
+late-gate: train
+	@tests/late_gate.sh
 curves: train
 	@tests/curves.sh
 

@@ -19,7 +19,7 @@ check "the example runs" sh -c "$out/example >$out/steps"
 check "its loss falls" awk '/step 0:/ {a = $4} /step 19:/ {b = $4} END {exit !(b + 0 < a / 2)}' "$out/steps"
 check "the example compiles as C++" c++ -std=gnu++17 -O1 -Wall -Wextra -Werror -I. -x c++ "$out/example.c" -o "$out/example" -lm
 
-for target in $(grep -oE '`?make [a-z0-9]+' README.md | sed 's/.*make //' | sort -u); do
+for target in $(grep -oE '`?make [a-z0-9-]+' README.md | sed 's/.*make //' | sort -u); do
     check "make $target" sh -c "make -n $target >/dev/null 2>&1 || grep -q '^$target:' Makefile"
 done
 for file in $(grep -oE '\]\([a-zA-Z][^):]*\)' README.md | tr -d '])(' ; grep -oE '`[a-z_0-9.-]+\.(cfg|c|h|sh)`' README.md | tr -d '`'); do
