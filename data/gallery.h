@@ -119,6 +119,8 @@ static const gallery_layers gallery_by_layer[] = {
      false, {{"before the gate", "rank_before", gallery_rank_before}, {"after it", "rank_after", gallery_rank_after}}, NULL, {0, 0}},
     {"expert_load_by_layer", "Load of the busiest expert, by layer", "busiest expert / mean", "%.2f", 1,
      false, {{"", "expert_max_load", ga_expert_max_load}}, gallery_same_length, {0, 0}},
+    {"expert_dead_by_layer", "Share of experts without a token, by layer", "experts without a token, %", "%.1f", 100,
+     false, {{"", "expert_dead", ga_expert_dead}}, NULL, {0, 0}},
 };
 /* clang-format on */
 enum { GALLERY_LAYERS = sizeof gallery_by_layer / sizeof gallery_by_layer[0], GALLERY_SERIES = 3 };
