@@ -125,12 +125,14 @@ static const gallery_layers gallery_by_layer[] = {
 /* clang-format on */
 enum { GALLERY_LAYERS = sizeof gallery_by_layer / sizeof gallery_by_layer[0], GALLERY_SERIES = 3 };
 
-/* A figure by head: a point for each, above its layer. */
+typedef enum { GALLERY_HEAD, GALLERY_GATE_HEAD, GALLERY_EXPERT } gallery_unit; /* a gate may have fewer heads */
+
+/* A figure by head, or by expert: a point for each, above its layer. */
 typedef struct {
     const char *stem, *title, *label, *key;
     double scale;
     double (*value)(const ga_statistics *s, size_t layer, size_t head);
-    bool of_gate;     /* its heads are those with scores of their own */
+    gallery_unit unit;
     double threshold; /* a line in the plot; 0: none */
 } gallery_heads;
 
@@ -149,19 +151,21 @@ static double gallery_sink_position_head(const ga_statistics *s, size_t l, size_
 /* clang-format off */
 static const gallery_heads gallery_by_head[] = {
     {"f_attn_by_head", "Share of attention on the first token, by head", "attention on the first token, %", "f_attn_by_head",
-     100, ga_f_attn_head, false, 0.3},
+     100, ga_f_attn_head, GALLERY_HEAD, 0.3},
     {"sink_position_by_head", "Position that gets most attention, by head", "position", "sink_position_by_head",
-     1, gallery_sink_position_head, false, 0},
+     1, gallery_sink_position_head, GALLERY_HEAD, 0},
     {"entropy_by_head", "Entropy of the attention, by head", "entropy, nats", "entropy_by_head",
-     1, ga_attention_entropy, false, 0},
-    {"gate_mean_by_head", "Mean gate score, by head", "mean gate score", "gate_mean_by_head", 1, ga_gate_mean_head, true, 0},
-    {"gate_std_by_head", "Deviation of the gate score, by head", "deviation", "gate_std_by_head", 1, ga_gate_std_head, true, 0},
-    {"gate_min_by_head", "Smallest gate score, by head", "smallest score", "gate_min_by_head", 1, ga_gate_min_head, true, 0},
-    {"gate_max_by_head", "Largest gate score, by head", "largest score", "gate_max_by_head", 1, ga_gate_max_head, true, 0},
+     1, ga_attention_entropy, GALLERY_HEAD, 0},
+    {"gate_mean_by_head", "Mean gate score, by head", "mean gate score", "gate_mean_by_head", 1, ga_gate_mean_head, GALLERY_GATE_HEAD, 0},
+    {"gate_std_by_head", "Deviation of the gate score, by head", "deviation", "gate_std_by_head", 1, ga_gate_std_head, GALLERY_GATE_HEAD, 0},
+    {"gate_min_by_head", "Smallest gate score, by head", "smallest score", "gate_min_by_head", 1, ga_gate_min_head, GALLERY_GATE_HEAD, 0},
+    {"gate_max_by_head", "Largest gate score, by head", "largest score", "gate_max_by_head", 1, ga_gate_max_head, GALLERY_GATE_HEAD, 0},
     {"rank_weights_by_head", "Effective rank of W_V W_O, by head", "effective rank of W_V W_O", "rank_weights_by_head",
-     1, gallery_rank_weights_head, false, 0},
+     1, gallery_rank_weights_head, GALLERY_HEAD, 0},
     {"rank_output_by_head", "Effective rank of the head's output, by head", "effective rank of the output",
-     "rank_output_by_head", 1, gallery_rank_output_head, false, 0},
+     "rank_output_by_head", 1, gallery_rank_output_head, GALLERY_HEAD, 0},
+    {"expert_load_by_expert", "Load of each expert, by layer", "expert / mean", "expert_load_by_expert", 1, ga_expert_load,
+     GALLERY_EXPERT, 1},
 };
 /* clang-format on */
 enum { GALLERY_HEADS = sizeof gallery_by_head / sizeof gallery_by_head[0] };
@@ -317,8 +321,9 @@ static bool gallery_draw_layers(report *r, const gallery_layers *f) {
 /* ---- by head ----------------------------------------------------------------------------------------------------- */
 
 static size_t gallery_count_heads(const report_model *m, const gallery_heads *f) {
-    size_t heads = f->of_gate ? m->statistics->gate_heads : m->statistics->HQ;
-    return isnan(f->value(m->statistics, 0, 0)) ? 0 : heads;
+    const ga_statistics *s = m->statistics;
+    if (isnan(f->value(s, 0, 0))) return 0;
+    return f->unit == GALLERY_EXPERT ? s->E : f->unit == GALLERY_GATE_HEAD ? s->gate_heads : s->HQ;
 }
 
 static bool gallery_draw_heads(report *r, const gallery_heads *f) {
@@ -327,7 +332,7 @@ static bool gallery_draw_heads(report *r, const gallery_heads *f) {
     if (total == 0) return true;
     FILE *csv = figure_open(r, f->stem, ".csv");
     if (!csv) return false;
-    fputs("model,layer,head,value\n", csv);
+    fprintf(csv, "model,layer,%s,value\n", f->unit == GALLERY_EXPERT ? "expert" : "head");
     for (size_t i = 0; i < n; i++) {
         const ga_statistics *s = r->models[i].statistics;
         size_t heads = gallery_count_heads(&r->models[i], f);

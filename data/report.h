@@ -657,9 +657,9 @@ static const report_section report_sections[] = {
      "(Eq. 6); the gate makes the output a non-linear one (Eq. 8).",
      {"rank_weights_by_layer", "rank_output_by_layer", "rank_weights_by_head", "rank_output_by_head"}, NULL, NULL},
     {"experts", "Load of the experts", "Section 3.1",
-     "The positions that the busiest expert of a layer gets, over the mean: 1 is even; and the share of a layer&rsquo;s "
-     "experts that no position is sent to.", NULL,
-     "128 experts, of which 8 are chosen; the load-balancing loss is over the global batch.", {"expert_load_by_layer", "expert_dead_by_layer"}, NULL,
+     "The positions that each expert gets, over the mean of its layer: 1 is even; the largest of them by layer; and the share "
+     "of a layer&rsquo;s experts that no position is sent to.", NULL,
+     "128 experts, of which 8 are chosen; the load-balancing loss is over the global batch.", {"expert_load_by_expert", "expert_load_by_layer", "expert_dead_by_layer"}, NULL,
      NULL},
     {"interventions", "Interventions", "Sections 4.2 and 4.3",
      "The loss with one thing changed in the forward pass, against the loss without: what a part is for. At the right every "
