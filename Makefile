@@ -45,6 +45,10 @@ all: train analyze data/vocabulary
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
+.PHONY: text-flags
+text-flags:
+	@echo $(TEXT) $(TEXT_LIBS)
+
 # Installs what is missing and says which: `run` what the programs need, `test` what the tests need as well.
 packages:
 	@sh .ci/packages run
@@ -86,7 +90,7 @@ curves: train
 	@tests/curves.sh
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
-C_TESTS = gradients operators fixtures model checkpoint data x86 amx analysis
+C_TESTS = gradients operators fixtures model checkpoint data tokenizer x86 amx analysis
 SH_TESTS = header train analyze evaluate readme isa cuda round_trip
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)

@@ -111,11 +111,11 @@ enum {
     DATAI_MAX_FILE = 1 << 28,  /* bytes of a tokenizer.json */
     DATAI_MAX_HOLES = 1 << 16, /* ids that stand for nothing */
     DATAI_MAX_STEPS = 16,
-    DATAI_CACHED_WORD = 256,       /* bytes of the longest word that is kept */
-    DATAI_CACHED_WORDS = 1 << 18,  /* words that are kept before all are forgotten */
-    DATAI_CACHED_TOKENS = 1 << 22, /* and tokens of them */
-    DATAI_NO_RANK = UINT32_MAX
+    DATAI_CACHED_WORD = 256,      /* bytes of the longest word that is kept */
+    DATAI_CACHED_WORDS = 1 << 18, /* words that are kept before all are forgotten */
+    DATAI_CACHED_TOKENS = 1 << 22 /* and tokens of them */
 };
+#define DATAI_NO_RANK UINT32_MAX
 
 /* ---- UTF-8 ---- */
 
@@ -309,14 +309,16 @@ static bool datai_is_plain(const uint8_t *plain, uint32_t code) {
     return code < 0x300 || (plain[code >> 3] >> (code & 7) & 1);
 }
 
-/* Not plain is what has a combining class, what NFC replaces, and what is the last part of a composed character. */
+/* Not plain is what has a combining class, what NFC replaces, and what is the last part of a composed character. Plain is
+ * U+11A7, which stands before the first trailing jamo: utf8proc would take it for one. */
 static ga_result datai_nfc_open(uint8_t **plain, const char *path, ga_error *e) {
     *plain = (uint8_t *)malloc(DATAI_CODES / 8);
     if (!*plain) return gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
     memset(*plain, 0xFF, DATAI_CODES / 8);
     for (utf8proc_int32_t code = 0x300; code < DATAI_CODES; code++) {
         const utf8proc_property_t *p = utf8proc_get_property(code);
-        bool hangul = code >= 0xAC00 && code <= 0xD7A3, jamo = code >= 0x1161 && code <= 0x11C2;
+        bool hangul = code >= 0xAC00 && code <= 0xD7A3;
+        bool jamo = (code >= 0x1161 && code <= 0x1175) || (code >= 0x11A8 && code <= 0x11C2);
         if (p->combining_class || jamo) (*plain)[code >> 3] &= (uint8_t) ~(1 << (code & 7));
         if (hangul || p->decomp_seqindex == UINT16_MAX || p->decomp_type) continue;
         utf8proc_int32_t parts[32];
@@ -1055,13 +1057,10 @@ static ga_result datai_read_model(data_tokenizer *t, gai_json model) {
                                         "end_of_word_suffix"};
     enum { COUNT = sizeof names / sizeof names[0] };
     gai_json v[COUNT];
-    char *type;
-    if (!model.at) return gai_fail(model.e, GA_ERR_FORMAT, "%s: has no model", t->path);
+    char absent[] = "BPE", *type = absent; /* files of the library's first versions have no type */
     ga_result result = gai_json_members(model, names, COUNT, v, false);
     if (result) return result;
-    if (!v[TYPE].at) /* files of the library's first versions */
-        type = (char[]){"BPE"};
-    else if (!datai_json_text(v[TYPE], &type))
+    if (v[TYPE].at && !datai_json_text(v[TYPE], &type))
         return gai_fail(model.e, GA_ERR_FORMAT, "%s: model.type is no string", t->path);
     if (strcmp(type, "BPE") != 0) return datai_unknown(model, "model", type, "BPE");
     result = datai_refuse_options(model, names + OPTIONS, v + OPTIONS, COUNT - OPTIONS);
@@ -1309,7 +1308,7 @@ static ga_result datai_read_post_processor(data_tokenizer *t, gai_json value) {
 static ga_result datai_read_decoder(gai_json value) {
     static const char *const names[] = {"type", "decoders"};
     gai_json v[2], part;
-    char *type = (char[]){"null"};
+    char absent[] = "null", *type = absent;
     ga_result result = value.at ? datai_json_typed(value, "decoder", names, 2, v, &type) : GA_OK;
     if (result || strcmp(type, "ByteLevel") == 0) return result;
     if (strcmp(type, "Sequence") != 0) return datai_unknown(value, "decoder", type, "ByteLevel, Sequence");

@@ -11,8 +11,9 @@
  *
  * The order is that of the `tokenizers` library's BpeTrainer: of pairs that occur equally often, the one with the lower
  * first id, then the lower second id. So the file has the same tokens under the same ids, if that trainer gets the same
- * text in one piece, the same splitting and the 256 bytes as its initial alphabet. (Words of more than
- * DATA_VOCABULARY_WORD bytes are counted in pieces of that length.)
+ * text in one piece, the same splitting and the 256 bytes as its initial alphabet. But for two cases: words of more than
+ * DATA_VOCABULARY_WORD bytes are counted in pieces of that length, and an <|endoftext|> in the text is not counted, since
+ * it will not be encoded by its letters.
  *
  * The file that defines DATA_IMPLEMENTATION holds the code.
  */

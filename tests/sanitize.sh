@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 out=build/sanitize
 mkdir -p "$out"
 passed=0 failed=0
+text=$(make -s text-flags)
 ok() { echo "ok $1" && passed=$((passed + 1)); }
 bad() { echo "FAIL $1" && failed=$((failed + 1)) && grep -m 5 -E 'ERROR|WARNING|runtime error|FAILED|error:' "$2"; }
 
@@ -15,7 +16,7 @@ check() {
     for test in "$@"; do
         log=$out/$name-$test.log
         if $compiler -std=c11 -g -O1 -march=native $flags -I. -Itests "tests/test_$test.c" -o "$out/$name-$test" \
-            -lcmocka -lpthread -lm >"$log" 2>&1 && "$out/$name-$test" >>"$log" 2>&1; then
+            -lcmocka -lpthread $text -lm >"$log" 2>&1 && "$out/$name-$test" >>"$log" 2>&1; then
             ok "$name $test"
         else
             bad "$name $test" "$log"
@@ -28,7 +29,8 @@ export OMP_NUM_THREADS=2
 omp=
 printf '#include <omp.h>\nint main(void){return omp_get_max_threads()<1;}\n' |
     gcc -fopenmp -x c - -o "$out/omp" 2>/dev/null && omp=-fopenmp
-check address gcc "-fsanitize=address,undefined -fno-sanitize-recover=all $omp" operators fixtures model checkpoint data
+check address gcc "-fsanitize=address,undefined -fno-sanitize-recover=all $omp" operators fixtures model checkpoint data \
+    tokenizer
 # Two models in two threads, without OpenMP, whose own barriers gcc's thread sanitizer cannot see ...
 check thread gcc "-fsanitize=thread" model
 # ... and with OpenMP where clang's runtime brings the tool that shows them to the sanitizer.
