@@ -87,7 +87,7 @@ sweep: train
 late-gate: train
 	@tests/late_gate.sh
 curves: train
-	@tests/curves.sh
+	@tests/curves.sh $(CURVES)
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data tokenizer x86 amx analysis

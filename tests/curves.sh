@@ -1,7 +1,7 @@
 #!/bin/sh
 # Loss curves with float32 and with bfloat16 products, in one plot: quick.cfg, and 300 steps of rtx4060.cfg (more than
 # an hour on two cores; goes on where it was stopped). Writes docs/bfloat16.svg and docs/bfloat16.md.
-#     tests/curves.sh [key=value ...]
+#     tests/curves.sh [key=value ...]     the keys are for rtx4060.cfg: gradient_accumulation_steps=8 takes a quarter
 set -eu
 cd "$(dirname "$0")/.."
 out=build/curves
@@ -19,7 +19,7 @@ run() { # name configuration use_amp [key=value ...]
 
 large="max_steps=300 eval_every=0 eval_windows=64 save_every=25 log_every=25"
 for amp in on off; do
-    run quick-$amp configs/quick.cfg $amp "$@"
+    run quick-$amp configs/quick.cfg $amp
     run rtx4060-$amp configs/rtx4060.cfg $amp $large "$@"
 done
 
@@ -34,7 +34,7 @@ compare() { # name
 {
     echo "# float32 and bfloat16 products"
     echo
-    echo "Training loss of the same run with float32 and with bfloat16 matrix products (\`use_amp\`), written by \`make curves\`:"
+    echo "Training loss of the same run with float32 and with bfloat16 matrix products (\`use_amp\`), written by \`make curves${*:+ CURVES=\"$*\"}\`:"
     echo "the mean distance of the two curves, with and without its sign, beside how far the float32 curve moves from one"
     echo "step to the next."
     echo
