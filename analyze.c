@@ -52,6 +52,7 @@
 #include "data/interventions.h"
 #include "data/lengths.h"
 #include "data/compare.h"
+#include "data/prompt_maps.h"
 #include "data/prompt.h"
 #include "data/describe.h"
 #include "data/evaluate.h"

@@ -76,7 +76,6 @@ typedef struct {
 /* Every figure of a comparison. False, with r->error, when a file cannot be written; gnuplot missing is no failure. */
 static bool figures_write(report *r);
 /* The attention maps of one model over a prompt of r->map_len tokens, from window_maps: as SVG and as PNG. */
-static bool figures_write_prompt(report *r, const report_model *m);
 
 /* The model that the others are held against: the first without a gate, else the first. */
 static size_t report_baseline(const report *r);
@@ -335,7 +334,7 @@ static bool figure_finish_svg(report *r, const report_figure *figure) {
 /* Closes the script, draws it, and enters the figure in r->figures. */
 static bool figure_end(report *r, FILE *gp, const char *stem, const char *title) {
     char path[FIGURE_PATH], name[128];
-    snprintf(name, sizeof name, "figures/%s", stem);
+    snprintf(name, sizeof name, "figures/%.100s", stem);
     if (!report_close(r, gp, name, ".gp") || !report_path(r, path, name, ".log")) return false;
     report_figure figure = {.drawn = false};
     snprintf(figure.stem, sizeof figure.stem, "%s", stem);
@@ -355,13 +354,13 @@ static bool figure_end(report *r, FILE *gp, const char *stem, const char *title)
 
 static FILE *figure_open(report *r, const char *stem, const char *ending) {
     char name[128];
-    snprintf(name, sizeof name, "figures/%s", stem);
+    snprintf(name, sizeof name, "figures/%.100s", stem);
     return report_open(r, name, ending);
 }
 
 static bool figure_close(report *r, FILE *file, const char *stem) {
     char name[128];
-    snprintf(name, sizeof name, "figures/%s", stem);
+    snprintf(name, sizeof name, "figures/%.100s", stem);
     return report_close(r, file, name, ".csv");
 }
 
@@ -692,8 +691,8 @@ static void figure_map_tics(report *r, FILE *gp, size_t shown, bool labelled) {
 /* Square panels, row by row, with one scale of colours. The scale is that of the square root: a column of a few per
  * cent is seen beside one of ninety, and an even spread stays pale. */
 static bool figure_maps(report *r, const char *stem, const char *title, const figure_panel *panels, size_t n,
-                        size_t shown, bool labelled) {
-    size_t columns = n < 2 ? 1 : 2, rows = (n + columns - 1) / columns;
+                        size_t columns, size_t shown, bool labelled) {
+    size_t rows = (n + columns - 1) / columns;
     double side = labelled ? 400 : 330, left = labelled ? 74 : 60, right = 88, gap = labelled ? 66 : 50, top = 46,
            bottom = labelled ? 74 : 54;
     double width = left + (double)columns * side + (double)(columns - 1) * gap + right;
@@ -710,14 +709,17 @@ static bool figure_maps(report *r, const char *stem, const char *title, const fi
         "    font ',11' scale 0\n",
         gp);
     fprintf(gp, "set xrange [-0.5:%zu.5]\nset yrange [%zu.5:-0.5]\n", shown - 1, shown - 1);
-    fprintf(gp, "set xlabel 'key' font ',12' offset 0,%g\nset multiplot\n", labelled ? 1.4 : 0.8);
+    fprintf(gp, "set xlabel 'key' font ',12' offset 0,%g\nset multiplot\n", labelled ? 0.5 : 0.8);
     figure_map_tics(r, gp, shown, labelled);
     for (size_t i = 0; i < n; i++) {
         double x = left + (double)(i % columns) * (side + gap), y = (double)(i / columns) * row_height + top;
         fprintf(gp, "set lmargin at screen %.5f\nset rmargin at screen %.5f\n", x / width, (x + side) / width);
         fprintf(gp, "set tmargin at screen %.5f\nset bmargin at screen %.5f\n", 1 - y / height,
                 1 - (y + side) / height);
-        fputs(i % columns ? "unset ylabel\n" : "set ylabel 'query' font ',12' offset 1.6,0\n", gp);
+        if (i % columns == 0)
+            fprintf(gp, "set ylabel 'query' font ',12' offset %g,0\n", labelled ? 0.4 : 1.6);
+        else
+            fputs("unset ylabel\n", gp);
         if (i + 1 != columns)
             fputs("unset colorbox\n", gp);
         else
@@ -755,23 +757,24 @@ static bool figure_side_by_side(report *r, bool window) {
         good = figure_map_panel(r, m, sink < m->statistics->L ? sink : m->statistics->L - 1, window ? "_window0" : NULL,
                                 shown, arraddnptr(panels, 1));
     }
-    if (good && window) good = figure_maps(r, "maps_window", "Attention maps of one window", panels, n, shown, true);
+    if (good && window)
+        good = figure_maps(r, "maps_window", "Attention maps of one window", panels, n, n < 2 ? 1 : 2, shown, true);
     if (good && !window)
-        good = figure_maps(r, "maps_side_by_side", "Attention maps, averaged", panels, n, shown, false);
+        good = figure_maps(r, "maps_side_by_side", "Attention maps, averaged", panels, n, n < 2 ? 1 : 2, shown, false);
     arrfree(panels);
     return good;
 }
 
 /* One model's maps in up to four layers. */
-static bool figure_model_maps(report *r, const report_model *m, const char *kind, const char *window, size_t shown) {
+static bool figure_model_maps(report *r, const report_model *m) {
     size_t layers[4] = {0}, n = report_map_layers(m->statistics->L, layers);
     figure_panel panels[4];
     char stem[96], title[192];
     for (size_t i = 0; i < n; i++)
-        if (!figure_map_panel(r, m, layers[i], window, shown, &panels[i])) return false;
-    snprintf(stem, sizeof stem, "%s_%s", kind, m->file);
+        if (!figure_map_panel(r, m, layers[i], NULL, r->map_len, &panels[i])) return false;
+    snprintf(stem, sizeof stem, "maps_%s", m->file);
     snprintf(title, sizeof title, "Attention maps of %s", m->name);
-    return figure_maps(r, stem, title, panels, n, shown, window && shown <= FIGURE_LABELLED);
+    return figure_maps(r, stem, title, panels, n, n < 2 ? 1 : 2, r->map_len, false);
 }
 
 /* ---- all of them ------------------------------------------------------------------------------------------------- */
@@ -783,19 +786,8 @@ static bool figures_write(report *r) {
     if (!figure_side_by_side(r, false) || !figure_side_by_side(r, true)) return false;
     if (!figure_gate(r) || !figure_histogram(r) || !figure_training(r)) return false;
     for (size_t i = 0; i < arrlenu(r->models); i++)
-        if (!figure_model_maps(r, &r->models[i], "maps", NULL, r->map_len)) return false;
+        if (!figure_model_maps(r, &r->models[i])) return false;
     return true;
-}
-
-static bool figures_write_prompt(report *r, const report_model *m) {
-    char path[FIGURE_PATH], stem[96];
-    r->has_gnuplot = true;
-    if (!report_path(r, path, "figures", "") || !report_make_directory(r, path)) return false;
-    if (!figure_model_maps(r, m, "prompt_maps", "_prompt", r->map_len)) return false;
-    snprintf(stem, sizeof stem, "prompt_maps_%s", m->file);
-    if (r->has_gnuplot) figure_run_gnuplot(path, stem, true);
-    snprintf(stem, sizeof stem, "figures/prompt_maps_%s", m->file);
-    return !report_path(r, path, stem, ".log") ? false : (remove(path), true);
 }
 
 #endif

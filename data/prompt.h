@@ -1,6 +1,6 @@
 /* data/prompt.h - analyze --prompt: models go on from a text, and the attention maps of it.
  *
- * Needs measure.h before it.
+ * Needs prompt_maps.h before it.
  */
 #ifndef DATA_PROMPT_H
 #define DATA_PROMPT_H
@@ -84,28 +84,7 @@ static bool generate(analysis *a, const report_model *m, ga_model *model, const 
     return good;
 }
 
-static bool map_prompt(analysis *a, report_model *m, ga_model *model, const int32_t *prompt, size_t length) {
-    enum { LONGEST = 128 };
-    report *r = &a->report;
-    r->map_len = r->seq_len = length < LONGEST ? length : LONGEST;
-    r->samples = 1;
-    measuring w = {.model = model, .batch_size = 1};
-    bool good = allocate_measuring(a, &w, m) && label_tokens(a, m, prompt);
-    if (good) {
-        memcpy(w.tokens, prompt, r->map_len * sizeof *prompt);
-        good = map_windows(a, &w, m, 1);
-    }
-    if (good) copy_maps(&w, m->window_maps, r->map_len);
-    free_measuring(&w);
-    if (!good || !choose_output(a)) return false;
-    if (!figures_write_prompt(r, m)) return fail(a, 1, "%s", r->error);
-    print_figures(r);
-    if (r->has_gnuplot) printf("maps of %s: %s/figures/prompt_maps_%s.svg\n", m->name, r->directory, m->file);
-    if (length > LONGEST) printf("(of the first %d tokens of %zu)\n", LONGEST, length);
-    return true;
-}
-
-static bool prompt_model(analysis *a, report_model *m) {
+static bool prompt_model(analysis *a, report_model *m, prompt_maps *all) {
     options *o = &a->options;
     if (!load_run(a, m) || !load_tokenizer(a, m)) return false;
     data_options d = {.source = o->data ? o->data : a->run.data,
@@ -133,16 +112,21 @@ static bool prompt_model(analysis *a, report_model *m) {
         for (size_t i = 0; i < length; i++) print_token(a, m, tokens[i]);
         good = generate(a, m, model, tokens, length);
     }
-    if (good && o->maps) good = map_prompt(a, m, model, tokens, length);
+    if (good && o->maps) good = map_prompt(a, m, model, tokens, length, all);
     ga_destroy(model);
     arrfree(tokens);
     return good;
 }
 
 static bool prompt_models(analysis *a) {
-    for (size_t i = 0; i < arrlenu(a->report.models); i++)
-        if (!prompt_model(a, &a->report.models[i])) return false;
-    return true;
+    prompt_maps all = {0};
+    bool good = true;
+    for (size_t i = 0; good && i < arrlenu(a->report.models); i++) good = prompt_model(a, &a->report.models[i], &all);
+    if (good && a->options.maps && arrlenu(a->report.models) > 1) good = draw_all_models(a, &all);
+    if (good && a->options.maps) print_figures(&a->report);
+    arrfree(all.panels);
+    free(all.labels);
+    return good;
 }
 
 #endif

@@ -250,7 +250,12 @@ check "labels and numbers are the same prompt, the seed the same draws" cmp out1
 check "eight tokens" test "$(wc -w < out1)" -eq 8
 check "maps of a prompt" "$analyze" --models g:runs/gated --prompt '64 9 1 9 33' --maps --output prompt
 check "their CSV has the prompt's length" test "$(wc -l < prompt/figures/map_g_layer4_prompt.csv)" -eq 5
+fails "a layer that is not there" 2 "0 to 4, with commas" --models g:runs/gated --prompt '64 9' --maps --layers 1,5
+fails "--layers without --prompt" 2 "--layers goes with --prompt" --models g:runs/gated --layers 1
+check "maps of two models, of given layers" "$analyze" --models b:runs/baseline g:runs/gated --prompt '64 9 1 9 33' --maps --layers 0,2,4 --output two
 if command -v gnuplot > /dev/null; then
+    check "a figure of all models" grep -q 'g, layer 4' two/figures/prompt_maps_all.svg
+    check "as PNG too" sh -c 'head -c 4 two/figures/prompt_maps_all.png | grep -q PNG && head -c 4 two/figures/prompt_maps_b.png | grep -q PNG'
     check "their labels" grep -q '>T1</text>' prompt/figures/prompt_maps_g.svg
 fi
 
