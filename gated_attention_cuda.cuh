@@ -499,6 +499,45 @@ static void gai_cuda_linear_backward(void *state, float *dx, float *dw, const fl
     if (dx) gai_cuda_product_dx(d, dx, dys, gai_cuda_weights_of(d, w, O * I, &at), M, O, I);
 }
 
+/* The first I of `stride` channels of each row, as products read them; *columns: what its rows are apart then. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_channels_to_bf16(__nv_bfloat16 *y, const float *x, size_t stride, size_t M, size_t I) {
+    size_t i = gai_index<1>();
+    if (i < M * I) y[i] = __float2bfloat16(x[i / I * stride + i % I]);
+}
+
+static gai_cuda_operand gai_cuda_channels_of(gai_cuda *d, const float *x, size_t stride, size_t M, size_t I, char **at,
+                                             size_t *columns) {
+    gai_cuda_operand plain = {x, CUDA_R_32F}, rounded = {*at, CUDA_R_16BF};
+    *columns = d->bf16 ? I : stride;
+    if (!d->bf16) return plain;
+    GAI_LAUNCH(d, gai_k_channels_to_bf16, gai_blocks(M * I, GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0,
+               (__nv_bfloat16 *)*at, x, stride, M, I);
+    *at += gai_cuda_half_bytes(M * I);
+    return rounded;
+}
+
+static void gai_cuda_linear_channels_forward(void *state, float *y, const float *x, size_t stride, const float *w,
+                                             size_t M, size_t O, size_t I) {
+    gai_cuda *d = (gai_cuda *)state;
+    size_t columns;
+    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_operand_bytes(d, O * I));
+    gai_cuda_operand xs = gai_cuda_channels_of(d, x, stride, M, I, &at, &columns);
+    gai_cuda_gemm(d, y, O, gai_cuda_weights_of(d, w, O * I, &at), true, I, xs, false, columns, O, M, I, false);
+}
+
+static void gai_cuda_linear_channels_backward(void *state, float *dx, float *dw, const float *dy, const float *x,
+                                              size_t stride, const float *w, size_t M, size_t O, size_t I) {
+    gai_cuda *d = (gai_cuda *)state;
+    size_t columns;
+    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_operand_bytes(d, O * I) +
+                                       gai_cuda_operand_bytes(d, M * O));
+    gai_cuda_operand xs = gai_cuda_channels_of(d, x, stride, M, I, &at, &columns);
+    gai_cuda_operand dys = gai_cuda_operand_of(d, dy, M * O, &at);
+    gai_cuda_gemm(d, dx, stride, gai_cuda_weights_of(d, w, O * I, &at), false, I, dys, false, O, I, M, O, true);
+    gai_cuda_gemm(d, dw, I, xs, false, columns, dys, true, O, I, O, M, true);
+}
+
 /* ---- embedding ---------------------------------------------------------------------------------------------------- */
 
 template <int VEC>
@@ -524,7 +563,6 @@ static __global__ void __launch_bounds__(128)
     int32_t token = tokens[blockIdx.x];
     size_t c = ((size_t)blockIdx.y * blockDim.x + threadIdx.x) * VEC;
     gai_pack<VEC> sum = {};
-    if (c < C) sum = gai_load<VEC>(dw + (size_t)token * C + c);
     for (size_t n0 = 0; n0 < N; n0 += 128) {
         size_t n = n0 + threadIdx.x;
         unsigned bits = __ballot_sync(GAI_WARP, n < N && tokens[n] == token);
@@ -535,6 +573,7 @@ static __global__ void __launch_bounds__(128)
                 size_t row = n0 + (size_t)(warp * 32 + __ffs((int)left) - 1);
                 if (row < blockIdx.x) return; /* the whole block: an earlier one has this token */
                 if (c >= C) continue;
+                if (row == blockIdx.x) sum = gai_load<VEC>(dw + (size_t)token * C + c);
                 gai_pack<VEC> more = gai_load<VEC>(dx + row * C + c);
                 GAI_EACH(i) sum.v[i] += more.v[i];
             }
@@ -1950,6 +1989,499 @@ static void gai_cuda_add(void *state, float *y, const float *a, const float *b, 
     GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(y, a, b, n)), gai_k_add, n, y, a, b, n);
 }
 
+/* ---- mixture of experts and switch heads --------------------------------------------------------------------------- */
+
+/* Order of floats as unsigned integers: -0 as 0, NaN above all, so that there is always exactly one order. */
+static __device__ __forceinline__ unsigned gai_order(float x) {
+    unsigned bits = __float_as_uint(x + 0.f);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+/* How many of E values stand before value e: the larger ones, and of equal ones those before it. A choice of the K
+ * largest is then rank < K, by all lanes at once. */
+static __device__ __forceinline__ int gai_rank(const float *z, int e, int E) {
+    unsigned mine = gai_order(z[e]);
+    int rank = 0;
+    for (int i = 0; i < E; i++) {
+        unsigned other = gai_order(z[i]);
+        rank += other > mine || (other == mine && i < e);
+    }
+    return rank;
+}
+
+enum { GAI_ROUTE_WARPS = 4 }; /* positions of a block: one for each warp */
+
+static __global__ void __launch_bounds__(GAI_ROUTE_WARPS * 32)
+    gai_k_route_forward(float *p, float *lse, float *weights, int32_t *experts, const float *logits, size_t N, int E,
+                        int K, bool normalize) {
+    GAI_DYNAMIC_SHARED(float, all);
+    int lane = threadIdx.x % 32;
+    size_t n = (size_t)blockIdx.x * GAI_ROUTE_WARPS + threadIdx.x / 32;
+    if (n >= N) return; /* the whole warp */
+    float *z = all + threadIdx.x / 32 * E, top = -INFINITY, sum = 0, of_chosen = 0;
+    for (int e = lane; e < E; e += 32) z[e] = logits[n * E + e], top = fmaxf(top, z[e]);
+    __syncwarp(); /* logits may be p */
+    top = gai_warp_max(top);
+    for (int e = lane; e < E; e += 32) sum += expf(z[e] - top);
+    sum = gai_warp_sum(sum);
+    for (int e = lane; e < E; e += 32) {
+        float pe = expf(z[e] - top) / sum;
+        p[n * E + e] = pe;
+        int rank = gai_rank(z, e, E);
+        if (rank >= K) continue;
+        experts[n * K + rank] = e, weights[n * K + rank] = pe;
+        of_chosen += pe;
+    }
+    of_chosen = gai_warp_sum(of_chosen);
+    __syncwarp();
+    for (int j = lane; normalize && j < K; j += 32) weights[n * K + j] /= of_chosen;
+    if (lane == 0) lse[n] = top + logf(sum);
+}
+
+static void gai_cuda_route_forward(void *state, float *p, float *lse, float *weights, int32_t *experts,
+                                   const float *logits, size_t N, ga_router r) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_route_forward, gai_blocks(N, GAI_ROUTE_WARPS), GAI_ROUTE_WARPS * 32,
+               GAI_ROUTE_WARPS * r.E * sizeof *p, p, lse, weights, experts, logits, N, (int)r.E, (int)r.K, r.normalize);
+}
+
+static __global__ void __launch_bounds__(GAI_ROUTE_WARPS * 32)
+    gai_k_route_backward(float *d_logits, const float *d_weights, const float *p, const float *lse,
+                         const int32_t *experts, const int32_t *counts, size_t N, int E, int K, bool normalize,
+                         float balance_scale, float z_scale) {
+    GAI_DYNAMIC_SHARED(float, all);
+    int lane = threadIdx.x % 32;
+    size_t n = (size_t)blockIdx.x * GAI_ROUTE_WARPS + threadIdx.x / 32;
+    if (n >= N) return; /* the whole warp */
+    float *dp = all + threadIdx.x / 32 * E, slots = 0, of_chosen = 0, along = 0, total = 0;
+    const float *pn = p + n * E;
+    for (int e = lane; e < E; e += 32) slots += (float)counts[e];
+    float each = balance_scale * (float)E * (float)K / gai_warp_sum(slots) / (float)N;
+    for (int e = lane; e < E; e += 32) dp[e] = each * (float)counts[e];
+    for (int j = lane; j < K; j += 32) {
+        float pe = pn[experts[n * K + j]];
+        of_chosen += pe, along += d_weights[n * K + j] * pe;
+    }
+    of_chosen = gai_warp_sum(of_chosen), along = gai_warp_sum(along) / of_chosen;
+    __syncwarp();
+    for (int j = lane; j < K; j += 32) { /* different experts: no two lanes meet */
+        float dw = d_weights[n * K + j];
+        dp[experts[n * K + j]] += normalize ? (dw - along) / of_chosen : dw;
+    }
+    __syncwarp();
+    for (int e = lane; e < E; e += 32) total += dp[e] * pn[e];
+    total = gai_warp_sum(total);
+    for (int e = lane; e < E; e += 32) d_logits[n * E + e] = pn[e] * (dp[e] - total + z_scale * 2 * lse[n] / (float)N);
+}
+
+static void gai_cuda_route_backward(void *state, float *d_logits, const float *d_weights, const float *p,
+                                    const float *lse, const int32_t *experts, const int32_t *counts, size_t N,
+                                    ga_router r, float balance_scale, float z_scale) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_route_backward, gai_blocks(N, GAI_ROUTE_WARPS), GAI_ROUTE_WARPS * 32,
+               GAI_ROUTE_WARPS * r.E * sizeof *p, d_logits, d_weights, p, lse, experts, counts, N, (int)r.E, (int)r.K,
+               r.normalize, balance_scale, z_scale);
+}
+
+/* A block for each expert looks at every slot. First it counts its own, offsets[e + 1]; then, when those are sums, it puts
+ * them into its rows, in their order: the place of a slot is the number of own slots before it. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_route_rows(int32_t *rows, int32_t *slots, int32_t *offsets, const int32_t *experts, size_t R, bool count) {
+    GAI_SHARED(int, found, [GAI_CUDA_THREADS / 32]);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, e = blockIdx.x;
+    int next = count ? 0 : offsets[e];
+    for (size_t s0 = 0; s0 < R; s0 += blockDim.x) {
+        size_t s = s0 + threadIdx.x;
+        bool own = s < R && experts[s] == e;
+        unsigned bits = __ballot_sync(GAI_WARP, own);
+        if (lane == 0) found[warp] = __popc(bits);
+        __syncthreads();
+        int before = __popc(bits & ((1u << lane) - 1)), total = 0;
+        for (int w = 0; w < GAI_CUDA_THREADS / 32; w++) {
+            if (w < warp) before += found[w];
+            total += found[w];
+        }
+        if (own && !count) rows[s] = next + before, slots[next + before] = (int32_t)s;
+        next += total;
+        __syncthreads();
+    }
+    if (count && threadIdx.x == 0) offsets[e + 1] = next;
+}
+
+static __global__ void __launch_bounds__(32) gai_k_add_counts(int32_t *offsets, int E) {
+    if (threadIdx.x > 0) return;
+    offsets[0] = 0;
+    for (int e = 0; e < E; e++) offsets[e + 1] += offsets[e];
+}
+
+static void gai_cuda_route_rows(void *state, int32_t *rows, int32_t *slots, int32_t *offsets, const int32_t *experts,
+                                size_t N, ga_router r) {
+    gai_cuda *d = (gai_cuda *)state;
+    for (int pass = 0; pass < 2; pass++) {
+        GAI_LAUNCH(d, gai_k_route_rows, (unsigned)r.E, GAI_CUDA_THREADS, 0, rows, slots, offsets, experts, N * r.K,
+                   pass == 0);
+        if (pass == 0) GAI_LAUNCH(d, gai_k_add_counts, 1, 32, 0, offsets, (int)r.E);
+    }
+}
+
+/* Part blockIdx.y of the rows: sums of p, and in the last column those of lse^2. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_route_sums(float *parts, const float *p, const float *lse, size_t N, size_t E) {
+    size_t e = gai_index<1>();
+    if (e > E) return;
+    float sum = 0;
+    for (size_t n = N * blockIdx.y / gridDim.y; n < N * (blockIdx.y + 1) / gridDim.y; n++)
+        sum += e < E ? p[n * E + e] : lse[n] * lse[n];
+    parts[blockIdx.y * (E + 1) + e] = sum;
+}
+
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_route_counts(int32_t *counts, const int32_t *offsets, size_t E) {
+    size_t e = gai_index<1>();
+    if (e < E) counts[e] += offsets[e + 1] - offsets[e];
+}
+
+static void gai_cuda_route_sums(void *state, int32_t *counts, float *sums, const int32_t *offsets, const float *p,
+                                const float *lse, size_t N, ga_router r) {
+    gai_cuda *d = (gai_cuda *)state;
+    size_t parts = gai_cuda_parts(gai_cuda_ceil(N, 16));
+    float *part = (float *)gai_cuda_scratch(d, parts * (r.E + 1) * sizeof *part);
+    GAI_LAUNCH(d, gai_k_route_sums, dim3(gai_blocks(r.E + 1, GAI_CUDA_THREADS), (unsigned)parts), GAI_CUDA_THREADS, 0,
+               part, p, lse, N, r.E);
+    gai_cuda_add_parts(d, sums, part, parts, r.E + 1, true);
+    GAI_LAUNCH(d, gai_k_route_counts, gai_blocks(r.E, GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0, counts, offsets, r.E);
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_gather_rows(float *y, const float *x, const int32_t *slots, size_t C, size_t K) {
+    const float *from = x + (size_t)slots[blockIdx.x] / K * C;
+    float *to = y + blockIdx.x * C;
+    for (size_t c = threadIdx.x * VEC; c < C; c += blockDim.x * VEC) gai_store<VEC>(to + c, gai_load<VEC>(from + c));
+}
+
+static void gai_cuda_gather_rows(void *state, float *y, const float *x, const int32_t *slots, size_t R, size_t C,
+                                 size_t K) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH_ROWS(d, gai_aligned(gai_bits(y, x, C)), gai_k_gather_rows, R, C, 0, y, x, slots, C, K);
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_sum_rows(float *y, const float *x, const int32_t *rows, size_t C, size_t K) {
+    const int32_t *own = rows + blockIdx.x * K;
+    float *to = y + blockIdx.x * C;
+    for (size_t c = threadIdx.x * VEC; c < C; c += blockDim.x * VEC) {
+        gai_pack<VEC> sum = gai_load<VEC>(x + (size_t)own[0] * C + c);
+        for (size_t j = 1; j < K; j++) {
+            gai_pack<VEC> more = gai_load<VEC>(x + (size_t)own[j] * C + c);
+            GAI_EACH(i) sum.v[i] += more.v[i];
+        }
+        gai_store<VEC>(to + c, sum);
+    }
+}
+
+static void gai_cuda_sum_rows(void *state, float *y, const float *x, const int32_t *rows, size_t N, size_t C,
+                              size_t K) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH_ROWS(d, gai_aligned(gai_bits(y, x, C)), gai_k_sum_rows, N, C, 0, y, x, rows, C, K);
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_expert_swiglu_forward(float *a, const float *u, const float *weights, const int32_t *slots, size_t F) {
+    const float *from = u + blockIdx.x * 2 * F;
+    float weight = weights[slots[blockIdx.x]], *to = a + blockIdx.x * F;
+    for (size_t f = threadIdx.x * VEC; f < F; f += blockDim.x * VEC) {
+        gai_pack<VEC> act = gai_load<VEC>(from + f), up = gai_load<VEC>(from + F + f);
+        GAI_EACH(i) act.v[i] *= weight * gai_k_sigmoid(act.v[i]) * up.v[i];
+        gai_store<VEC>(to + f, act);
+    }
+}
+
+static void gai_cuda_expert_swiglu_forward(void *state, float *a, const float *u, const float *weights,
+                                           const int32_t *slots, size_t R, size_t F) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH_ROWS(d, gai_aligned(gai_bits(a, u, F)), gai_k_expert_swiglu_forward, R, F, 0, a, u, weights, slots, F);
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_expert_swiglu_backward(float *du, float *d_weights, const float *da, const float *u, const float *weights,
+                                 const int32_t *slots, size_t F) {
+    const float *from = u + blockIdx.x * 2 * F, *da_row = da + blockIdx.x * F;
+    float weight = weights[slots[blockIdx.x]], *to = du + blockIdx.x * 2 * F, sum = 0;
+    for (size_t f = threadIdx.x * VEC; f < F; f += blockDim.x * VEC) {
+        gai_pack<VEC> act = gai_load<VEC>(from + f), up = gai_load<VEC>(from + F + f), d = gai_load<VEC>(da_row + f);
+        GAI_EACH(i) {
+            float p = gai_k_sigmoid(act.v[i]), silu = act.v[i] * p;
+            sum += d.v[i] * silu * up.v[i];
+            up.v[i] *= weight * d.v[i] * p * (1 + act.v[i] * (1 - p));
+            d.v[i] *= weight * silu;
+        }
+        gai_store<VEC>(to + f, up);
+        gai_store<VEC>(to + F + f, d);
+    }
+    sum = gai_block_sum(sum);
+    if (threadIdx.x == 0) d_weights[slots[blockIdx.x]] = sum;
+}
+
+static void gai_cuda_expert_swiglu_backward(void *state, float *du, float *d_weights, const float *da, const float *u,
+                                            const float *weights, const int32_t *slots, size_t R, size_t F) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH_ROWS(d, gai_aligned(gai_bits(du, da, u, F)), gai_k_expert_swiglu_backward, R, F, 0, du, d_weights, da, u,
+                    weights, slots, F);
+}
+
+/* ---- grouped products ---------------------------------------------------------------------------------------------- */
+
+/* Products of the experts' rows, whose numbers only the device knows. One tile of C, 64 x 64, for each block of four
+ * warps, each with 32 x 32 of it; the contraction goes in steps of 32 through shared memory.
+ *
+ *     forward   y  (R, O)   = x w_e^T      rows of a tile belong to one expert     k over I
+ *     dx        dx (R, I)   = dy w_e       the same                                k over O
+ *     dw        dw_e (O, I) += dy^T x      one expert for each blockIdx.z          k over the expert's rows
+ *
+ * On tensor cores operands are rounded to bfloat16 as they are loaded; else the sums are float32 throughout. */
+enum { GAI_TILE_ROWS = 64, GAI_TILE_STEP = 32, GAI_TILE_THREADS = 128 };
+
+/* An operand: element (i, k) at p[i * row + k * step], of which rows x steps exist. One of the strides is 1. */
+struct gai_grouped_operand {
+    const float *p;
+    size_t row, step, rows, steps;
+};
+
+/* Element (i, k) of a tile that begins at k0; zero beyond the end. */
+static __device__ __forceinline__ float gai_element(const gai_grouped_operand &a, size_t i, size_t k) {
+    return i < a.rows && k < a.steps ? a.p[i * a.row + k * a.step] : 0.f;
+}
+
+/* A step of an operand into shared memory, (64, 32) with rows of STRIDE. Neighbouring threads read neighbours. */
+template <class T, int STRIDE>
+static __device__ __forceinline__ void gai_load_step(T *to, const gai_grouped_operand &a, size_t k0) {
+    for (int at = threadIdx.x; at < GAI_TILE_ROWS * GAI_TILE_STEP; at += GAI_TILE_THREADS) {
+        int i = a.step == 1 ? at / GAI_TILE_STEP : at % GAI_TILE_ROWS;
+        int k = a.step == 1 ? at % GAI_TILE_STEP : at / GAI_TILE_ROWS;
+        to[i * STRIDE + k] = (T)gai_element(a, i, k0 + k);
+    }
+}
+
+/* c (64, 64) = A B^T for operands that begin at the tile; element (i, j) of this thread by `where`. */
+struct gai_tensor_tile {
+    enum { STRIDE = GAI_TILE_STEP + 8 };
+    typedef __nv_bfloat16 element;
+    float c[2][4][4] = {}; /* 2 x 16 rows, 4 x 8 columns of the warp */
+
+    __device__ __forceinline__ void step(const element *a, const element *b) {
+        int warp = threadIdx.x / 32;
+        a += warp / 2 * 32 * STRIDE, b += warp % 2 * 32 * STRIDE;
+#pragma unroll
+        for (int k = 0; k < GAI_TILE_STEP; k += 16)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                uint32_t part[4];
+                gai_flash_operand<STRIDE>(part, a + i * 16 * STRIDE + k);
+                gai_flash_rows<STRIDE>(c[i], part, b + k);
+            }
+    }
+    template <class F>
+    __device__ __forceinline__ void each(F f) const {
+        int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+#pragma unroll
+                for (int v = 0; v < 4; v++)
+                    f(warp / 2 * 32 + i * 16 + lane / 4 + v / 2 * 8, warp % 2 * 32 + j * 8 + lane % 4 * 2 + v % 2,
+                      c[i][j][v]);
+    }
+};
+
+struct gai_float_tile {
+    enum { STRIDE = GAI_TILE_STEP + 1 };
+    typedef float element;
+    float c[8][4] = {}; /* rows t, t + 8, ..., columns u, u + 16, ... */
+
+    __device__ __forceinline__ void step(const element *a, const element *b) {
+        int t = threadIdx.x / 16, u = threadIdx.x % 16;
+        for (int k = 0; k < GAI_TILE_STEP; k++) {
+            float line[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) line[j] = b[(u + 16 * j) * STRIDE + k];
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) c[i][j] += a[(t + 8 * i) * STRIDE + k] * line[j];
+        }
+    }
+    template <class F>
+    __device__ __forceinline__ void each(F f) const {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) f(threadIdx.x / 16 + 8 * i, threadIdx.x % 16 + 16 * j, c[i][j]);
+    }
+};
+
+template <class TILE>
+static __device__ __forceinline__ TILE gai_tile_product(const gai_grouped_operand &a, const gai_grouped_operand &b) {
+    GAI_DYNAMIC_SHARED(typename TILE::element, a_step);
+    typename TILE::element *b_step = a_step + GAI_TILE_ROWS * TILE::STRIDE;
+    TILE tile;
+    for (size_t k = 0; k < a.steps; k += GAI_TILE_STEP) {
+        gai_load_step<typename TILE::element, TILE::STRIDE>(a_step, a, k);
+        gai_load_step<typename TILE::element, TILE::STRIDE>(b_step, b, k);
+        __syncthreads();
+        tile.step(a_step, b_step);
+        __syncthreads(); /* before the next step is written over this one */
+    }
+    return tile;
+}
+
+/* The expert of a tile of rows, and the tile's first row: the tiles of all experts are counted through. */
+static __device__ __forceinline__ bool gai_find_tile(size_t tile, const int32_t *offsets, int E, int &expert,
+                                                     size_t &first) {
+    for (expert = 0; expert < E; expert++) {
+        size_t tiles = (size_t)(offsets[expert + 1] - offsets[expert] + GAI_TILE_ROWS - 1) / GAI_TILE_ROWS;
+        if (tile < tiles) break;
+        tile -= tiles;
+    }
+    if (expert == E) return false;
+    first = (size_t)offsets[expert] + tile * GAI_TILE_ROWS;
+    return true;
+}
+
+/* y (R, O) = x (R, I) w_e^T with w (O, I); `turned`: x w_e with w (I, O), for the gradient of the rows. How many tiles there
+ * are only the offsets say: a block takes every gridDim-th. */
+template <class TILE>
+static __global__ void __launch_bounds__(GAI_TILE_THREADS)
+    gai_k_grouped_rows(float *y, const float *x, const float *w, size_t w_stride, const int32_t *offsets, int E,
+                       size_t O, size_t I, bool turned) {
+    size_t columns = (O + GAI_TILE_ROWS - 1) / GAI_TILE_ROWS, first;
+    int expert;
+    for (size_t t = blockIdx.x; gai_find_tile(t / columns, offsets, E, expert, first); t += gridDim.x) {
+        size_t rows = (size_t)offsets[expert + 1] - first, column = t % columns * GAI_TILE_ROWS;
+        const float *we = w + (size_t)expert * w_stride + (turned ? column : column * I);
+        gai_grouped_operand a = {x + first * I, I, 1, rows, I}, b = {we, turned ? 1 : I, turned ? O : 1, O - column, I};
+        TILE tile = gai_tile_product<TILE>(a, b);
+        tile.each([&](size_t i, size_t j, float c) {
+            if (i < rows && column + j < O) y[(first + i) * O + column + j] = c;
+        });
+    }
+}
+
+/* dw_e (O, I) += dy^T x over the rows of expert blockIdx.z. */
+template <class TILE>
+static __global__ void __launch_bounds__(GAI_TILE_THREADS)
+    gai_k_grouped_weights(float *dw, const float *dy, const float *x, size_t w_stride, const int32_t *offsets, size_t O,
+                          size_t I) {
+    size_t begin = (size_t)offsets[blockIdx.z], rows = (size_t)offsets[blockIdx.z + 1] - begin;
+    size_t o = (size_t)blockIdx.y * GAI_TILE_ROWS, column = (size_t)blockIdx.x * GAI_TILE_ROWS;
+    if (rows == 0) return; /* the whole block */
+    gai_grouped_operand a = {dy + begin * O + o, 1, O, O - o, rows},
+                        b = {x + begin * I + column, 1, I, I - column, rows};
+    TILE tile = gai_tile_product<TILE>(a, b);
+    float *to = dw + blockIdx.z * w_stride;
+    tile.each([&](size_t i, size_t j, float c) {
+        if (o + i < O && column + j < I) to[(o + i) * I + column + j] += c;
+    });
+}
+
+template <class TILE>
+static constexpr size_t gai_tile_bytes() {
+    return 2 * GAI_TILE_ROWS * TILE::STRIDE * sizeof(typename TILE::element);
+}
+
+static void gai_cuda_grouped_rows(gai_cuda *d, float *y, const float *x, const float *w, size_t w_stride,
+                                  const int32_t *offsets, size_t E, size_t O, size_t I, bool turned) {
+    unsigned blocks = 4 * (unsigned)d->properties.multiProcessorCount;
+    if (d->bf16)
+        GAI_LAUNCH(d, gai_k_grouped_rows<gai_tensor_tile>, blocks, GAI_TILE_THREADS, gai_tile_bytes<gai_tensor_tile>(),
+                   y, x, w, w_stride, offsets, (int)E, O, I, turned);
+    else
+        GAI_LAUNCH(d, gai_k_grouped_rows<gai_float_tile>, blocks, GAI_TILE_THREADS, gai_tile_bytes<gai_float_tile>(), y,
+                   x, w, w_stride, offsets, (int)E, O, I, turned);
+}
+
+static void gai_cuda_grouped_forward(void *state, float *y, const float *x, const float *w, size_t w_stride,
+                                     const int32_t *offsets, size_t E, size_t O, size_t I) {
+    gai_cuda_grouped_rows((gai_cuda *)state, y, x, w, w_stride, offsets, E, O, I, false);
+}
+
+static void gai_cuda_grouped_backward(void *state, float *dx, float *dw, const float *dy, const float *x,
+                                      const float *w, size_t w_stride, const int32_t *offsets, size_t E, size_t O,
+                                      size_t I) {
+    gai_cuda *d = (gai_cuda *)state;
+    dim3 grid(gai_blocks(I, GAI_TILE_ROWS), gai_blocks(O, GAI_TILE_ROWS), (unsigned)E);
+    gai_cuda_grouped_rows(d, dx, dy, w, w_stride, offsets, E, I, O, true);
+    if (d->bf16)
+        GAI_LAUNCH(d, gai_k_grouped_weights<gai_tensor_tile>, grid, GAI_TILE_THREADS, gai_tile_bytes<gai_tensor_tile>(),
+                   dw, dy, x, w_stride, offsets, O, I);
+    else
+        GAI_LAUNCH(d, gai_k_grouped_weights<gai_float_tile>, grid, GAI_TILE_THREADS, gai_tile_bytes<gai_float_tile>(),
+                   dw, dy, x, w_stride, offsets, O, I);
+}
+
+/* ---- switch heads -------------------------------------------------------------------------------------------------- */
+
+/* A warp for each head of each position: probabilities of the chosen experts in shared memory, -1 for the others. */
+static __device__ __forceinline__ void gai_switch_choice(float *p, const float *s, int E, int K) {
+    for (int e = threadIdx.x % 32; e < E; e += 32) p[e] = gai_rank(s, e, E) < K ? gai_k_sigmoid(s[e]) : -1;
+    __syncwarp();
+}
+
+static __global__ void __launch_bounds__(GAI_ROUTE_WARPS * 32)
+    gai_k_switch_forward(float *y, const float *x, const float *s, size_t stride, size_t N, ga_switch w) {
+    GAI_DYNAMIC_SHARED(float, all);
+    size_t head = (size_t)blockIdx.x * GAI_ROUTE_WARPS + threadIdx.x / 32, n = head / w.H, h = head % w.H;
+    if (n >= N) return; /* the whole warp */
+    float *p = all + threadIdx.x / 32 * w.E;
+    gai_switch_choice(p, s + n * stride + h * w.E, (int)w.E, (int)w.K);
+    const float *experts = x + n * stride + h * w.E * w.D;
+    for (size_t i = threadIdx.x % 32; i < w.D; i += 32) {
+        float sum = 0;
+        for (size_t e = 0; e < w.E; e++)
+            if (p[e] >= 0) sum += experts[e * w.D + i] * p[e];
+        y[head * w.D + i] = sum;
+    }
+}
+
+static __global__ void __launch_bounds__(GAI_ROUTE_WARPS * 32)
+    gai_k_switch_backward(float *dx, float *ds, const float *dy, const float *x, const float *s, size_t stride,
+                          size_t N, ga_switch w) {
+    GAI_DYNAMIC_SHARED(float, all);
+    size_t head = (size_t)blockIdx.x * GAI_ROUTE_WARPS + threadIdx.x / 32, n = head / w.H, h = head % w.H;
+    if (n >= N) return; /* the whole warp */
+    float *p = all + threadIdx.x / 32 * w.E;
+    size_t at = n * stride + h * w.E, first = n * stride + h * w.E * w.D;
+    gai_switch_choice(p, s + at, (int)w.E, (int)w.K);
+    for (size_t e = 0; e < w.E; e++) {
+        float sum = 0;
+        for (size_t i = threadIdx.x % 32; i < w.D; i += 32) {
+            float d = dy[head * w.D + i];
+            dx[first + e * w.D + i] = p[e] >= 0 ? d * p[e] : 0;
+            sum += d * x[first + e * w.D + i];
+        }
+        sum = gai_warp_sum(sum);
+        if (threadIdx.x % 32 == 0) ds[at + e] = p[e] >= 0 ? sum * p[e] * (1 - p[e]) : 0;
+    }
+}
+
+static void gai_cuda_switch_forward(void *state, float *y, const float *x, const float *s, size_t stride, size_t N,
+                                    ga_switch w) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_switch_forward, gai_blocks(N * w.H, GAI_ROUTE_WARPS), GAI_ROUTE_WARPS * 32,
+               GAI_ROUTE_WARPS * w.E * sizeof *y, y, x, s, stride, N, w);
+}
+
+static void gai_cuda_switch_backward(void *state, float *dx, float *ds, const float *dy, const float *x, const float *s,
+                                     size_t stride, size_t N, ga_switch w) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_switch_backward, gai_blocks(N * w.H, GAI_ROUTE_WARPS), GAI_ROUTE_WARPS * 32,
+               GAI_ROUTE_WARPS * w.E * sizeof *dx, dx, ds, dy, x, s, stride, N, w);
+}
+
 /* ---- output head and cross-entropy -------------------------------------------------------------------------------- */
 
 /* A block for each row: the loss, and unless `gradients` is NULL scale (softmax - onehot), which may be written over the
@@ -2103,11 +2635,12 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     parts[blockIdx.x] = sum;
 }
 
-static __global__ void __launch_bounds__(32) gai_k_add_doubles(double *parts, size_t count) {
-    if (threadIdx.x > 0) return;
+/* Adds up the parts of `fields` numbers, in order, a thread for each number. */
+static __global__ void __launch_bounds__(32) gai_k_add_doubles(double *parts, size_t count, int fields) {
+    if ((int)threadIdx.x >= fields) return;
     double sum = 0;
-    for (size_t i = 0; i < count; i++) sum += parts[i];
-    parts[0] = sum;
+    for (size_t i = 0; i < count; i++) sum += parts[i * fields + threadIdx.x];
+    parts[threadIdx.x] = sum;
 }
 
 static void gai_cuda_sum_of_squares(void *state, double *sum, const float *x, size_t n) {
@@ -2115,7 +2648,7 @@ static void gai_cuda_sum_of_squares(void *state, double *sum, const float *x, si
     size_t blocks = gai_cuda_parts(gai_cuda_ceil(n, GAI_CUDA_THREADS * 4));
     double *parts = (double *)gai_cuda_scratch(d, blocks * sizeof *parts);
     GAI_LAUNCH(d, gai_k_sum_of_squares, (unsigned)blocks, GAI_CUDA_THREADS, 0, parts, x, n);
-    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, parts, blocks);
+    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, parts, blocks, 1);
     gai_cuda_copy_out(state, sum, parts, sizeof *sum);
 }
 
@@ -2224,6 +2757,189 @@ static void gai_cuda_gate_statistics(void *state, ga_gate_sums *sums, const floa
     for (int i = 0; i < GA_BINS; i++) sums->bins[i] += more.bins[i];
 }
 
+/* Sums of |x factor|, and how many are below two bounds, over N rows of W values. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_magnitude_statistics(double *parts, const float *x, size_t x_stride, size_t N, size_t W, double factor) {
+    GAI_SHARED(double, sums, [GAI_CUDA_THREADS]);
+    GAI_SHARED(unsigned, counts, [2]);
+    if (threadIdx.x < 2) counts[threadIdx.x] = 0;
+    __syncthreads();
+    double sum = 0;
+    unsigned below_1e_2 = 0, below_1e_3 = 0;
+    for (size_t i = gai_index<1>(); i < N * W; i += (size_t)gridDim.x * blockDim.x) {
+        double a = fabs((double)x[i / W * x_stride + i % W] * factor);
+        sum += a, below_1e_2 += a < 1e-2, below_1e_3 += a < 1e-3;
+    }
+    atomicAdd(&counts[0], below_1e_2), atomicAdd(&counts[1], below_1e_3);
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int t = 1; t < GAI_CUDA_THREADS; t++) sum += sums[t];
+    double *part = parts + blockIdx.x * 3;
+    part[0] = sum, part[1] = counts[0], part[2] = counts[1];
+}
+
+static void gai_cuda_magnitude_statistics(void *state, ga_magnitude_sums *sums, const float *x, size_t x_stride,
+                                          size_t N, size_t W, double factor) {
+    gai_cuda *d = (gai_cuda *)state;
+    size_t blocks = gai_cuda_parts(gai_cuda_ceil(N * W, GAI_CUDA_THREADS));
+    double *parts = (double *)gai_cuda_scratch(d, blocks * 3 * sizeof *parts), more[3];
+    GAI_LAUNCH(d, gai_k_magnitude_statistics, (unsigned)blocks, GAI_CUDA_THREADS, 0, parts, x, x_stride, N, W, factor);
+    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, parts, blocks, 3);
+    gai_cuda_copy_out(state, more, parts, sizeof more);
+    sums->count += (double)N * (double)W;
+    sums->sum += more[0], sums->below_1e_2 += more[1], sums->below_1e_3 += more[2];
+}
+
+/* |x|'s bits above, the column's distance from the end below: the maximum is the largest, and of equal ones the first. */
+static __device__ __forceinline__ unsigned long long gai_max_key(float x, size_t c) {
+    unsigned bits = __float_as_uint(x) & 0x7fffffffu;
+    if (bits > 0x7f800000u) bits = 0x7fc00000u; /* every NaN is the same */
+    return (unsigned long long)bits << 32 | (0xffffffffu - (unsigned)c);
+}
+
+/* A warp for each row. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_max_abs_rows(float *max, float *at, const float *x, size_t N, size_t C) {
+    size_t n = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (n >= N) return; /* the whole warp */
+    unsigned long long top = gai_max_key(0, 0);
+    for (size_t c = threadIdx.x % 32; c < C; c += 32) {
+        unsigned long long key = gai_max_key(x[n * C + c], c);
+        top = key > top ? key : top;
+    }
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) {
+        unsigned long long other = __shfl_xor_sync(GAI_WARP, top, o);
+        top = other > top ? other : top;
+    }
+    if (threadIdx.x % 32 > 0) return;
+    max[n] = __uint_as_float((unsigned)(top >> 32));
+    at[n] = (float)(0xffffffffu - (unsigned)top);
+}
+
+static void gai_cuda_max_abs_rows(void *state, float *max, float *at, const float *x, size_t N, size_t C) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_max_abs_rows, gai_blocks(N, GAI_CUDA_THREADS / 32), GAI_CUDA_THREADS, 0, max, at, x, N, C);
+}
+
+/* Part blockIdx.y of the rows, a thread for each column; max holds zeros before. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_max_abs_columns(unsigned *max, const float *x, size_t N, size_t C) {
+    size_t c = gai_index<1>();
+    if (c >= C) return;
+    unsigned top = 0;
+    for (size_t n = N * blockIdx.y / gridDim.y; n < N * (blockIdx.y + 1) / gridDim.y; n++) {
+        unsigned bits = __float_as_uint(x[n * C + c]) & 0x7fffffffu;
+        top = bits > top ? bits : top;
+    }
+    atomicMax(max + c, top);
+}
+
+static void gai_cuda_max_abs_columns(void *state, float *max, const float *x, size_t N, size_t C) {
+    gai_cuda *d = (gai_cuda *)state;
+    dim3 grid(gai_blocks(C, GAI_CUDA_THREADS), (unsigned)gai_cuda_parts(gai_cuda_ceil(N, 16)));
+    gai_cuda_zero(state, max, C * sizeof *max);
+    GAI_LAUNCH(d, gai_k_max_abs_columns, grid, GAI_CUDA_THREADS, 0, (unsigned *)max, x, N, C);
+}
+
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_row_norms(float *norms, const float *x, size_t N, size_t D) {
+    size_t n = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (n >= N) return; /* the whole warp */
+    float sum = 0;
+    for (size_t i = threadIdx.x % 32; i < D; i += 32) sum += x[n * D + i] * x[n * D + i];
+    sum = gai_warp_sum(sum);
+    if (threadIdx.x % 32 == 0) norms[n] = sqrtf(sum);
+}
+
+static void gai_cuda_row_norms(void *state, float *norms, const float *x, size_t N, size_t D) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_row_norms, gai_blocks(N, GAI_CUDA_THREADS / 32), GAI_CUDA_THREADS, 0, norms, x, N, D);
+}
+
+/* A block for each 16 x 16 of a head's moments, a thread for each of them; 16 rows of x at a time in shared memory. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_head_moments(double *moments, const float *x, size_t N, size_t H, size_t D) {
+    GAI_SHARED(float, left, [16][16]);
+    GAI_SHARED(float, right, [16][16]);
+    int row = threadIdx.x / 16, column = threadIdx.x % 16;
+    size_t h = blockIdx.z, i0 = (size_t)blockIdx.y * 16, j0 = (size_t)blockIdx.x * 16;
+    double sum = 0;
+    for (size_t n0 = 0; n0 < N; n0 += 16) {
+        const float *xh = x + ((n0 + row) * H + h) * D;
+        left[row][column] = n0 + row < N && i0 + column < D ? xh[i0 + column] : 0;
+        right[row][column] = n0 + row < N && j0 + column < D ? xh[j0 + column] : 0;
+        __syncthreads();
+        for (int n = 0; n < 16; n++) sum += (double)left[n][row] * (double)right[n][column];
+        __syncthreads(); /* before the next rows are written over these */
+    }
+    if (i0 + row < D && j0 + column < D) moments[(h * D + i0 + row) * D + j0 + column] = sum;
+}
+
+static void gai_cuda_head_moments(void *state, double *moments, const float *x, size_t N, size_t H, size_t D) {
+    gai_cuda *d = (gai_cuda *)state;
+    unsigned tiles = gai_blocks(D, 16);
+    GAI_LAUNCH(d, gai_k_head_moments, dim3(tiles, tiles, (unsigned)H), GAI_CUDA_THREADS, 0, moments, x, N, H, D);
+}
+
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_scale_rows(float *x, size_t x_stride, size_t N, size_t W, float factor) {
+    size_t i = gai_index<1>(), at = i / W * x_stride + i % W;
+    if (i < N * W) x[at] = factor == 0 ? 0 : x[at] * factor;
+}
+
+static void gai_cuda_scale_rows(void *state, float *x, size_t x_stride, size_t N, size_t W, float factor) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_scale_rows, gai_blocks(N * W, GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0, x, x_stride, N, W,
+               factor);
+}
+
+/* log P_ij of a head, from the q and k that the forward pass read. */
+static __device__ __forceinline__ float gai_log_p(const float *qi, const float *kj, float lse, bool bf16,
+                                                  const gai_attention &n) {
+    float sum = 0;
+    for (int d = 0; d < n.D; d++) sum += gai_round_to(qi[d], bf16) * gai_round_to(kj[d], bf16);
+    return sum * n.scale - lse;
+}
+
+/* A block for each query, (T, HQ, B): its threads take the keys that it sees. */
+static __global__ void __launch_bounds__(128) gai_k_attention_entropy(float *entropy, const float *q, const float *k,
+                                                                      const float *lse, bool bf16, gai_attention n) {
+    int i = blockIdx.x;
+    gai_head at = gai_head_at(blockIdx.z, blockIdx.y, n);
+    float sum = 0;
+    for (int j = threadIdx.x; j <= n.S - n.T + i; j += blockDim.x) {
+        float log_p = gai_log_p(q + at.q + i * at.q_stride, k + at.kv + j * at.kv_stride, lse[at.row + i], bf16, n);
+        sum -= expf(log_p) * log_p;
+    }
+    sum = gai_block_sum(sum);
+    if (threadIdx.x == 0) entropy[at.row + i] = sum;
+}
+
+/* A block for each key, (S, HQ, B): its threads take the queries that see it. */
+static __global__ void __launch_bounds__(128) gai_k_attention_received(float *received, const float *q, const float *k,
+                                                                       const float *lse, bool bf16, gai_attention n) {
+    int j = blockIdx.x, first = j > n.S - n.T ? j - (n.S - n.T) : 0;
+    gai_head at = gai_head_at(blockIdx.z, blockIdx.y, n);
+    float sum = 0;
+    for (int i = first + threadIdx.x; i < n.T; i += blockDim.x)
+        sum += expf(gai_log_p(q + at.q + i * at.q_stride, k + at.kv + j * at.kv_stride, lse[at.row + i], bf16, n));
+    sum = gai_block_sum(sum);
+    if (threadIdx.x == 0) received[at.row / n.T * n.S + j] = sum;
+}
+
+static void gai_cuda_sdpa_statistics(void *state, float *received, float *entropy, const float *q, const float *k,
+                                     const float *lse, ga_shape n) {
+    gai_cuda *d = (gai_cuda *)state;
+    bool flash = gai_takes_flash(d, n, gai_bits(q, k));
+    unsigned heads = (unsigned)n.HQ, B = (unsigned)n.B;
+    GAI_LAUNCH(d, gai_k_attention_entropy, dim3((unsigned)n.T, heads, B), 128, 0, entropy, q, k, lse, flash,
+               gai_attention_of(n));
+    GAI_LAUNCH(d, gai_k_attention_received, dim3((unsigned)n.S, heads, B), 128, 0, received, q, k, lse, flash,
+               gai_attention_of(n));
+}
+
 /* ---- device ------------------------------------------------------------------------------------------------------- */
 
 /* Memory beside the model's own blocks: packed weights, and the scratch of the most demanding operator. */
@@ -2312,29 +3028,9 @@ ga_result ga_device_cuda(ga_device *device, ga_cuda_settings settings, ga_error 
     device->status = gai_cuda_status, device->wait = gai_cuda_wait;
     device->weights_changed = gai_cuda_weights_changed;
     device->own_bytes = gai_cuda_own_bytes, device->free_bytes = gai_cuda_free_bytes;
-    device->embedding_forward = gai_cuda_embedding_forward;
-    device->embedding_backward = gai_cuda_embedding_backward;
-    device->linear_forward = gai_cuda_linear_forward;
-    device->linear_backward = gai_cuda_linear_backward;
-    device->rmsnorm_forward = gai_cuda_rmsnorm_forward;
-    device->rmsnorm_backward = gai_cuda_rmsnorm_backward;
-    device->heads_forward = gai_cuda_heads_forward;
-    device->heads_backward = gai_cuda_heads_backward;
-    device->sdpa_forward = gai_cuda_sdpa_forward;
-    device->sdpa_backward = gai_cuda_sdpa_backward;
-    device->gate_forward = gai_cuda_gate_forward;
-    device->gate_backward = gai_cuda_gate_backward;
-    device->swiglu_forward = gai_cuda_swiglu_forward;
-    device->swiglu_backward = gai_cuda_swiglu_backward;
-    device->clip_forward = gai_cuda_clip_forward;
-    device->clip_backward = gai_cuda_clip_backward;
-    device->add = gai_cuda_add;
-    device->head_loss = gai_cuda_head_loss;
-    device->adamw = gai_cuda_adamw;
-    device->sum_of_squares = gai_cuda_sum_of_squares;
-    device->max_abs = gai_cuda_max_abs;
-    device->sdpa_column = gai_cuda_sdpa_column;
-    device->gate_statistics = gai_cuda_gate_statistics;
+#define GAI_X(name, parameters, arguments) device->name = gai_cuda_##name; /* all of them, or this does not compile */
+    GA_OPERATORS(GAI_X)
+#undef GAI_X
     return GA_OK;
 }
 

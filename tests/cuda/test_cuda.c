@@ -392,6 +392,213 @@ static void test_optimiser(void **unused) {
     close_device();
 }
 
+/* ---- mixture of experts, switch heads ---------------------------------------------------------------------------------- */
+
+static void expect_same_ints(const int32_t *there, const int32_t *here, size_t n, const char *what, const char *where) {
+    int32_t *got = (int32_t *)calloc(n, sizeof *got);
+    device.copy_out(device.state, got, there, n * sizeof *got);
+    for (size_t i = 0; i < n; i++)
+        if (got[i] != here[i]) fail_msg("%s (%s): %d at %zu, not %d", what, where, got[i], i, here[i]);
+    free(got);
+}
+
+/* Integers on both sides. */
+typedef struct {
+    int32_t *host, *there;
+} ints;
+
+static ints zero_ints(size_t n) {
+    int32_t *host = (int32_t *)calloc(n, sizeof *host);
+    return (ints){host, ints_on_device(host, n)};
+}
+static void drop_ints(ints p) {
+    free(p.host);
+    device.release(device.state, p.there);
+}
+
+static void check_mixture(size_t N, size_t E, size_t K, size_t C, size_t F, bool normalize) {
+    const char *where = place("N %zu E %zu K %zu C %zu F %zu %s", N, E, K, C, F, bf16 ? "bf16" : "f32");
+    ga_router r = {E, K, normalize};
+    size_t R = N * K, stride = F * C + 3;
+    pair p = normal_pair(N * E, 1), lse = normal_pair(N, 1), weights = normal_pair(R, 1), sums = normal_pair(E + 1, 1);
+    ints experts = zero_ints(R), rows = zero_ints(R), slots = zero_ints(R), offsets = zero_ints(E + 1),
+         counts = zero_ints(E);
+    if (E > 2) { /* equal logits: the first is chosen */
+        p.host[1] = p.host[0], p.host[2] = 0, p.host[E - 1] = -(ga_real)0;
+        device.copy_in(device.state, p.there, p.host, p.n * sizeof *p.host);
+    }
+    BOTH(route_forward, (p.host, lse.host, weights.host, experts.host, p.host, N, r),
+         (p.there, lse.there, weights.there, experts.there, p.there, N, r));
+    expect_same(p, 1e-6, "route_forward, p", where);
+    expect_same(lse, 1e-6, "route_forward, lse", where);
+    expect_same(weights, 1e-6, "route_forward, weights", where);
+    expect_same_ints(experts.there, experts.host, R, "route_forward, experts", where);
+    BOTH(route_rows, (rows.host, slots.host, offsets.host, experts.host, N, r),
+         (rows.there, slots.there, offsets.there, experts.there, N, r));
+    expect_same_ints(rows.there, rows.host, R, "route_rows, rows", where);
+    expect_same_ints(slots.there, slots.host, R, "route_rows, slots", where);
+    expect_same_ints(offsets.there, offsets.host, E + 1, "route_rows, offsets", where);
+    BOTH(route_sums, (counts.host, sums.host, offsets.host, p.host, lse.host, N, r),
+         (counts.there, sums.there, offsets.there, p.there, lse.there, N, r));
+    expect_same(sums, 1e-5, "route_sums", where);
+    expect_same_ints(counts.there, counts.host, E, "route_sums, counts", where);
+    pair d_weights = normal_pair(R, 1), d_logits = normal_pair(N * E, 1);
+    BOTH(route_backward,
+         (d_logits.host, d_weights.host, p.host, lse.host, experts.host, counts.host, N, r, (ga_real)0.3, (ga_real)0.2),
+         (d_logits.there, d_weights.there, p.there, lse.there, experts.there, counts.there, N, r, (ga_real)0.3,
+          (ga_real)0.2));
+    if (E > 1) expect_same(d_logits, 2e-5, "route_backward", where);
+
+    pair x = operand_pair(N * C, 1), x_rows = normal_pair(R * C, 1), w = operand_pair(E * stride, 1);
+    pair u = normal_pair(R * F, 1), du = operand_pair(R * F, 1), dw = normal_pair(E * stride, 1),
+         back = normal_pair(N * C, 1);
+    BOTH(gather_rows, (x_rows.host, x.host, slots.host, R, C, K), (x_rows.there, x.there, slots.there, R, C, K));
+    expect_same(x_rows, 1e-9, "gather_rows", where);
+    BOTH(grouped_forward, (u.host, x_rows.host, w.host, stride, offsets.host, E, F, C),
+         (u.there, x_rows.there, w.there, stride, offsets.there, E, F, C));
+    expect_same(u, 1e-5, "grouped_forward", where);
+    pair dx_rows = normal_pair(R * C, 1);
+    BOTH(grouped_backward, (dx_rows.host, dw.host, du.host, x_rows.host, w.host, stride, offsets.host, E, F, C),
+         (dx_rows.there, dw.there, du.there, x_rows.there, w.there, stride, offsets.there, E, F, C));
+    expect_same(dx_rows, 1e-5, "grouped_backward", where);
+    expect_same(dw, 1e-5, "grouped_backward, dw", where);
+    BOTH(sum_rows, (back.host, dx_rows.host, rows.host, N, C, K), (back.there, dx_rows.there, rows.there, N, C, K));
+    expect_same(back, 1e-5, "sum_rows", where);
+
+    pair act = normal_pair(R * 2 * F, 2), a = normal_pair(R * F, 1), d_act = normal_pair(R * 2 * F, 1);
+    BOTH(expert_swiglu_forward, (a.host, act.host, weights.host, slots.host, R, F),
+         (a.there, act.there, weights.there, slots.there, R, F));
+    expect_same(a, 1e-5, "expert_swiglu_forward", where);
+    BOTH(expert_swiglu_backward, (d_act.host, d_weights.host, du.host, act.host, weights.host, slots.host, R, F),
+         (d_act.there, d_weights.there, du.there, act.there, weights.there, slots.there, R, F));
+    expect_same(d_act, 1e-5, "expert_swiglu_backward", where);
+    expect_same(d_weights, 2e-5, "expert_swiglu_backward, weights", where);
+    DROP(p, lse, weights, sums, d_weights, d_logits, x, x_rows, w, u, du, dw, back, dx_rows, act, a, d_act);
+    drop_ints(experts), drop_ints(rows), drop_ints(slots), drop_ints(offsets), drop_ints(counts);
+}
+
+static void test_mixture(void **unused) {
+    (void)unused;
+    for (int half = 0; half < 2; half++) {
+        open_device(half);
+        check_mixture(1, 1, 1, 3, 5, true);
+        check_mixture(37, 5, 2, 8, 12, true);
+        check_mixture(19, 40, 3, 35, 67, false); /* most experts without a row or with one */
+        check_mixture(150, 2, 2, 65, 4, false);  /* more rows than a tile */
+        close_device();
+    }
+}
+
+static void check_switch(size_t N, ga_switch w) {
+    const char *where = place("N %zu H %zu D %zu E %zu K %zu", N, w.H, w.D, w.E, w.K);
+    size_t stride = w.H * w.E * (w.D + 1) + 3, n = N * stride;
+    pair x = normal_pair(n, 1), y = normal_pair(N * w.H * w.D, 1), dy = normal_pair(N * w.H * w.D, 1);
+    pair dx = normal_pair(n, 1);
+    size_t s = w.H * w.E * w.D; /* the routers after the experts */
+    BOTH(switch_forward, (y.host, x.host, x.host + s, stride, N, w), (y.there, x.there, x.there + s, stride, N, w));
+    expect_same(y, 1e-6, "switch_forward", where);
+    BOTH(switch_backward, (dx.host, dx.host + s, dy.host, x.host, x.host + s, stride, N, w),
+         (dx.there, dx.there + s, dy.there, x.there, x.there + s, stride, N, w));
+    expect_same(dx, 1e-5, "switch_backward", where);
+    DROP(x, y, dy, dx);
+}
+
+static void check_channels(size_t M, size_t O, size_t I, size_t stride) {
+    const char *where = place("M %zu O %zu I %zu", M, O, I);
+    pair x = operand_pair(M * stride, 1), w = operand_pair(O * I, 1), dy = operand_pair(M * O, 1),
+         y = normal_pair(M * O, 1);
+    pair dx = normal_pair(M * stride, 1), dw = normal_pair(O * I, 1);
+    BOTH(linear_channels_forward, (y.host, x.host, stride, w.host, M, O, I),
+         (y.there, x.there, stride, w.there, M, O, I));
+    expect_same(y, 1e-5, "linear_channels_forward", where);
+    BOTH(linear_channels_backward, (dx.host, dw.host, dy.host, x.host, stride, w.host, M, O, I),
+         (dx.there, dw.there, dy.there, x.there, stride, w.there, M, O, I));
+    expect_same(dx, 1e-5, "linear_channels_backward", where);
+    expect_same(dw, 1e-5, "linear_channels_backward, dw", where);
+    DROP(x, w, dy, y, dx, dw);
+}
+
+static void test_switch_and_channels(void **unused) {
+    (void)unused;
+    for (int half = 0; half < 2; half++) {
+        open_device(half);
+        check_switch(5, (ga_switch){2, 8, 4, 2}), check_switch(3, (ga_switch){3, 33, 40, 7}),
+            check_switch(1, (ga_switch){1, 4, 1, 1});
+        check_channels(1, 3, 2, 5), check_channels(17, 9, 16, 33), check_channels(64, 4, 7, 7);
+        close_device();
+    }
+}
+
+/* ---- analysis ---------------------------------------------------------------------------------------------------------- */
+
+static void check_rows(size_t N, size_t C) {
+    const char *where = place("N %zu C %zu", N, C);
+    pair x = normal_pair(N * C, 1), max = normal_pair(N, 1), at = normal_pair(N, 1), columns = normal_pair(C, 1);
+    x.host[N * C - 1] = -9;
+    if (C > 2) x.host[1] = 9, x.host[2] = -9; /* the first of equal ones */
+    device.copy_in(device.state, x.there, x.host, x.n * sizeof *x.host);
+    BOTH(max_abs_rows, (max.host, at.host, x.host, N, C), (max.there, at.there, x.there, N, C));
+    expect_same(max, 1e-9, "max_abs_rows", where);
+    expect_same(at, 1e-9, "max_abs_rows, at", where);
+    BOTH(max_abs_columns, (columns.host, x.host, N, C), (columns.there, x.there, N, C));
+    expect_same(columns, 1e-9, "max_abs_columns", where);
+    BOTH(row_norms, (max.host, x.host, N, C), (max.there, x.there, N, C));
+    expect_same(max, 1e-6, "row_norms", where);
+    ga_magnitude_sums here = {0}, there = {0};
+    for (int round = 0; round < 2; round++)
+        BOTH(magnitude_statistics, (&here, x.host, C, N, C, 0.02), (&there, x.there, C, N, C, 0.02));
+    assert_true(here.count == there.count && here.below_1e_2 == there.below_1e_2 &&
+                here.below_1e_3 == there.below_1e_3);
+    expect_near(there.sum, here.sum, 1e-9, "magnitude_statistics");
+    BOTH(scale_rows, (x.host, C, N, (C + 1) / 2, (ga_real)0.5), (x.there, C, N, (C + 1) / 2, (ga_real)0.5));
+    expect_same(x, 1e-9, "scale_rows", where);
+    BOTH(scale_rows, (x.host, C, N, C, 0), (x.there, C, N, C, 0));
+    expect_same(x, 1e-9, "scale_rows by 0", where);
+    DROP(x, max, at, columns);
+}
+
+static void check_head_moments(size_t N, size_t H, size_t D) {
+    size_t n = H * D * D;
+    pair x = normal_pair(N * H * D, 1);
+    double *here = (double *)calloc(n, sizeof *here), *got = (double *)calloc(n, sizeof *got);
+    double *there = (double *)device.allocate(device.state, n * sizeof *there);
+    BOTH(head_moments, (here, x.host, N, H, D), (there, x.there, N, H, D));
+    device.copy_out(device.state, got, there, n * sizeof *got);
+    for (size_t i = 0; i < n; i++) expect_near(got[i], here[i], 1e-12, "head_moments");
+    free(here), free(got);
+    device.release(device.state, there);
+    drop(x);
+}
+
+static void check_attention_statistics(ga_shape n) {
+    const char *where = place("T %zu S %zu D %zu %s", n.T, n.S, n.D, bf16 ? "bf16" : "f32");
+    pair q = operand_pair(n.B * n.T * n.HQ * n.D, 1), k = operand_pair(n.B * n.S * n.HK * n.D, 1);
+    pair y = normal_pair(q.n, 1), lse = normal_pair(n.B * n.HQ * n.T, 1);
+    pair received = normal_pair(n.B * n.HQ * n.S, 1), entropy = normal_pair(lse.n, 1);
+    BOTH(sdpa_forward, (y.host, lse.host, q.host, k.host, k.host, NULL, n),
+         (y.there, lse.there, q.there, k.there, k.there, NULL, n));
+    BOTH(sdpa_statistics, (received.host, entropy.host, q.host, k.host, lse.host, n),
+         (received.there, entropy.there, q.there, k.there, lse.there, n));
+    expect_same(received, 1e-5, "sdpa_statistics, received", where);
+    expect_same(entropy, 1e-5, "sdpa_statistics, entropy", where);
+    DROP(q, k, y, lse, received, entropy);
+}
+
+static void test_analysis(void **unused) {
+    (void)unused;
+    for (int half = 0; half < 2; half++) {
+        open_device(half);
+        check_attention_statistics((ga_shape){2, 19, 19, 4, 2, 8});
+        check_attention_statistics((ga_shape){1, 3, 140, 1, 1, 6});
+        close_device();
+    }
+    open_device(false);
+    for (size_t a = 0; a < COUNT(odd); a++)
+        for (size_t b = 0; b < COUNT(odd); b++) check_rows(odd[a], odd[b]);
+    check_head_moments(5, 2, 18), check_head_moments(33, 1, 4);
+    close_device();
+}
+
 /* ---- models ----------------------------------------------------------------------------------------------------------- */
 
 static const char *const SMALL = "vocab_size=37 d_model=24 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=8 d_ff=20 "
@@ -417,6 +624,12 @@ static const char *const variants[] = {
     "sandwich_norm=1 tied_embeddings=1",
     "qk_norm=0 n_kv_heads=4 recompute=1",
     "gate_frozen=1 n_kv_heads=1 head_dim=10 d_model=23 d_ff=13 vocab_size=29",
+    "attention_sink=learned gate_position=none",
+    "attention_sink=one gate_input_dims=5",
+    "switch_heads=v switch_experts=3 switch_top_k=2 gate_position=none",
+    "switch_heads=kv switch_experts=2 switch_top_k=2 gate_position=none",
+    "n_experts=5 experts_per_token=2",
+    "n_experts=3 experts_per_token=1 normalize_top_k=0 recompute=1 partial_rotary_factor=0.5",
 };
 
 static ga_model *create_there(const ga_config *c, ga_mode mode) {
@@ -558,10 +771,21 @@ static void test_repeatable(void **unused) {
 int main(void) {
     use_default_threads();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rmsnorm),        cmocka_unit_test(test_heads),         cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_packed_weights), cmocka_unit_test(test_embedding),     cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_elementwise),    cmocka_unit_test(test_head),          cmocka_unit_test(test_optimiser),
-        cmocka_unit_test(test_training),       cmocka_unit_test(test_training_bf16), cmocka_unit_test(test_inference),
+        cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_heads),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_packed_weights),
+        cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_elementwise),
+        cmocka_unit_test(test_head),
+        cmocka_unit_test(test_optimiser),
+        cmocka_unit_test(test_mixture),
+        cmocka_unit_test(test_switch_and_channels),
+        cmocka_unit_test(test_analysis),
+        cmocka_unit_test(test_training),
+        cmocka_unit_test(test_training_bf16),
+        cmocka_unit_test(test_inference),
         cmocka_unit_test(test_repeatable),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
