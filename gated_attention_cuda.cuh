@@ -503,7 +503,9 @@ static void gai_cuda_linear_backward(void *state, float *dx, float *dw, const fl
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     gai_k_channels_to_bf16(__nv_bfloat16 *y, const float *x, size_t stride, size_t M, size_t I) {
     size_t i = gai_index<1>();
-    if (i < M * I) y[i] = __float2bfloat16(x[i / I * stride + i % I]);
+    if (i >= M * I) return;
+    gai_pack<1> one = gai_load<1>(x + i / I * stride + i % I);
+    gai_store<1>(y + i, one);
 }
 
 static gai_cuda_operand gai_cuda_channels_of(gai_cuda *d, const float *x, size_t stride, size_t M, size_t I, char **at,
@@ -2262,7 +2264,8 @@ static __device__ __forceinline__ void gai_load_step(T *to, const gai_grouped_op
     for (int at = threadIdx.x; at < GAI_TILE_ROWS * GAI_TILE_STEP; at += GAI_TILE_THREADS) {
         int i = a.step == 1 ? at / GAI_TILE_STEP : at % GAI_TILE_ROWS;
         int k = a.step == 1 ? at % GAI_TILE_STEP : at / GAI_TILE_ROWS;
-        to[i * STRIDE + k] = (T)gai_element(a, i, k0 + k);
+        T value = (T)gai_element(a, i, k0 + k);
+        to[i * STRIDE + k] = value;
     }
 }
 

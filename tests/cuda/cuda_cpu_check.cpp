@@ -100,7 +100,7 @@ bool unordered(bool shared, uint32_t time, uint16_t thread, uint16_t its_warp_ti
     return warp != mine / 32 || its_warp_time == warp_time[warp];
 }
 
-void note_read(cell *c, bool atomic, uint32_t place) {
+void note_read(cell *c, bool shared, bool atomic, uint32_t place) {
     int mine = cucpu_current->linear;
     if (c->read != now || c->reader == mine)
         c->reader = (uint16_t)mine;
@@ -108,7 +108,8 @@ void note_read(cell *c, bool atomic, uint32_t place) {
         int warp = c->reader & OF_WARP ? c->reader & ~OF_WARP : c->reader / 32;
         c->reader = warp == mine / 32 ? (uint16_t)(OF_WARP | warp) : MANY;
     }
-    c->read_atomically = atomic && (c->read_atomically || c->first_read < kernel_time);
+    bool only = shared ? c->read != now : c->first_read < kernel_time; /* no earlier read can meet a write to come */
+    c->read_atomically = atomic && (c->read_atomically || only);
     if (c->first_read < kernel_time) c->first_read = now;
     c->read = now, c->reader_warp_time = warp_time[mine / 32], c->read_at = place;
 }
@@ -136,7 +137,7 @@ bool access_byte(char *p, size_t bytes, bool writes, bool atomic, uint32_t place
         c->written = now, c->writer = (uint16_t)cucpu_current->linear, c->write_at = place;
         c->writer_warp_time = warp_time[cucpu_current->warp], c->written_atomically = atomic;
     }
-    if (!writes || atomic) note_read(c, atomic, place);
+    if (!writes || atomic) note_read(c, shared, atomic, place);
     return true;
 }
 
