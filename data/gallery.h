@@ -365,7 +365,8 @@ static bool gallery_draw_heads(report *r, const gallery_heads *f) {
         figure_quote(gp, r->models[i].name);
         row += rows;
     }
-    if (f->threshold > 0) figure_line(gp, f->scale * f->threshold, "'#333333'", 2, "sink");
+    if (f->threshold > 0)
+        figure_line(gp, f->scale * f->threshold, "'#333333'", 2, f->unit == GALLERY_EXPERT ? "even" : "sink");
     putc('\n', gp);
     return figure_end(r, gp, f->stem, f->title);
 }

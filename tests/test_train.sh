@@ -130,6 +130,28 @@ check "a run in another directory is the same" same_run threads-1 whole
 "$train" tiny.cfg seed=2 output_dir=seed-2 >/dev/null
 check "another seed is not" sh -c "test -s seed-2/last/model.safetensors && ! cmp -s seed-2/last/model.safetensors whole/last/model.safetensors"
 
+# ---- a mixture of experts
+
+experts="n_experts=6 experts_per_token=2 d_ff=24"
+for threads in 1 3; do "$train" tiny.cfg $experts threads=$threads output_dir=experts-$threads >experts.out; done
+check "a mixture: 1 and 3 threads give the same bits" same_run experts-1 experts-3
+"$train" tiny.cfg $experts recompute=1 output_dir=experts-lean >/dev/null
+check "a mixture: recomputed activations give the same bits" same_run experts-1 experts-lean
+"$train" tiny.cfg $experts save_every=1 output_dir=experts-stopped >/dev/null &
+pid=$!
+wait_for_lines experts-stopped/metrics.jsonl 9
+kill -INT $pid
+wait $pid
+"$train" tiny.cfg $experts output_dir=experts-stopped >/dev/null
+check "a mixture: stopped and resumed equals never stopped" same_run experts-stopped experts-1
+check "its parameters are told apart" sh -c "'$train' tiny.cfg $experts --dry-run | grep -Eq '^parameters .*; [0-9,]+ activated by a token$'"
+check "the load of its experts is printed" grep -Eq '^step 40/40 .* load [0-9.]+ dead [0-9.]+ ' experts.out
+pair="\\[$number,$number\\]"
+check "and recorded in each step, with the losses of the routers" sh -c "[ \$(grep -Ec '\"load_balance\":$number,\"load_balance_by_layer\":$pair,\"router_z\":$number,\"router_z_by_layer\":$pair,\"expert_max_load\":$number,\"expert_max_load_by_layer\":$pair,\"expert_dead\":$number,\"expert_dead_by_layer\":$pair' experts-1/metrics.jsonl) -eq 40 ]"
+refuse "more experts for a token than there are" 2 "experts_per_token=7 is above n_experts=6" tiny.cfg $experts experts_per_token=7
+refuse "a single expert" 2 "n_experts=1 " tiny.cfg n_experts=1
+refuse "a negative coefficient" 2 "load_balance_coef: -1 is out of range" tiny.cfg $experts load_balance_coef=-1
+
 # ---- stopping, killing, going on
 
 long="max_steps=1500 save_every=100 eval_every=250 sample_every=300 sample_tokens=4"
