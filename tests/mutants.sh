@@ -6,7 +6,7 @@ set -u
 
 # build DIRECTORY TEST: the test, with the header that lies there
 build() {
-    mkdir -p "$1/tests" && cp gated_attention_x86.h "$1" && cp tests/testing.h "tests/test_$2.c" "$1/tests/" &&
+    mkdir -p "$1/tests" && cp gated_attention_x86.h "$1" && cp tests/*.h "tests/test_$2.c" "$1/tests/" &&
         ${CC:-cc} -std=c11 -O0 "$1/tests/test_$2.c" -o "$1/program" -lcmocka -lpthread -lm > "$1/log" 2>&1
 }
 
