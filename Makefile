@@ -5,6 +5,7 @@
 # make pairs      the quick pair, three seeds  make table4     Table 4 in small
 # make curves     loss with float32 and with bfloat16 products (an hour)
 # make sweep      stability at rising rates    make late-gate  a gate added to a trained model (A.7)
+# make fuzz       every parser, FUZZ_SECONDS each (600)
 # make help       this list
 
 CC ?= cc
@@ -37,7 +38,7 @@ CUDA_OBJECT := $(if $(NVCC),build/cuda/cuda.o)
 CUDA_CFLAGS = $(if $(NVCC),-DGA_CUDA)
 CUDA_LIBS = $(if $(NVCC),-L$(CUDA_LIB) -Wl$(comma)-rpath$(comma)$(CUDA_LIB) -lcublas -lcudart_static -lstdc++ -ldl -lrt -lpthread)
 
-.PHONY: all help packages packages-test test demo check format bench mutants reference sanitize pairs table4 curves
+.PHONY: all help packages packages-test test demo check format bench mutants fuzz reference sanitize pairs table4 curves
 .PHONY: sweep late-gate clean
 all: train analyze data/vocabulary
 	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   tokenizers: $(or $(and $(PCRE2),$(UTF8PROC)),PCRE2 or utf8proc not found)   nvcc: $(or $(NVCC),not found, no GPU)   MPI: $(or $(MPICC),not found)"
@@ -91,7 +92,7 @@ curves: train
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data tokenizer x86 amx analysis
-SH_TESTS = header train analyze evaluate readme isa cuda round_trip
+SH_TESTS = header train analyze evaluate readme isa cuda round_trip fuzz
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)
 
@@ -137,6 +138,9 @@ sanitize: packages-test
 	@sh tests/sanitize.sh
 mutants: packages-test
 	@sh tests/mutants.sh
+FUZZ_SECONDS ?= 600
+fuzz: packages-test
+	@tests/fuzz/fuzz.sh $(FUZZ_SECONDS)
 reference:
 	@tests/reference/setup.sh && .venv/bin/python tests/reference/make_fixtures.py
 $(BUILD)/bench/%: tests/bench/%.c $(HEADERS)
@@ -147,7 +151,7 @@ bench: train
 	@sh tests/bench/bench.sh $(BENCH)
 
 # ---- formatting and static analysis --------------------------------------------------------------------------------
-SOURCES = gated_attention.h train.c analyze.c $(wildcard data/*.h data/*.c tests/*.c tests/*.h tests/*.cpp)
+SOURCES = gated_attention.h train.c analyze.c $(wildcard data/*.h data/*.c tests/*.c tests/*.h tests/*.cpp tests/fuzz/*.c tests/fuzz/*.h)
 format:
 	clang-format -i $(SOURCES)
 check: packages-test

@@ -1172,54 +1172,83 @@ GAI_FN char *gai_trim(char *line) {
     return line;
 }
 
-GAI_FN ga_result gai_config_file(ga_config *c, const char *path, int depth, ga_error *e);
+enum { GAI_CONFIG_DEPTH = 8, GAI_CONFIG_FILES = 64 }; /* of a configuration that includes others */
+
+/* Where reading a configuration stands. */
+typedef struct {
+    const char *path;
+    int depth, *files; /* files that were opened, all depths together */
+} gai_config_place;
+
+GAI_FN ga_result gai_config_file(ga_config *c, gai_config_place at, ga_error *e);
 
 /* `include = other.cfg` reads another file first, relative to this one; later keys override it. */
-GAI_FN ga_result gai_config_include(ga_config *c, const char *path, const char *value, int depth, ga_error *e) {
+GAI_FN ga_result gai_config_include(ga_config *c, gai_config_place at, const char *value, ga_error *e) {
     char other[2 * GA_TEXT];
-    const char *slash = strrchr(path, '/');
-    int folder = *value == '/' || !slash ? 0 : (int)(slash - path) + 1;
-    if (depth == 8) return gai_fail(e, GA_ERR_CONFIG, "include: more than 8 files deep");
-    if (snprintf(other, sizeof other, "%.*s%s", folder, path, value) >= (int)sizeof other)
+    const char *slash = strrchr(at.path, '/');
+    int folder = *value == '/' || !slash ? 0 : (int)(slash - at.path) + 1;
+    struct stat status;
+    if (at.depth == GAI_CONFIG_DEPTH)
+        return gai_fail(e, GA_ERR_CONFIG, "include: more than %d files deep", (int)GAI_CONFIG_DEPTH);
+    if (++*at.files > GAI_CONFIG_FILES)
+        return gai_fail(e, GA_ERR_CONFIG, "include: more than %d files", (int)GAI_CONFIG_FILES);
+    if (snprintf(other, sizeof other, "%.*s%s", folder, at.path, value) >= (int)sizeof other)
         return gai_fail(e, GA_ERR_CONFIG, "include: the path is too long");
-    return gai_config_file(c, other, depth + 1, e);
+    if (stat(other, &status) == 0 && !S_ISREG(status.st_mode))
+        return gai_fail(e, GA_ERR_FILE, "include: %s is not a regular file", other);
+    gai_config_place inner = {other, at.depth + 1, at.files};
+    return gai_config_file(c, inner, e);
 }
 
-GAI_FN ga_result gai_config_line(ga_config *c, const char *path, char *line, bool *seen, int depth, ga_error *e) {
+GAI_FN ga_result gai_config_line(ga_config *c, gai_config_place at, char *line, bool *seen, ga_error *e) {
     char *key = gai_trim(line);
     if (!*key) return GA_OK;
     char *value = strchr(key, '=');
     if (!value) return gai_fail(e, GA_ERR_CONFIG, "'%s' is not of the form key = value", key);
     *value++ = 0;
     key = gai_trim(key), value = gai_trim(value);
-    if (strcmp(key, "include") == 0) return gai_config_include(c, path, value, depth, e);
+    if (strcmp(key, "include") == 0) return gai_config_include(c, at, value, e);
     const gai_key *k = gai_find_key(key);
     if (k && seen[k - gai_keys()]) return gai_fail(e, GA_ERR_CONFIG, "key '%s' stands twice", key);
     if (k) seen[k - gai_keys()] = true;
     return ga_config_set(c, key, value, e);
 }
 
-GAI_FN ga_result gai_config_file(ga_config *c, const char *path, int depth, ga_error *e) {
-    FILE *f = fopen(path, "rb");
-    if (!f) return gai_fail(e, GA_ERR_FILE, "%s: %s", path, strerror(errno));
+/* The next line, cut at its end; false: there is none. A line that is too long, or holds a zero byte, is GA_ERR_CONFIG. */
+GAI_FN bool gai_config_read_line(FILE *f, char *line, size_t size, ga_result *result, ga_error *e) {
+    size_t n = 0;
+    int byte;
+    while ((byte = getc(f)) != EOF && byte != '\n') {
+        if (byte == 0 || n + 1 == size) {
+            *result = gai_fail(e, GA_ERR_CONFIG, byte == 0 ? "the line holds a zero byte" : "the line is too long");
+            return true;
+        }
+        line[n++] = (char)byte;
+    }
+    line[n] = '\0';
+    return byte != EOF || n > 0;
+}
+
+GAI_FN ga_result gai_config_file(ga_config *c, gai_config_place at, ga_error *e) {
+    FILE *f = fopen(at.path, "rb");
+    if (!f) return gai_fail(e, GA_ERR_FILE, "%s: %s", at.path, strerror(errno));
     bool seen[GAI_KEY_COUNT] = {false};
     char line[GA_TEXT + 256];
     ga_result result = GA_OK;
-    for (size_t number = 1; result == GA_OK && fgets(line, sizeof line, f); number++) {
-        ga_error inner = {GA_OK, ""};
-        if (strlen(line) + 1 == sizeof line && line[sizeof line - 2] != '\n')
-            result = gai_fail(&inner, GA_ERR_CONFIG, "the line is too long");
-        else
-            result = gai_config_line(c, path, line, seen, depth, &inner);
-        if (result != GA_OK) gai_fail(e, result, "%.180s:%zu: %.300s", path, number, inner.text);
+    ga_error inner = {GA_OK, ""};
+    for (size_t number = 1; result == GA_OK && gai_config_read_line(f, line, sizeof line, &result, &inner); number++) {
+        if (result == GA_OK) result = gai_config_line(c, at, line, seen, &inner);
+        if (result != GA_OK) gai_fail(e, result, "%.180s:%zu: %.300s", at.path, number, inner.text);
     }
-    if (result == GA_OK && ferror(f)) result = gai_fail(e, GA_ERR_FILE, "%s: %s", path, strerror(errno));
+    if (result == GA_OK && ferror(f)) result = gai_fail(e, GA_ERR_FILE, "%s: %s", at.path, strerror(errno));
     fclose(f);
     return result;
 }
 
 GA_API ga_result ga_config_load(ga_config *c, const char *path, ga_error *e) {
-    return gai_config_file(c, path, 0, e);
+    int files = 1;
+    gai_config_place at = {path, 0, &files};
+    return gai_config_file(c, at, e);
 }
 
 /* Which gates make no sense, and why. */

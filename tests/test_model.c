@@ -391,6 +391,49 @@ static void test_bad_config_files(void **state) {
     assert_int_not_equal(ga_config_load(&c, "/", &e), GA_OK);
 }
 
+/* Files that would be read without end, or by a time that grows with a power of their length. */
+static void test_hostile_config_files(void **state) {
+    (void)state;
+    char path[256], text[4096], line[512];
+    const char *name;
+    ga_error e = {GA_OK, ""};
+    ga_config c = ga_config_default();
+    write_text(path, sizeof path, "d_model = 96\ninclude = /dev/zero\n");
+    assert_int_equal(ga_config_load(&c, path, &e), GA_ERR_FILE);
+    assert_true(has_line(&e, ":2:") && has_line(&e, "/dev/zero is not a regular file"));
+    unlink(path);
+    assert_int_equal(ga_config_load(&c, "/dev/zero", &e), GA_ERR_CONFIG);
+    assert_true(has_line(&e, ":1: the line holds a zero byte"));
+    memset(text, 'x', sizeof text - 1);
+    text[sizeof text - 1] = '\0';
+    write_text(path, sizeof path, text);
+    assert_int_equal(ga_config_load(&c, path, &e), GA_ERR_CONFIG);
+    assert_true(has_line(&e, ":1: the line is too long"));
+    unlink(path);
+    write_text(path, sizeof path, "");
+    name = strrchr(path, '/') + 1;
+    snprintf(line, sizeof line, "include = %s\n", name);
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    for (int i = 0; i < 100; i++) fputs(line, f); /* 100^8 files, if they were all read */
+    fclose(f);
+    assert_int_equal(ga_config_load(&c, path, &e), GA_ERR_CONFIG);
+    assert_true(has_line(&e, "more than 8 files deep"));
+    unlink(path);
+    char leaf[256];
+    write_text(leaf, sizeof leaf, "d_ff = 5\n");
+    snprintf(line, sizeof line, "include = %s\n", strrchr(leaf, '/') + 1);
+    write_text(path, sizeof path, "");
+    f = fopen(path, "wb");
+    assert_non_null(f);
+    for (int i = 0; i < 100; i++) fputs(line, f);
+    fclose(f);
+    assert_int_equal(ga_config_load(&c, path, &e), GA_ERR_CONFIG);
+    assert_true(has_line(&e, "more than 64 files"));
+    unlink(path);
+    unlink(leaf);
+}
+
 /* ---- input --------------------------------------------------------------------------------------------------------- */
 
 static void test_bad_input(void **state) {
@@ -1332,6 +1375,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_paper_combinations),
         cmocka_unit_test(test_config_file),
         cmocka_unit_test(test_bad_config_files),
+        cmocka_unit_test(test_hostile_config_files),
         cmocka_unit_test(test_bad_input),
         cmocka_unit_test(test_ignored_targets),
         cmocka_unit_test(test_two_models_at_once),
