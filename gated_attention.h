@@ -826,6 +826,9 @@ typedef struct ga_generator ga_generator;
 GA_API ga_generator *ga_generator_create(ga_model *m, size_t capacity, ga_error *e);
 GA_API void ga_generator_destroy(ga_generator *g);
 GA_API void ga_generator_reset(ga_generator *g);
+/* From now on s (or NULL: nothing), made by ga_statistics_create, takes what ga_forward's observer would: the tokens that
+ * are fed are its queries, all positions so far its keys. */
+GA_API void ga_generator_observe(ga_generator *g, ga_statistics *s);
 /* Appends n tokens; logits (V), on the host, are those after the last one. */
 GA_API ga_result ga_generator_feed(ga_generator *g, const int32_t *tokens, size_t n, ga_real *logits, ga_error *e);
 
@@ -3629,11 +3632,12 @@ GAI_FN void gai_observe_gate(ga_model *m, ga_gate_sums *sums, const ga_real *log
 }
 
 GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer_activations *a,
-                                   const gai_parameters *w, const ga_real *x_next, size_t l, size_t B, size_t T) {
+                                   const gai_parameters *w, gai_cache cache, const ga_real *x_next, size_t l, size_t B,
+                                   size_t T) {
     ga_sizes z = m->sizes;
     size_t N = B * T, stride;
-    ga_shape shape = {B, T, T, z.HQ, z.HK, z.D};
-    GAI_RUN(m, sdpa_column, m->scratch, a->q, a->k, a->lse, 0, shape);
+    ga_shape shape = {B, T, cache.past + T, z.HQ, z.HK, z.D};
+    GAI_RUN(m, sdpa_column, m->scratch, a->q, cache.all_k, a->lse, 0, shape);
     ga_real p[256];
     for (size_t bh = 0; bh < B * z.HQ; bh++)
         for (size_t i = 0; i < T; i += 256) {
@@ -3703,11 +3707,16 @@ GAI_FN ga_real *gai_next_x(const ga_model *m, size_t l) {
     return last ? m->x_final : shared ? m->layers[l].x : m->layers[l + 1].x;
 }
 
+/* Where all keys are those of the pass itself. */
+GAI_INLINE gai_cache gai_no_past(const ga_layer_activations *a) {
+    gai_cache own = {a->k, a->v, a->k, a->v, 0};
+    return own;
+}
+
 GAI_FN void gai_run_layer(ga_model *m, size_t l, size_t B, size_t T) {
     const ga_layer_activations *a = &m->layers[l];
     gai_parameters w = gai_weights(m, l);
-    gai_cache own = {a->k, a->v, a->k, a->v, 0};
-    gai_layer_forward(m, a, &w, own, gai_next_x(m, l), B, T);
+    gai_layer_forward(m, a, &w, gai_no_past(a), gai_next_x(m, l), B, T);
 }
 
 /* count: the routers' choices count for the load-balancing loss of this step. */
@@ -3723,7 +3732,7 @@ GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer, bool co
         if (!observer) continue;
         gai_parameters w = gai_weights(m, l);
         if (observer->statistics)
-            gai_observe_statistics(m, observer->statistics, &m->layers[l], &w, gai_next_x(m, l), l, m->B, m->T);
+            gai_observe_statistics(m, observer->statistics, a, &w, gai_no_past(a), gai_next_x(m, l), l, m->B, m->T);
         for (size_t i = 0; i < observer->n_maps; i++)
             if (observer->maps[i].layer == l && observer->maps[i].T == m->T)
                 gai_observe_map(m, &observer->maps[i], &m->layers[l], m->B, m->T);
@@ -4372,6 +4381,7 @@ struct ga_generator {
     ga_model *m;
     size_t capacity, length;
     ga_real *k, *v;
+    ga_statistics *statistics; /* or NULL */
 };
 
 GA_API ga_generator *ga_generator_create(ga_model *m, size_t capacity, ga_error *e) {
@@ -4404,6 +4414,10 @@ GA_API void ga_generator_reset(ga_generator *g) {
     g->length = 0;
 }
 
+GA_API void ga_generator_observe(ga_generator *g, ga_statistics *s) {
+    g->statistics = s;
+}
+
 /* At most max_seq_len tokens at a time, through the same layer pass as in training. */
 GAI_FN ga_result gai_feed(ga_generator *g, const int32_t *tokens, size_t T, ga_error *e) {
     ga_model *m = g->m;
@@ -4416,7 +4430,10 @@ GAI_FN ga_result gai_feed(ga_generator *g, const int32_t *tokens, size_t T, ga_e
         gai_cache cache = {k + g->length * row, v + g->length * row, k, v, g->length};
         gai_parameters w = gai_weights(m, l);
         gai_layer_forward(m, &m->layers[l], &w, cache, gai_next_x(m, l), 1, T);
+        if (g->statistics)
+            gai_observe_statistics(m, g->statistics, &m->layers[l], &w, cache, gai_next_x(m, l), l, 1, T);
     }
+    if (g->statistics) g->statistics->rows += (double)T;
     g->length += T;
     GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, gai_weights(m, GA_ALL).final_norm, T, m->sizes.C,
             (ga_real)m->config.norm_eps);

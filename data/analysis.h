@@ -46,6 +46,7 @@
     X(SIZE, PROMPT, top_k, 0, 0, 1e9, "K", "draw among the K most likely; 0: all")                                     \
     X(REAL, PROMPT, top_p, 1, 0, 1, "P", "draw among the most likely with P in sum")                                   \
     X(SEED, ANY, seed, 1, 0, 0, "S", "of the draws, and of what a generator of data draws; default: 1, or the run's")  \
+    X(FLAG, PROMPT, figures, 0, 0, 0, "", "F-Attn and mean gate score beside each generated token")                    \
     X(FLAG, PROMPT, maps, 0, 0, 0, "", "draw the attention maps of the prompt")                                        \
     X(TEXT, PROMPT, layers, NULL, 0, 0, "L,L,...", "layers of --maps, from 0; default: four of them")                  \
     X(LIST, DESCRIBE, describe, NULL, 0, 0, "DIR", "says what checkpoints hold and what they cost")                    \

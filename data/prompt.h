@@ -56,29 +56,52 @@ static void print_token(const analysis *a, const report_model *m, int32_t token)
     fflush(stdout);
 }
 
-static bool generate(analysis *a, const report_model *m, ga_model *model, const int32_t *prompt, size_t length) {
+/* --figures: what a token, as a query, leaves on the first one, and the scores of its gates. */
+static void print_token_figures(const char *what, ga_statistics *s) {
+    printf("%-24s  %5.1f %%", what, 100 * ga_f_attn(s, GA_ALL));
+    print_number(9, "%.3f", ga_gate_mean(s, GA_ALL), !s->has_gate);
+    printf("\n");
+    fflush(stdout);
+    ga_statistics_reset(s);
+}
+
+/* Feeds the prompt, then each token that is drawn. The last one is not fed, unless its figures are asked for. */
+static bool generate_tokens(analysis *a, const report_model *m, ga_generator *g, ga_real *logits, ga_statistics *s,
+                            const int32_t *prompt, size_t length) {
     const options *o = &a->options;
     ga_sampling sampling = {o->temperature, o->top_k, o->top_p};
     uint64_t random = o->seed;
     ga_error e;
-    ga_generator *g = ga_generator_create(model, length + o->generate, &e);
-    if (!g) return fail(a, 1, "%s: %s", m->name, e.text);
-    ga_real *logits = malloc(m->config.vocab_size * sizeof *logits);
-    bool good = logits || fail(a, 1, "%s: out of memory", m->name);
-    double start = now(), fed = start;
-    for (size_t i = 0; good && i < o->generate; i++) {
-        int32_t token = 0;
-        if (i > 0) token = ga_sample(logits, m->config.vocab_size, sampling, &random);
-        if (i > 0) print_token(a, m, token);
-        good = !ga_generator_feed(g, i ? &token : prompt, i ? 1 : length, logits, &e) ||
-               fail(a, 1, "%s: %s", m->name, e.text);
-        if (i == 0) fed = now();
+    double start = now();
+    if (ga_generator_feed(g, prompt, length, logits, &e)) return fail(a, 1, "%s: %s", m->name, e.text);
+    double fed = now();
+    if (s) printf("%-24s  %7s  %9s\n", "token", "F-Attn", "gate mean");
+    if (s) print_token_figures("the prompt", s);
+    for (size_t i = 0; i < o->generate; i++) {
+        int32_t token = ga_sample(logits, m->config.vocab_size, sampling, &random);
+        bool feed = s || i + 1 < o->generate;
+        if (!s) print_token(a, m, token);
+        if (feed && ga_generator_feed(g, &token, 1, logits, &e)) return fail(a, 1, "%s: %s", m->name, e.text);
+        char label[DATA_LABEL_SIZE];
+        if (s) print_token_figures(label_token(a, m, token, label), s);
     }
-    if (good) print_token(a, m, ga_sample(logits, m->config.vocab_size, sampling, &random));
     printf("\n");
-    if (good && o->generate > 1)
+    if (o->generate > 1)
         fprintf(stderr, "%zu tokens, %.1f a second; prompt of %zu in %.3f s\n", o->generate,
                 (double)(o->generate - 1) / (now() - fed), length, fed - start);
+    return true;
+}
+
+static bool generate(analysis *a, const report_model *m, ga_model *model, const int32_t *prompt, size_t length) {
+    ga_error e;
+    ga_generator *g = ga_generator_create(model, length + a->options.generate, &e);
+    if (!g) return fail(a, 1, "%s: %s", m->name, e.text);
+    ga_real *logits = malloc(m->config.vocab_size * sizeof *logits);
+    ga_statistics *s = a->options.figures ? ga_statistics_create(model) : NULL;
+    ga_generator_observe(g, s);
+    bool good = (logits && (s || !a->options.figures)) || fail(a, 1, "%s: out of memory", m->name);
+    good = good && generate_tokens(a, m, g, logits, s, prompt, length);
+    ga_statistics_destroy(s);
     free(logits);
     ga_generator_destroy(g);
     return good;
@@ -109,7 +132,7 @@ static bool prompt_model(analysis *a, report_model *m, prompt_maps *all) {
     if (good) good = (model = load_model(a, m, 1, needed)) != NULL;
     if (good && arrlenu(a->options.models) > 1) printf("%s: %s\n", m->name, m->directory);
     if (good && o->generate > 0) {
-        for (size_t i = 0; i < length; i++) print_token(a, m, tokens[i]);
+        for (size_t i = 0; !o->figures && i < length; i++) print_token(a, m, tokens[i]);
         good = generate(a, m, model, tokens, length);
     }
     if (good && o->maps) good = map_prompt(a, m, model, tokens, length, all);

@@ -247,6 +247,9 @@ check "speed is told" grep -q '^10 tokens, [0-9.]* a second' err
 "$analyze" --models g:runs/gated --prompt '<s> t9 T1' --generate 5 --seed 3 > out1 2> err
 "$analyze" --models g:runs/gated --prompt '64, 9 1' --generate 5 --seed 3 > out2 2> err
 check "labels and numbers are the same prompt, the seed the same draws" cmp out1 out2
+"$analyze" --models g:runs/gated --prompt '<s> t9 T1' --generate 5 --seed 3 --figures > out3 2> err
+check "the same tokens with their figures" test "$(sed -n '3,7s/ .*//p' out3 | xargs)" = "$(cut -d' ' -f4- out1 | xargs)"
+check "which are numbers" test "$(grep -c '^[^ ].* [0-9.]* %  *0\.[0-9]*$' out3)" -eq 6
 check "eight tokens" test "$(wc -w < out1)" -eq 8
 check "maps of a prompt" "$analyze" --models g:runs/gated --prompt '64 9 1 9 33' --maps --output prompt
 check "their CSV has the prompt's length" test "$(wc -l < prompt/figures/map_g_layer4_prompt.csv)" -eq 5

@@ -938,7 +938,10 @@ static void test_generator(void **state) {
         size_t T = c.max_seq_len, V = m->sizes.V;
         batch b = make_batch(m, 1, T, i);
         ga_error e;
-        expect_ok(ga_forward(m, b.tokens, NULL, 1, T, NULL, NULL, &e), &e);
+        ga_statistics *whole = ga_statistics_create(m), *parts = ga_statistics_create(m);
+        assert_true(whole && parts);
+        ga_observer observer = {whole, NULL, 0};
+        expect_ok(ga_forward(m, b.tokens, NULL, 1, T, &observer, NULL, &e), &e);
         ga_real *logits = reals(T * V), *row = reals(V);
         expect_ok(ga_logits(m, 0, T, logits, &e), &e);
         double *expected = (double *)calloc(T * V, sizeof *expected);
@@ -948,8 +951,10 @@ static void test_generator(void **state) {
         static const size_t chunks[] = {1, 3, 7, 20};
         ga_generator *g = ga_generator_create(m, T, &e);
         if (!g) fail_msg("ga_generator_create: %s", e.text);
+        ga_generator_observe(g, parts);
         for (size_t j = 0; j < COUNT(chunks); j++) {
             ga_generator_reset(g);
+            ga_statistics_reset(parts);
             for (size_t done = 0; done < T;) {
                 size_t n = chunks[j] < T - done ? chunks[j] : T - done;
                 expect_ok(ga_generator_feed(g, b.tokens + done, n, row, &e), &e);
@@ -958,7 +963,16 @@ static void test_generator(void **state) {
                              "%s: logits after %zu tokens in chunks of %zu", gates[i], done, chunks[j]);
             }
             assert_int_equal(ga_generator_feed(g, b.tokens, 1, row, &e), GA_ERR_INPUT);
+            for (size_t l = 0; l < c.n_layers; l++) {
+                double a = ga_f_attn(parts, l), expected_a = ga_f_attn(whole, l);
+                expect_below(fabs(a - expected_a), 1e-6, "%s: F-Attn of layer %zu in chunks", gates[i], l);
+                expect_below(fabs(ga_m_act(parts, l) / ga_m_act(whole, l) - 1), 1e-5, "%s: M-Act", gates[i]);
+                if (!whole->has_gate) continue;
+                expect_below(fabs(ga_gate_mean(parts, l) - ga_gate_mean(whole, l)), 1e-6, "%s: gate mean", gates[i]);
+            }
         }
+        ga_statistics_destroy(whole);
+        ga_statistics_destroy(parts);
         free(expected);
         free(logits);
         free(row);
