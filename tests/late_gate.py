@@ -44,7 +44,7 @@ plot("docs/late-gate.svg", "Attention on the first token, with a gate from the s
 with open("docs/late-gate.md", "w") as f:
     f.write("# Adding the gate late\n\n"
             f"`configs/quick-baseline.cfg`, trained for {steps} steps, then for {steps} more from its weights as it is and with a gate "
-            "that starts fresh (`configs/late-gate.cfg`; the learning rate starts over each time); beside it a model with the gate from the start. Written by `make late-gate`. The "
+            f"that starts fresh (`configs/late-gate.cfg`; the learning rate starts over each time); beside it a model with the gate from the start. Written by `make late-gate` with `STEPS={steps}`. The "
             "paper finds that a gate added to a trained model does not remove its sinks (A.7).\n\n" + "\n".join(table) + "\n\n"
-            "![Attention on the first token over the steps](late-gate.svg)\n\nThe dashed line is where the gate is added.\n")
+            "![Attention on the first token over the steps](late-gate.svg)\n\nThe vertical line is where the gate is added.\n")
 print("\n".join(table))

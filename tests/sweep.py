@@ -37,11 +37,12 @@ def mean(values):
     return sum(values) / len(values) if values else None
 
 
-log = ["set logscale x 10", "set format x '%g'", "set xtics (" + ", ".join(f"'{r}' {r}" for r in rates) + ")"]
+spikes, diverged = sum(x[1] for r in runs.values() for x in r), sum(x[2] is not None for r in runs.values() for x in r)
+log = ["set logscale x 10", f"set xrange [{float(rates[0]) / 1.3}:{float(rates[-1]) * 1.3}]", "set xtics (" + ", ".join(f"'{r}' {r}" for r in rates) + ")"]
 plot("docs/sweep.svg", "Final loss and loss spikes against the learning rate", [
     {"xlabel": "learning rate", "ylabel": "held-out loss at the end", "set": log,
      "series": {TITLES[m]: [(float(r), mean([x[0] for x in runs[m, r]])) for r in rates] for m in methods}},
-    {"xlabel": "learning rate", "ylabel": "loss spikes in a run", "set": ["set yrange [0:*]"],
+    {"xlabel": "learning rate", "ylabel": "loss spikes in a run", "set": [f"set yrange [0:{max(1, spikes)}]"],
      "series": {TITLES[m]: [(float(r), mean([x[1] for x in runs[m, r]])) for r in rates] for m in methods}}])
 with open("docs/sweep.md", "w") as f:
     f.write("# Learning rates: stability in small\n\n"
@@ -50,6 +51,7 @@ with open("docs/sweep.md", "w") as f:
             f"end{', mean over the seeds' if len(seeds) > 1 else ''}; a spike is a step whose loss lies seven standard deviations above the mean of the 128 steps before it; a run has "
             "diverged when a loss is not finite or comes back up (`data/spikes.h`).\n\n" + "\n".join(table) + "\n\n"
             "![Final loss and loss spikes against the learning rate](sweep.svg)\n\n"
+            f"Of {len(runs) * len(seeds)} runs, {diverged} diverged; they have {spikes} loss spikes in all.\n\n"
             "The paper's counterpart (Table 2, 48 layers, 1.7B parameters): at a rate of 8e-3 the baseline's perplexity "
             "goes from 7.421 to 9.195, with sandwich norm it stays at 7.407, with the elementwise gate at 7.325; after 1T "
             "tokens the baseline diverges there and the gated model does not. Clipping (A.6) does not prevent it.\n")
