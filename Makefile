@@ -137,7 +137,7 @@ $(BUILD)/cuda/checked/%_cpu: $(BUILD)/cuda/test_%.o $(BUILD)/cuda/checked/kernel
 sanitize: packages-test
 	@sh tests/sanitize.sh
 mutants: packages-test
-	@sh tests/mutants.sh
+	@sh tests/mutants.sh && sh tests/cuda/bugs.sh
 FUZZ_SECONDS ?= 600
 fuzz: packages-test
 	@tests/fuzz/fuzz.sh $(FUZZ_SECONDS)

@@ -268,7 +268,7 @@ static void test_tensor_cores_cached(void **unused) {
     (void)unused;
     open_device(true);
     check(2, 1, 65, 4, 2, 32, 1, true);
-    check(1, 17, 129, 2, 1, 64, 1, false);
+    check(1, 17, 74, 2, 1, 64, 1, false);
     check(1, 64, 128, 1, 1, 128, 1, false);
     check(1, 65, 130, 2, 2, 16, 1, true);
     close_device();
