@@ -92,7 +92,7 @@ curves: train
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data tokenizer x86 amx analysis
-SH_TESTS = header train analyze evaluate readme isa cuda round_trip fuzz
+SH_TESTS = header train analyze evaluate readme isa cuda round_trip fuzz report
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)
 

@@ -474,7 +474,7 @@ static bool gallery_draw_histograms(report *r, const report_model *m) {
             "score'\nset ylabel 'layer'\n"
             "set palette defined (0 '#ffffff', 0.1 '#deebf7', 0.3 '#9ecae1', 0.6 '#3182bd', 1 '#08306b')\n"
             "set cbrange [0:1]\nset cbtics ('0 %%%%' 0, '1 %%%%' 0.1, '10 %%%%' 0.3162, "
-            "'40 %%%%' 0.6325, '100 %%%%' 1) scale 0 font ',12'\n"
+            "'40 %%%%' 0.6325, '100 %%%%' 1) scale 0\n"
             "plot '%s.csv' matrix using (($1+0.5)/%d):2:(sqrt($3)) with image\n",
             s->L - 1, s->L / 13 + 1, stem, GA_BINS);
     return figure_end(r, gp, stem, title);
@@ -534,16 +534,15 @@ static bool gallery_draw_changes(report *r) {
     if (!gp) return rows == 0;
     figure_begin(gp, stem, FIGURE_WIDTH, 130 + (int)CHANGES * (int)(18 + 12 * n));
     figure_key(gp);
+    fputs("set key tmargin right\n", gp);
     fprintf(gp, "set yrange [%.1f:-0.5]\nset ytics (", CHANGES - 0.5);
     for (size_t c = 0; c < CHANGES; c++) {
         figure_quote(gp, report_changes[c].what);
         fprintf(gp, " %zu%s", c, c + 1 < CHANGES ? ", " : "");
     }
-    fprintf(gp,
-            ") scale 0\nunset grid\nset grid xtics linetype 1 linecolor rgb '#e6e6e6'\nset xzeroaxis\nset xlabel "
-            "'change of "
-            "the loss, nats'\nset style line 1 linecolor rgb '#333333'\nset arrow from 0,graph 0 to 0,graph 1 nohead "
-            "linecolor rgb '#333333'\nplot");
+    fprintf(gp, ") scale 0\nunset grid\nset grid xtics linetype 1 linecolor rgb '#e6e6e6'\nset xtics font ',13'\n"
+                "set xlabel 'change of the loss, nats'\n"
+                "set arrow from 0,graph 0 to 0,graph 1 nohead linecolor rgb '#333333'\nplot");
     for (size_t i = 0, first = 0, drawn = 0; i < n; i++) {
         size_t count = 0;
         for (size_t c = 0; c < CHANGES; c++) count += !isnan(report_loss_after(&r->models[i], report_changes[c].key));

@@ -80,7 +80,7 @@ static const char report_style[] =
     ".swatch{display:inline-block;width:.7em;height:.7em;margin-right:.45em;border-radius:2px}\n"
     "figure{margin:.8rem 0;overflow-x:auto;background:#fff;border-radius:4px}\n"
     "figure svg{display:block;width:100%;max-width:38rem;height:auto}\n"
-    "figure.wide{grid-column:1/-1}figure.wide svg{min-width:34rem;max-width:54rem}\n"
+    "figure.wide{grid-column:1/-1}figure.wide svg{min-width:54rem;max-width:54rem}\n"
     "figure svg text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif}\n"
     "summary{cursor:pointer;color:var(--dim);font-size:.9rem;padding:.3rem 0}\n"
     ".note{background:var(--note);border-left:3px solid #e69f00;padding:.5rem .8rem}\n"
