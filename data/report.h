@@ -86,7 +86,8 @@ static const char report_style[] =
     ".note{background:var(--note);border-left:3px solid #e69f00;padding:.5rem .8rem}\n"
     "@media print{:root{--ink:#000;--dim:#333;--page:#fff;--line:#bbb;--card:#f4f4f4;--note:#fff}"
     "body{max-width:none;padding:0;font-size:10pt}nav{display:none}h2,h3{break-after:avoid}"
-    "figure,table,aside{break-inside:avoid}figure,.scroll{overflow:visible}figure.wide svg{min-width:0}"
+    "section,figure,table,aside{break-inside:avoid}figure,.scroll{overflow:visible}"
+    "figure.wide svg{min-width:0;max-height:20cm}"
     ".beside{display:block}.figures{grid-template-columns:1fr 1fr}"
     "details:not([open]){display:none}}\n";
 
@@ -598,7 +599,7 @@ static void report_rest_changes(const report *r, FILE *f) {
 static const report_section report_sections[] = {
     {"maps", "Attention maps", "Fig. 2, right; section 4.2",
      "What each query attends to, averaged over heads: a sink is the dark column at the left edge.", report_numbers_maps,
-     "Layer 21 of 28: 83&nbsp;% of the attention on the first token without the gate, 4&nbsp;% with it.",
+     "Layer 21: 83&nbsp;% of the attention on the first token without the gate, 4&nbsp;% with it.",
      {"maps_side_by_side", "maps_window"}, NULL, NULL},
     {"f-attn", "F-Attn by layer", "Fig. 2, left; F-Attn of Table 4",
      "The share of attention that goes to the first token: layers with sinks stand far above even attention.",
@@ -612,7 +613,7 @@ static const report_section report_sections[] = {
      {"f_attn_by_head", "sink_heads_by_layer"}, NULL, NULL},
     {"places", "Where the sink sits", "Section 4.2",
      "The attention that each position gets from the queries that see it, and for each head the position that gets most: "
-     "a sink may sit elsewhere than at position 0.", NULL, "All sinks there are on the first token.",
+     "a sink may sit elsewhere than at position 0.", NULL, "F-Attn is of the first token alone.",
      {"attention_by_position", "sink_position_by_head"}, NULL, NULL},
     {"entropy", "Entropy of the attention", "Section 4.2",
      "How widely attention is spread: a head that rests on one token has little entropy, and so has one that looks "
@@ -620,7 +621,7 @@ static const report_section report_sections[] = {
     {"drain", "Value drain", "Section 4.2; Guo et al. 2024",
      "How long the value and key states of the first token are, against those of the others: a sink&rsquo;s value drains, "
      "so that attention on it adds nothing.", report_numbers_drain,
-     "Not measured there. Guo et al. find that values drain where heads rest.",
+     "Not among its figures. Guo et al. find that values drain where heads rest.",
      {"drain_by_layer", "value_norm_by_position", "key_norm_by_position"}, NULL, NULL},
     {"histograms", "Gate scores: histograms", "Fig. 3; section 4.2",
      "How the gate scores are distributed: near 0 the gate silences what the head says.", report_numbers_gate,
@@ -638,7 +639,7 @@ static const report_section report_sections[] = {
     {"sparsity", "Share of small values before and after the gate", "Fig. 5; appendix A.3",
      "How much of Y is near zero: before the gate, after it, and with the layer&rsquo;s mean score in the scores&rsquo; "
      "place. What the last lacks against the second is sparsity that depends on the query.", report_numbers_below,
-     "The gate makes far more values small than its mean score would.", {"y_below_1e-2_by_layer", "y_below_1e-3_by_layer"},
+     "The same three counts, of the SDPA output.", {"y_below_1e-2_by_layer", "y_below_1e-3_by_layer"},
      NULL, NULL},
     {"m-act", "Massive activations", "Fig. 6; appendix A.4; M-Act of Table 4",
      "The largest absolute value of what attention and FFN add to the residual stream, and of the stream after each, by "
@@ -664,7 +665,7 @@ static const report_section report_sections[] = {
     {"interventions", "Interventions", "Sections 4.2 and 4.3",
      "The loss with one thing changed in the forward pass, against the loss without: what a part is for. At the right every "
      "head silenced in turn, by its share of attention on the first token.", NULL,
-     "Not done there; Fig. 5 puts the mean gate score in the scores&rsquo; place and counts small values.",
+     "Not among its figures; Fig. 5 puts the mean gate score in the scores&rsquo; place and counts small values.",
      {"interventions", "silenced_heads"}, report_rest_changes, NULL},
     {"lengths", "By length", "Section 4.4; Table 5",
      "How many of the answers&rsquo; tokens are the model&rsquo;s most likely ones (where the data asks questions), F-Attn, "
@@ -672,7 +673,7 @@ static const report_section report_sections[] = {
      "windows, which rises where positions lie beyond those that a model can tell apart.", NULL,
      "The gated model loses less when YaRN stretches its positions: at 128k 58.8 against 31.7.", {"lengths"},
      report_rest_lengths, NULL},
-    {"training", "Training curves", "Fig. 1; Table 1",
+    {"training", "Training curves", "Table 1",
      "Thin: the training loss, averaged over short stretches; dots: held-out loss, and F-Attn in the layer where it is "
      "largest: when the sink forms.", report_numbers_training, "Perplexity 6.026 without the gate, 5.761 with it.",
      {"training_curves"}, NULL, NULL},

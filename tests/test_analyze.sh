@@ -133,7 +133,8 @@ END
 for f in glob.glob("rep/figures/*.svg"): x.parse(f)'
     fi
 fi
-figures="maps_side_by_side maps_window f_attn_by_layer max_act_by_layer gate_by_layer gate_histogram training_curves maps_baseline maps_ga__t__ed"
+figures="f_attn_by_head sink_heads_by_layer attention_by_position sink_position_by_head entropy_by_layer drain_by_layer value_norm_by_position gate_histogram_ga__t__ed gate_mean_by_head y_magnitude_by_layer y_below_1e-2_by_layer y_below_1e-3_by_layer max_attention_output_by_layer max_attention_residual_by_layer max_ffn_output_by_layer max_act_by_position max_act_by_dimension rank_weights_by_layer rank_output_by_layer
+    rank_output_by_head maps_side_by_side maps_window f_attn_by_layer max_act_by_layer gate_by_layer gate_histogram training_curves maps_baseline maps_ga__t__ed"
 for f in $figures; do
     [ -s rep/figures/$f.gp ] || bad "figure $f has no script"
     command -v gnuplot > /dev/null || continue
@@ -141,6 +142,76 @@ for f in $figures; do
 done
 for f in f_attn_by_layer max_act_by_layer gate_by_layer gate_histogram training_curves map_baseline_layer{0,1,3,4} map_ga__t__ed_layer0; do
     if [ -s rep/figures/$f.csv ]; then ok "$f.csv"; else bad "$f.csv"; fi
+done
+
+# ---- details and interventions ----------------------------------------------------------------------------------------
+
+numbers --models baseline:runs/baseline "$gated:runs/gated" --data gen:backcopy,vocab=64 --num_samples 9 --interventions --output changed
+check "interventions run" test $? -eq 0
+if command -v python3 > /dev/null; then
+    check "summary.json: details agree with one another and with their CSV" python3 - << 'END'
+import csv, json, math
+plain, changed = (json.load(open(f"{d}/summary.json")) for d in ("rep", "changed"))
+near = lambda a, b, r=1e-6: abs(a - b) <= r * max(1, abs(b))
+mean = lambda x: sum(x) / len(x)
+for name, m in changed.items():
+    L, HQ, T, C = 5, 4, 24, 16
+    gated = name != "baseline"
+    for key in ("entropy", "value_drain", "key_drain", "y_before", "y_before_below_1e-2", "y_before_below_1e-3", "sink_heads",
+                "max_attention_output", "max_attention_residual", "max_ffn_output", "max_ffn_residual", "rank_weights",
+                "rank_before"):
+        assert len(m[key + "_by_layer"]) == L and all(math.isfinite(x) for x in m[key + "_by_layer"]), key
+    for key in ("y_after", "y_after_below_1e-2", "y_mean_gate_below_1e-2", "y_mean_gate_below_1e-3", "rank_after"):
+        assert (m[key] is not None) == gated and (m[key + "_by_layer"] is not None) == gated, key
+    for key in ("f_attn", "entropy", "rank_weights", "rank_output", "sink_position", "gate_mean", "gate_std", "gate_min", "gate_max"):
+        heads = m[key + "_by_head"]
+        assert heads is None if "gate" in key and not gated else [len(h) for h in heads] == [HQ] * L, key
+    assert near(m["attention_by_position"][0], m["f_attn"]) and len(m["attention_by_position"]) == T
+    assert near(sum(a * (T - j) for j, a in enumerate(m["attention_by_position"])), T)
+    assert near(m["entropy"], mean(m["entropy_by_layer"])) and near(mean(m["entropy_by_head"][2]), m["entropy_by_layer"][2])
+    assert near(m["max_ffn_residual"], m["m_act"]) and m["max_ffn_residual_by_layer"] == m["max_act_by_layer"]
+    assert near(max(m["max_act_by_position"]), max(m["max_act_by_layer"]))
+    assert near(m["max_act_by_dimension"][0][1], max(m["max_act_by_layer"])) and len(m["max_act_by_dimension"]) == C
+    peak = m["ffn_residual_peak_by_layer"][m["max_act_by_layer"].index(max(m["max_act_by_layer"]))]
+    assert peak["dimension"] == m["max_act_by_dimension"][0][0] and peak["position"] < T and 0 <= peak["token"] < 65
+    assert m["max_act_by_position"][peak["position"]] == max(m["max_act_by_position"])
+    assert m["sink_heads"] == sum(x > 0.3 for h in m["f_attn_by_head"] for x in h) / (L * HQ)
+    assert all(1 <= x <= 8 for x in m["rank_weights_by_layer"] + m["rank_before_by_layer"])
+    assert 0 < m["y_before_below_1e-3"] < m["y_before_below_1e-2"] < 1
+    if gated:
+        assert m["y_after"] < m["y_before"] and m["y_after_below_1e-2"] > m["y_before_below_1e-2"]
+        assert all(near(sum(h), 1) for h in m["gate_histogram_by_layer"]) and len(m["gate_histogram_by_layer"][0]) == 50
+        assert near(mean(m["gate_mean_by_head"][3]), m["gate_mean_by_layer"][3])
+        assert near(min(map(min, m["gate_min_by_head"])), min(m["gate_min_by_layer"]))
+    # interventions: what is asked for and no more; the rest is as without them
+    expected = {"first_key", "first_value"} | ({"gate_mean", "gate_1", "gate_half", "gate_double"} if gated else set())
+    assert set(m["interventions"]) == expected, m["interventions"]
+    assert all(abs(loss - m["loss"]) > 1e-7 for loss in m["interventions"].values())
+    assert [(h["layer"], h["head"]) for h in m["silenced_heads"]] == [(l, h) for l in range(L) for h in range(HQ)]
+    assert plain[name]["interventions"] is None and plain[name]["silenced_heads"] is None
+    assert {k: v for k, v in m.items() if k not in ("interventions", "silenced_heads")} == \
+        {k: v for k, v in plain[name].items() if k not in ("interventions", "silenced_heads")}
+    for row in csv.DictReader(open("changed/figures/interventions.csv")):
+        if row["model"] == name:
+            assert near(float(row["loss"]), m["interventions"][row["change"]])
+            assert near(float(row["difference"]), m["interventions"][row["change"]] - m["loss"], 1e-5)
+    for row in csv.DictReader(open("changed/figures/y_magnitude_by_layer.csv")):
+        column = name + ", before the gate"
+        assert near(float(row[column]), m["y_before_by_layer"][int(row["layer"])])
+    for row in csv.DictReader(open("changed/figures/f_attn_by_head.csv")):
+        if row["model"] == name:
+            assert near(float(row["value"]), m["f_attn_by_head"][int(row["layer"])][int(row["head"])])
+    rows = [r for r in csv.DictReader(open("changed/figures/attention_by_position.csv")) if r["model"] == name]
+    assert all(near(float(r["value"]), a) for r, a in zip(rows, m["attention_by_position"])) and len(rows) == T
+END
+fi
+for batch in 1 5; do numbers --models "$gated:runs/gated" --data gen:backcopy,vocab=64 --num_samples 9 --batch_size $batch --interventions --output "batch$batch"; done
+for key in entropy value_drain y_after max_ffn_output rank_after; do
+    close "$key does not depend on the batch" "$(number batch1/summary.json "$gated" $key)" "$(number batch5/summary.json "$gated" $key)" 1e-5
+done
+for change in gate_mean first_key; do
+    of() { number "$1" "$gated" interventions | grep -o "\"$change\": [0-9.e-]*" | cut -d' ' -f2; }
+    close "the loss with $change does not depend on the batch" "$(of batch1/summary.json)" "$(of batch5/summary.json)" 1e-5
 done
 
 # ---- the same figure from two places ---------------------------------------------------------------------------------
@@ -338,6 +409,7 @@ fails "fewer windows than asked for" 1 "fewer than --num_samples 64" --models b:
 fails "a token beyond the vocabulary" 1 "is not below vocab_size 65" --models $b --data text.txt
 fails "--maps without a prompt" 2 "--maps goes with --prompt" --models $b --maps
 fails "an option of a comparison with a prompt" 2 "--num_samples does not go with --prompt" --models $b --prompt 1 --num_samples 2
+fails "interventions on a prompt" 2 "--interventions does not go with --prompt" --models $b --prompt 1 --interventions
 fails "a prompt too long" 1 "more than its 24 positions" --models $b --prompt "1 2 3" --generate 30
 fails "a prompt of no tokens" 1 '"hello" is no token' --models $b --prompt "hello"
 fails "an empty prompt" 1 "--prompt is empty" --models $b --prompt " "

@@ -49,7 +49,7 @@ if [ -z "$browser" ]; then echo "skipped: the report in a browser: no Chromium" 
 # The page in a frame of a given width, since a headless window is not as narrow as a phone; what is seen there as text.
 frame() { # WIDTH HEIGHT
     cat << END
-<!DOCTYPE html><meta charset="utf-8"><style>body{margin:0}iframe{border:0;width:$1px;height:$2px}</style>
+<!DOCTYPE html><meta charset="utf-8"><style>body{margin:0}iframe{border:0;width:$1px;height:$2px}pre{display:none}</style>
 <iframe id="page" src="rep/report.html"></iframe><pre id="seen">nothing</pre>
 <script>
 const lines = [""], frame = document.getElementById("page");
@@ -57,7 +57,7 @@ frame.onload = () => {
     const d = frame.contentDocument, w = frame.contentWindow;
     d.querySelectorAll("details").forEach(e => e.open = true);
     const figures = [...d.querySelectorAll("figure")];
-    lines.push("figures " + figures.length, "width " + d.documentElement.scrollWidth, "tall " + d.documentElement.scrollHeight);
+    lines.push("figures " + figures.length, "width " + d.documentElement.scrollWidth);
     for (const figure of figures) {
         const svg = figure.querySelector("svg"), name = svg.querySelector("[id]").id.replace(/-gnuplot.*/, "");
         const size = svg.getBoundingClientRect(), scale = size.width / svg.viewBox.baseVal.width;
@@ -82,6 +82,8 @@ frame.onload = () => {
     const sections = [...d.querySelectorAll("section[id]")].map(s => s.id);
     lines.push("sections " + sections.join(" "));
     document.getElementById("seen").textContent = lines.join("\n");
+    d.querySelectorAll("details").forEach(e => e.open = false);
+    frame.style.height = d.documentElement.scrollHeight + "px";
 };
 </script>
 END
@@ -110,8 +112,7 @@ look() { # NAME WIDTH HEIGHT LETTERS: no figure's letters are smaller than LETTE
     if [ "$(sed -n 's/^width //p' "$out/$name.txt")" = "$width" ]; then ok "$name: nothing sticks out"
     else bad "$name: the page is $(sed -n 's/^width //p' "$out/$name.txt") wide, not $width"; fi
     if grep -q "CONSOLE" "$out/$name.log"; then bad "$name: $(grep -m 1 CONSOLE "$out/$name.log")"; else ok "$name: no console message"; fi
-    browse --window-size=$((width < 500 ? 500 : width)),"$(($(sed -n 's/^tall //p' "$out/$name.txt" | grep . || echo 4000) + 100))" \
-        --screenshot="$PWD/$out/$name.png" "$(page "$name.html")" > /dev/null 2>&1
+    browse --window-size=$((width < 500 ? 500 : width)),16000 --screenshot="$PWD/$out/$name.png" "$(page "$name.html")" > /dev/null 2>&1
     [ -s "$out/$name.png" ] && ok "$name: screenshot" || bad "$name: no screenshot"
 }
 look phone 390 20000 8
@@ -121,7 +122,7 @@ for id in maps f-attn heads places entropy drain histograms gate magnitude spars
     training depth paper method; do
     grep -q "^sections .*\\b$id\\b" "$out/desk.txt" || bad "section $id is missing"
 done
-browse --force-dark-mode --blink-settings=preferredColorScheme=0 --window-size=1200,3000 \
+browse --blink-settings=preferredColorScheme=0 --window-size=1200,3000 \
     --screenshot="$PWD/$out/dark.png" "$(page rep/report.html)" > /dev/null 2>&1
 browse --no-pdf-header-footer --print-to-pdf="$PWD/$out/paper.pdf" "$(page rep/report.html)" > /dev/null 2>&1
 if [ -s "$out/paper.pdf" ] && [ "$(grep -ac '/Type */Page\b' "$out/paper.pdf")" -ge 5 ]; then ok "on paper"; else bad "on paper"; fi
