@@ -786,7 +786,7 @@ GA_API double ga_value_drain(const ga_statistics *s, size_t layer);
 GA_API double ga_key_drain(const ga_statistics *s, size_t layer);
 
 /* Eq. 6: effective rank exp(-sum_i p_i log p_i), p_i = sigma_i / sum_j sigma_j (Roy and Vetterli 2007), between 1 and D, of
- *     GA_RANK_WEIGHTS   W_V^k W_O^k
+ *     GA_RANK_WEIGHTS   W_V^k W_O^k; NaN where a router mixes values (A.1)
  *     GA_RANK_BEFORE    the rows Y^k W_O^k over all positions seen, Y before the gate at G1
  *     GA_RANK_AFTER     the same behind it; NaN without one
  * ga_measure_ranks computes them from the model's weights and what s has seen; then ga_effective_rank tells. */
@@ -3565,13 +3565,14 @@ GAI_FN const ga_real *gai_modulated(const ga_model *m, const ga_layer_activation
                                     const ga_real **after) {
     ga_sizes z = m->sizes;
     size_t qD = z.HQ * z.D, kD = z.HK * z.D;
+    const ga_real *key = a->qgkv + qD + z.G + z.R_key + z.R_value;
     switch (m->gate.position) {
     case GA_G2:
         *stride = z.Z, *width = kD, *after = a->gated;
-        return a->qgkv + qD + z.G + kD;
+        return key + z.X_key;
     case GA_G3:
         *stride = z.Z, *width = kD, *after = a->gated;
-        return a->qgkv + qD + z.G;
+        return key;
     case GA_G4:
         *stride = z.Z, *width = qD, *after = a->gated;
         return a->qgkv;
@@ -4340,8 +4341,10 @@ GAI_FN void gai_rank_head(ga_details *d, const ga_real *value, const ga_real *ou
     size_t D = d->D, DD = D * D, at = l * d->HQ + h;
     double *left = work, *right = work + DD, *rest = work + 2 * DD;
     gai_gram(right, output + h * D, 1, d->HQ * D, D, d->C);
-    gai_gram(left, value + h / (d->HQ / d->HK) * D * d->C, d->C, 1, D, d->C);
-    d->ranks[GA_RANK_WEIGHTS * d->L * d->HQ + at] = gai_effective_rank(left, right, rest, D);
+    if (value) {
+        gai_gram(left, value + h / (d->HQ / d->HK) * D * d->C, d->C, 1, D, d->C);
+        d->ranks[GA_RANK_WEIGHTS * d->L * d->HQ + at] = gai_effective_rank(left, right, rest, D);
+    }
     memcpy(left, d->before + at * DD, DD * sizeof *left);
     d->ranks[GA_RANK_BEFORE * d->L * d->HQ + at] = gai_effective_rank(left, right, rest, D);
     memcpy(left, d->after + at * DD, DD * sizeof *left);
@@ -4361,7 +4364,8 @@ GA_API ga_result ga_measure_ranks(ga_statistics *s, ga_model *m, ga_error *e) {
         m->device.copy_out(m->device.state, value, w.value, value_bytes);
         m->device.copy_out(m->device.state, output, w.attn_output, output_bytes);
         GAI_PARALLEL_TASKS
-        for (size_t h = 0; h < d->HQ; h++) gai_rank_head(d, value, output, work + h * 3 * d->D * d->D, l, h);
+        for (size_t h = 0; h < d->HQ; h++)
+            gai_rank_head(d, m->sizes.R_value > 0 ? NULL : value, output, work + h * 3 * d->D * d->D, l, h);
     }
     GA_FREE(value);
     GA_FREE(output);

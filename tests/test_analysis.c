@@ -386,6 +386,50 @@ static void test_without_details(void **state) {
     free_fixture(&f);
 }
 
+/* Mixtures and switch heads, which have their own paths through the layer. */
+static void test_other_models(void **state) {
+    (void)state;
+    static const char *const settings[] = {
+        "n_experts=4 experts_per_token=2 gate_position=G1",
+        "switch_heads=v switch_experts=2 switch_top_k=1 gate_position=G1 gate_type=headwise",
+        "switch_heads=kv switch_experts=4 switch_top_k=2 gate_position=none",
+        "switch_heads=v switch_experts=2 switch_top_k=1 gate_position=G3",
+    };
+    enum { B = 2, T = 13 };
+    for (size_t i = 0; i < COUNT(settings); i++) {
+        ga_config c = ga_config_default();
+        configure(&c, "vocab_size=19 d_model=12 n_layers=2 n_heads=4 n_kv_heads=2 head_dim=6 d_ff=10 max_seq_len=13 "
+                      "batch_size=2");
+        configure(&c, settings[i]);
+        ga_model *m = create(&c, GA_INFERENCE);
+        randomise_weights(m, 3);
+        ga_statistics *s = ga_statistics_create_detailed(m);
+        uint64_t random = 6;
+        int32_t tokens[B * T];
+        fill_tokens(tokens, B * T, 19, &random);
+        ga_observer observer = {.statistics = s};
+        ga_error e;
+        double loss, without;
+        expect_ok(ga_forward(m, tokens, tokens, B, T, &observer, &loss, &e), &e);
+        expect_ok(ga_measure_ranks(s, m, &e), &e);
+        check_totals(s, 2, T);
+        for (size_t l = 0; l < 2; l++) {
+            expect_near(ga_activation_max(s, GA_FFN_RESIDUAL, l), ga_m_act(s, l), 1e-12, "residual");
+            assert_true(ga_activation_max(s, GA_FFN_OUTPUT, l) > 0);
+            assert_true(isnan(ga_effective_rank(s, GA_RANK_WEIGHTS, l, 0)) == (c.switch_heads != GA_SWITCH_NONE));
+            assert_true(ga_effective_rank(s, GA_RANK_BEFORE, l, 0) >= 1);
+            assert_true(ga_output_magnitude(s, GA_BEFORE_GATE, l) > 0);
+        }
+        for (int kind = GA_SILENCE_HEAD; kind <= GA_REMOVE_VALUE; kind++) {
+            ga_intervention change = {(ga_intervention_kind)kind, 1, 2, 0, NULL};
+            expect_ok(ga_forward_with(m, &change, tokens, tokens, B, T, NULL, &without, &e), &e);
+            assert_true(fabs(without - loss) > 1e-6);
+        }
+        ga_statistics_destroy(s);
+        ga_destroy(m);
+    }
+}
+
 /* ---- interventions ------------------------------------------------------------------------------------------------- */
 
 static void compare_intervention(ga_model *m, const fixture *inputs, const fixture *expected, const char *name,
@@ -513,13 +557,13 @@ static char *analysed[] = {"baseline",
                            "g2_input_independent_headwise"};
 
 int main(int argc, char **argv) {
-    enum { PLAIN = 9 };
+    enum { PLAIN = 10 };
     struct CMUnitTest tests[PLAIN + 2 * COUNT(analysed)] = {
         cmocka_unit_test(test_sdpa_statistics), cmocka_unit_test(test_magnitudes),
         cmocka_unit_test(test_maxima),          cmocka_unit_test(test_norms_and_moments),
         cmocka_unit_test(test_scale_rows),      cmocka_unit_test(test_threads),
         cmocka_unit_test(test_without_details), cmocka_unit_test(test_known_ranks),
-        cmocka_unit_test(test_entropy_uniform),
+        cmocka_unit_test(test_entropy_uniform), cmocka_unit_test(test_other_models),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     use_default_threads();
