@@ -267,6 +267,19 @@ numbers --models b:runs/bytes --data text.txt --num_samples 3 --seq_len 100 --ba
 numbers --models b:runs/bytes --data text.txt --num_samples 3 --seq_len 100 --batch_size 3 --output together
 check "nor on the batch" same_map apart/figures/map_b_layer0.csv together/figures/map_b_layer0.csv
 
+# ---- experts ---------------------------------------------------------------------------------------------------------
+
+check "train a mixture of experts" "$train" tiny.cfg n_experts=6 experts_per_token=2 d_ff=16 max_steps=10 output_dir=runs/experts
+check "compare it with a dense model" "$analyze" --models experts:runs/experts baseline:runs/baseline --data gen:backcopy,vocab=64 --num_samples 5 --output experts
+e=experts/summary.json
+loads() { number $e experts expert_load_by_expert | tr -d '[] ' | tr ',' '\n' | awk -v layer="$1" 'int((NR - 1) / 6) == layer'; }
+close "the loads of a layer's experts have the mean 1" "$(loads 3 | awk '{ sum += $1 } END { print sum / 6 }')" 1 1e-5
+close "the busiest is the largest of them" "$(number $e experts expert_max_load_by_layer | tr -d '[] ' | cut -d, -f4)" "$(loads 3 | sort -g | tail -1)" 1e-6
+check "a dense model has none" test "$(number $e baseline expert_max_load_by_layer)$(number $e baseline expert_load_by_expert)" = nullnull
+check "CSV of each expert" test "$(wc -l < experts/figures/expert_load_by_expert.csv)" -eq 31
+check "the report has their section" grep -q '<section id="experts">' experts/report.html
+check "one without experts has not" sh -c "! grep -q '<section id=\"experts\">' rep/report.html"
+
 # ---- by length -------------------------------------------------------------------------------------------------------
 
 # length FILE MODEL LENGTH KEY: of an entry of "lengths"
