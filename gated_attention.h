@@ -201,7 +201,7 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(SIZE, RUN, sample_every, 0, 0, 1e9, "", "steps between generated samples; 0: none")                              \
     X(SIZE, RUN, sample_tokens, 64, 1, 1e6, "", "tokens in a sample")                                                  \
     X(TEXT, RUN, output_dir, "", 0, 0, "", "where the run is kept; empty: checkpoints/<name of the configuration>")    \
-    X(TEXT, RUN, init_from, "", 0, 0, "", "checkpoint directory to start from")                                        \
+    X(TEXT, RUN, init_from, "", 0, 0, "", "checkpoint directory to start from; gives the model's keys that are not set")                                        \
     X(CHOICE, RUN, device, 0, 0, 2, "auto cpu cuda", "where to compute")                                               \
     X(CHOICE, RUN, use_amp, 0, 0, 2, "auto off on", "bfloat16 matrix products where the device has them")              \
     X(FLAG, RUN, tf32, 0, 0, 1, "", "float32 matrix products by TF32 where the device has it")                         \
@@ -5780,7 +5780,8 @@ GAI_FN void gai_print_value(gai_text *t, const ga_config *c, const gai_key *k) {
  * model gets a name that is nobody's, and no class of theirs (NULL), so that it is not taken for one of these. */
 GAI_FN const char *gai_own_family(const ga_config *c, const char **architecture) {
     bool plain = (c->gate_position == GA_NO_GATE || gai_gate_is_packed(c)) && c->partial_rotary_factor == 1 &&
-                 !c->sandwich_norm && !(c->attn_clip > 0) && !(c->ffn_clip > 0) && c->attention_sink == GA_SINK_NONE;
+                 !c->sandwich_norm && !(c->attn_clip > 0) && !(c->ffn_clip > 0) && c->attention_sink == GA_SINK_NONE &&
+                 c->switch_heads == GA_SWITCH_NONE;
     bool mixture = c->n_experts > 0, llama = !c->qk_norm && c->gate_position == GA_NO_GATE;
     *architecture = NULL;
     if (!plain || (mixture && !c->qk_norm)) return "gated_attention";

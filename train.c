@@ -278,15 +278,35 @@ static void choose_tokenizer(run *r) {
         snprintf(r->tokenizer, sizeof r->tokenizer, "%s", strcmp(chosen, "bytes") ? chosen : "");
 }
 
+/* With init_from, the model's keys that the configuration does not set are the checkpoint's (but for max_seq_len, and for
+ * the gate where that has none): those of `last` once the run has begun. */
+static bool take_model_keys(run *r, int argc, char **argv, const command_line *a) {
+    ga_config *c = &r->config, there = ga_config_default();
+    bool begun = !a->fresh && ga_checkpoint_exists(r->last, false);
+    if (ga_load_config(&there, begun ? r->last : c->init_from, true, &r->error))
+        return fail(r, 1, "init_from: %s", r->error.text);
+    *c = ga_config_default();
+    ga_key key;
+    for (size_t i = 0; ga_config_key(i, &key); i++) {
+        char value[GA_TEXT];
+        bool gate = strcmp(key.group, "GATE") == 0 && there.gate_position != GA_NO_GATE;
+        if (strcmp(key.group, "MODEL") && !gate) continue;
+        ga_config_get(&there, key.name, value, sizeof value);
+        if (ga_config_set(c, key.name, value, &r->error)) return fail_library(r);
+    }
+    if (ga_config_load(c, a->config_path, &r->error)) return fail(r, 2, "%s", r->error.text);
+    return set_keys(r, argc, argv, a) && name_run(r, a->config_path);
+}
+
 static bool configure(run *r, int argc, char **argv, const command_line *a) {
     if (!a->config_path)
         return fail(r, 2, "usage: ./train CONFIG.cfg [key=value ...] [--help] [--dry-run] [--fresh] [--profile]");
     ga_config *c = &r->config;
     *c = ga_config_default();
     if (ga_config_load(c, a->config_path, &r->error)) return fail(r, 2, "%s", r->error.text);
-    if (!set_keys(r, argc, argv, a)) return false;
+    if (!set_keys(r, argc, argv, a) || !name_run(r, a->config_path)) return false;
+    if (*c->init_from && !take_model_keys(r, argc, argv, a)) return false;
     if (ga_config_check(c, &r->error) || ga_summarize(c, GA_TRAINING, &r->cost, &r->error)) return fail_library(r);
-    if (!name_run(r, a->config_path)) return false;
     choose_tokenizer(r);
     return true;
 }

@@ -3,6 +3,7 @@
 # Run from the repository's root after make; TRAIN names another binary. Prints `ok NAME` or `FAIL NAME` for each
 # check and a last line `N passed, N failed`.
 set -u
+root=$(cd "$(dirname "$0")/.." && pwd)
 train=$(realpath "${TRAIN:-./train}")
 work=$(mktemp -d)
 mounted=
@@ -227,6 +228,23 @@ refuse "and nothing else that is missing" 1 "init_from: .*sandwich_norm is 0 .* 
 refuse "init_from does not drop a gate" 1 "init_from: .*gate_position is G1" tiny.cfg $still gate_position=none init_from=whole/best output_dir=other
 "$train" tiny.cfg $still rope_base=1e6 max_seq_len=64 init_from=whole/best output_dir=raised >raised.out 2>&1
 check "init_from takes another rope_base and length, and says so" grep -q "^start *from whole/best: rope_base was 10000$" raised.out
+# What other programs wrote: the model's keys come from there.
+outside() { # NAME DIRECTORY KEY...: a training goes on from the fixture, and its checkpoint has these keys
+    local name=$1 directory=$root/tests/fixtures/$2
+    shift 2
+    printf 'data = gen:random,vocab=30\nmax_seq_len = 12\nthreads = 1\nuse_amp = off\nmax_steps = 2\nwarmup_steps = 0\n' >outside.cfg
+    printf 'gradient_accumulation_steps = 1\neval_windows = 2\ngate_position = %s\n' "${1#*gate_position=}" >>outside.cfg
+    "$train" outside.cfg init_from="$directory" output_dir=outside --fresh >out 2>&1 || { bad "$name: $(tail -1 out)"; return; }
+    "$train" outside.cfg init_from="$directory" output_dir=outside max_steps=3 >>out 2>&1 || { bad "$name: $(tail -1 out)"; return; }
+    for key; do grep -qx "${key%%=*} = ${key#*=}" outside/config.cfg || { bad "$name: no $key"; return; }; done
+    ok "$name"
+}
+outside "init_from the authors' elementwise gate, in shards" hf_elementwise gate_position=G1 d_model=24 gate_type=elementwise
+outside "init_from the authors' headwise gate, BF16" hf_headwise gate_position=G1 n_heads=6 gate_type=headwise tied_embeddings=1
+outside "init_from the authors' baseline, F16" hf_baseline gate_position=none d_ff=40
+outside "init_from Llama" outside_llama gate_position=none qk_norm=0 rope_base=500000
+outside "init_from Qwen3-Next's attention layers" outside_qwen3_next gate_position=G1 partial_rotary_factor=0.25 head_dim=16
+
 refuse "init_from a checkpoint of another shape" 1 "init_from: .*n_layers is 2 .* 3" tiny.cfg init_from=whole/best output_dir=other n_layers=3
 refuse "init_from a directory that is none" 1 "nowhere" tiny.cfg init_from=nowhere output_dir=other
 
