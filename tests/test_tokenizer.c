@@ -255,7 +255,7 @@ static void try_long(data_tokenizer *t, const char *name, const char *unit, cons
     int32_t *tokens = encode(t, text, arrlenu(text), false);
     expect_below(seconds() - begin, 8, "seconds for %s", name);
     assert_true(arrlenu(tokens) > 0);
-    size_t length = 0, bytes;
+    size_t length = 0, bytes = 0;
     for (size_t i = 0; i < arrlenu(tokens); i++) {
         assert_non_null(data_tokenizer_bytes(t, tokens[i], &bytes));
         length += bytes;
