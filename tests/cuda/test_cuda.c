@@ -768,8 +768,9 @@ static void test_repeatable(void **unused) {
     free(first), free(second);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     use_default_threads();
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_heads),
