@@ -116,14 +116,12 @@ $(BUILD)/cuda/%.o: tests/cuda/%.cpp $(wildcard tests/cuda/*.h)
 	$(CXX) $(CUDA_CPU) -O2 -c $< -o $@
 $(BUILD)/cuda/kernels_cpu.o: gated_attention_cuda.cuh gated_attention.h $(wildcard tests/cuda/*.h)
 	@mkdir -p $(BUILD)/cuda
-	$(CXX) $(CUDA_CPU) -O1 -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c $< -o $@
+	$(CXX) $(CUDA_CPU) -O1 --coverage -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c $< -o $@
 $(BUILD)/cuda/test_%.o: tests/cuda/test_%.c tests/cuda/cuda_cpu_control.h $(TEST_HEADERS) | packages-test
 	@mkdir -p $(BUILD)/cuda
-	$(CC) $(TEST_CFLAGS) -Itests/cuda -c $< -o $@
-$(BUILD)/cuda/test_cpu: $(BUILD)/cuda/test_cuda.o $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
-	$(CXX) $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
-$(BUILD)/cuda/sdpa_cpu: $(BUILD)/cuda/test_sdpa.o $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
-	$(CXX) $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
+	$(CC) $(TEST_CFLAGS) -DGAI_CUDA_CPU -Itests/cuda -c $< -o $@
+$(BUILD)/cuda/%_cpu: $(BUILD)/cuda/test_%.o $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
+	$(CXX) --coverage $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
 # The same with the checker of tests/cuda/cuda_cpu_check.cpp: the compiler's calls for the thread sanitizer go to it.
 CUDA_CHECKED = $(CUDA_CPU) -DCUCPU_CHECK -fno-pie
 CUDA_CHECKED_PARTS = $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/checked/%.o) $(BUILD)/cuda/checked/cuda_cpu_check.o

@@ -3084,16 +3084,45 @@ GAI_FN bool gai_allocate_model(ga_model *m) {
     return true;
 }
 
+/* What a model takes of a device, with what its operators need beside. */
+GAI_FN double gai_needed_bytes(const ga_device *d, const ga_config *c, ga_mode mode) {
+    ga_summary s;
+    if (ga_summarize(c, mode, &s, NULL) != GA_OK) return INFINITY;
+    return (double)s.total_bytes + (double)(d->own_bytes ? d->own_bytes(d->state, c, mode) : 0);
+}
+
+/* Halves the micro-batch, and then also recomputes, until the model fits; false: it never does. */
+GAI_FN bool gai_make_fit(const ga_device *d, ga_config *c, ga_mode mode, double have) {
+    size_t batch_size = c->batch_size;
+    for (int again = c->recompute; again < 2; again++)
+        for (c->recompute = again, c->batch_size = batch_size; c->batch_size > 0; c->batch_size /= 2)
+            if (gai_needed_bytes(d, c, mode) <= have) return true;
+    return false;
+}
+
+GAI_FN ga_result gai_check_memory(const ga_device *d, const ga_config *c, ga_mode mode, ga_error *e) {
+    double have = d->free_bytes ? (double)d->free_bytes(d->state) : INFINITY, need = gai_needed_bytes(d, c, mode);
+    if (need <= have) return GA_OK;
+    ga_config less = *c;
+    char advice[128] = "; no batch_size and recompute make it fit";
+    if (gai_make_fit(d, &less, mode, have))
+        snprintf(advice, sizeof advice, "; batch_size=%zu recompute=%d takes %.1f MB", less.batch_size, less.recompute,
+                 gai_needed_bytes(d, &less, mode) / 1e6);
+    return gai_fail(e, GA_ERR_MEMORY, "the model takes %.1f MB, and the device has %.1f MB left: %.1f MB too few%s",
+                    need / 1e6, have / 1e6, (need - have) / 1e6, advice);
+}
+
 GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e) {
     ga_summary summary;
-    if (ga_summarize(c, mode, &summary, e) != GA_OK) return NULL;
+    ga_device d = device ? *device : ga_device_cpu();
+    if (ga_summarize(c, mode, &summary, e) != GA_OK || gai_check_memory(&d, c, mode, e) != GA_OK) return NULL;
     ga_model *m = (ga_model *)gai_zeroed(sizeof *m);
     if (!m) {
         gai_fail(e, GA_ERR_MEMORY, "no memory for the model");
         return NULL;
     }
     m->config = *c, m->sizes = ga_sizes_of(c), m->gate = ga_gate_of(c), m->router = ga_router_of(c), m->mode = mode;
-    m->device = device ? *device : ga_device_cpu();
+    m->device = d;
     m->max_rows = c->batch_size * c->max_seq_len;
     bool allocated = gai_allocate_model(m);
     ga_result result = gai_status(m, e);

@@ -2952,26 +2952,26 @@ static size_t gai_cuda_own_bytes(void *state, const ga_config *c, ga_mode mode) 
     ga_gate g = ga_gate_of(c);
     ga_summary summary;
     if (ga_summarize(c, mode, &summary, NULL) != GA_OK) return 0;
-    size_t N = c->batch_size * c->max_seq_len, qD = z.HQ * z.D, scratch = 0;
-    size_t x[] = {z.C, qD, z.C, z.F}, y[] = {z.Z, z.C, 2 * z.F, z.C}; /* the products of a layer */
-    for (size_t i = 0; i < sizeof x / sizeof *x; i++) {
-        size_t backward = mode == GA_TRAINING ? gai_cuda_operand_bytes(d, N * y[i]) : 0;
-        scratch = gai_cuda_max(scratch, gai_cuda_operand_bytes(d, N * x[i]) + backward);
+    size_t N = c->batch_size * c->max_seq_len, rows = gai_cuda_head_rows(d, N, z.V), scratch;
+    size_t products[][2] = {{z.C, z.Z}, {z.HQ * z.D, z.C},   {z.C, 2 * z.F},
+                            {z.F, z.C}, {z.C, z.G_channels}, {z.C, z.E}}; /* columns in and out */
+    scratch = gai_cuda_operand_bytes(d, rows * z.C) + gai_cuda_operand_bytes(d, rows * z.V);
+    for (size_t i = 0; i < sizeof products / sizeof *products; i++) {
+        size_t gradients = mode == GA_TRAINING ? gai_cuda_operand_bytes(d, N * products[i][1]) : 0;
+        scratch = gai_cuda_max(scratch, gai_cuda_operand_bytes(d, N * products[i][0]) + gradients);
     }
-    size_t rows = gai_cuda_head_rows(d, N, z.V);
-    scratch = gai_cuda_max(scratch, gai_cuda_operand_bytes(d, rows * z.C) + gai_cuda_operand_bytes(d, rows * z.V));
-    scratch = gai_cuda_max(scratch, GAI_CUDA_PARTS * gai_cuda_max(z.C, z.D) * sizeof(float));
+    size_t columns = gai_cuda_max(gai_cuda_max(z.C, z.D), z.E + 1), free_gate = z.G_free ? g.H * g.D : 0;
+    scratch = gai_cuda_max(scratch, GAI_CUDA_PARTS * columns * sizeof(float));
+    scratch = gai_cuda_max(scratch, (GAI_CUDA_PARTS + 1) * free_gate * sizeof(float));
     scratch = gai_cuda_max(scratch, GAI_CUDA_PARTS * sizeof(ga_gate_sums));
-    if (z.G_free) scratch = gai_cuda_max(scratch, (GAI_CUDA_PARTS + 1) * g.H * g.D * sizeof(float));
-    d->reserved = gai_cuda_max(d->reserved, scratch);
+    d->reserved = scratch;
     size_t packed = d->bf16 ? summary.weight_bytes / sizeof(float) * sizeof(__nv_bfloat16) : 0;
-    return packed + (d->reserved > d->scratch_bytes ? d->reserved - d->scratch_bytes : 0);
+    return packed + (scratch > d->scratch_bytes ? scratch : 0);
 }
 
 static size_t gai_cuda_free_bytes(void *state) {
-    size_t available = 0, total;
-    (void)GAI_CUDA((gai_cuda *)state, cudaMemGetInfo(&available, &total));
-    return available;
+    size_t available, total;
+    return GAI_CUDA((gai_cuda *)state, cudaMemGetInfo(&available, &total)) ? available : SIZE_MAX;
 }
 
 static ga_result gai_cuda_open(gai_cuda *d, ga_cuda_settings settings) {

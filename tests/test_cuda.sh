@@ -12,10 +12,10 @@ if [ -z "$include" ]; then
     exit 0
 fi
 
-# run NAME PROGRAM [FILTER]: a cmocka program; each of its tests counts
+# run NAME PROGRAM [FILTER [SKIP]]: a cmocka program; each of its tests counts
 run() {
     log="build/log/cuda-$1.log"
-    "$2" ${3+"$3"} >"$log" 2>&1
+    "$2" ${3+"$3"} ${4+"$4"} >"$log" 2>&1
     status=$?
     p=$(grep -c '^\[       OK \]' "$log")
     f=$(grep '^\[  FAILED  \] [a-zA-Z_]' "$log" | sort -u | wc -l)
@@ -26,17 +26,31 @@ run() {
 }
 
 mkdir -p build/log
-if make -s build/cuda/test_cpu build/cuda/sdpa_cpu build/cuda/checked/sdpa_cpu >build/log/cuda-build.log 2>&1; then ok "builds"; else
+programs="build/cuda/cuda_cpu build/cuda/sdpa_cpu build/cuda/checked/cuda_cpu build/cuda/checked/sdpa_cpu"
+# shellcheck disable=SC2086 # a list
+if make -s $programs >build/log/cuda-build.log 2>&1; then ok "builds"; else
     bad "builds" && head -n 20 build/log/cuda-build.log
     echo "$passed passed, $failed failed"
     exit 1
 fi
-run "on the CPU" build/cuda/test_cpu
+rm -f build/cuda/*.gcda
+run "on the CPU" build/cuda/cuda_cpu
 for CUCPU_SEED in 0 1 3; do # in order, in reverse, at random
     export CUCPU_SEED
+    run "on the CPU, order $CUCPU_SEED" build/cuda/cuda_cpu 'test_*' 'test_training*'
     run "attention on the CPU, order $CUCPU_SEED" build/cuda/sdpa_cpu
 done
 unset CUCPU_SEED
+run "with the checker" build/cuda/checked/cuda_cpu 'test_*' 'test_training*'
 run "attention with the checker" build/cuda/checked/sdpa_cpu
+
+# Lines of the companion that ran: gcov names each template's copies; a line counts once.
+gcov -r -t -o build/cuda build/cuda/kernels_cpu.o >build/cuda/coverage 2>build/log/cuda-coverage.log
+coverage=$(awk -F: '/0:Source:/ { ours = $4 ~ /cuh$/ } ours && /^ *[0-9=#]/ { all[$2] = 1; if ($1 !~ /[#=]/) ran[$2] = 1 }
+    END { for (l in all) n++; for (l in ran) r++; printf "%d %d %.1f", r, n, n ? 100 * r / n : 0 }' \
+    build/cuda/coverage)
+set -- $coverage
+echo "coverage: $1 of $2 lines of gated_attention_cuda.cuh, $3 %"
+if [ "$(echo "$3" | cut -d. -f1)" -ge 95 ]; then ok "coverage above 95 %"; else bad "coverage above 95 %"; fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

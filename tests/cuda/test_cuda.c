@@ -768,9 +768,131 @@ static void test_repeatable(void **unused) {
     free(first), free(second);
 }
 
+/* ---- memory and failures, on the emulated device ----------------------------------------------------------------------- */
+
+#ifdef GAI_CUDA_CPU
+
+/* A step takes no memory: own_bytes knew what operators need, and ga_create has taken it. */
+static void test_no_late_memory(void **unused) {
+    (void)unused;
+    for (size_t i = 0; i < COUNT(variants); i++) {
+        open_device(i % 2);
+        ga_config c = ga_config_default();
+        configure(&c, SMALL), configure(&c, variants[i]);
+        size_t before = cucpu_memory_used();
+        ga_summary s;
+        ga_error e;
+        expect_ok(ga_summarize(&c, GA_TRAINING, &s, &e), &e);
+        size_t known = s.total_bytes + device.own_bytes(device.state, &c, GA_TRAINING);
+        ga_model *m = create_there(&c, GA_TRAINING);
+        long allocations = cucpu_allocations();
+        assert_true(cucpu_memory_used() - before == known);
+        ga_statistics *statistics = ga_statistics_create(m);
+        ga_observer observer = {.statistics = statistics};
+        int32_t tokens[38];
+        double loss, norm;
+        fill_tokens(tokens, 38, c.vocab_size, &stream);
+        expect_ok(ga_forward_backward(m, tokens, tokens, 2, 19, 1, &observer, &loss, &e), &e);
+        expect_ok(ga_update(m, 1e-3, &norm, &e), &e);
+        if (cucpu_allocations() != allocations) fail_msg("%s: a step allocates", variants[i]);
+        ga_statistics_destroy(statistics);
+        ga_destroy(m);
+        close_device();
+    }
+    assert_true(cucpu_live_allocations() == 0);
+}
+
+/* What a model of the open device takes. */
+static size_t needed(const ga_config *c) {
+    ga_summary s;
+    ga_error e;
+    expect_ok(ga_summarize(c, GA_TRAINING, &s, &e), &e);
+    return s.total_bytes + device.own_bytes(device.state, c, GA_TRAINING);
+}
+
+/* A device that is too small: by how much, and the keys that the message names make it fit. */
+static void test_too_small(void **unused) {
+    (void)unused;
+    static const char *const fitting[] = {"batch_size=4 recompute=0", "batch_size=1 recompute=1"};
+    ga_config c = ga_config_default();
+    configure(&c, SMALL), configure(&c, "batch_size=16 max_seq_len=100 n_layers=4");
+    ga_error e;
+    for (size_t i = 0; i < 2; i++) {
+        open_device(true);
+        ga_config less = c;
+        configure(&less, fitting[i]);
+        cucpu_set_memory(cucpu_memory_used() + needed(&less));
+        assert_null(ga_create(&c, &device, GA_TRAINING, &e));
+        assert_int_equal(e.result, GA_ERR_MEMORY);
+        char text[256], *keys = strstr(e.text, "; batch_size=");
+        snprintf(text, sizeof text, "; %s takes", fitting[i]);
+        if (!keys || strncmp(keys, text, strlen(text)) != 0) fail_msg("not %s: %s", fitting[i], e.text);
+        ga_destroy(create_there(&less, GA_TRAINING));
+        close_device();
+    }
+    open_device(true);
+    cucpu_set_memory(cucpu_memory_used() + 1000);
+    assert_null(ga_create(&c, &device, GA_TRAINING, &e));
+    assert_non_null(strstr(e.text, "no batch_size and recompute make it fit"));
+    close_device();
+    cucpu_set_memory((size_t)8 << 30);
+}
+
+/* What a program does with a device, up to the first failure. */
+static ga_result use_device(ga_error *e) {
+    ga_config c = ga_config_default();
+    configure(&c, SMALL), configure(&c, "n_layers=1");
+    ga_cuda_settings settings = {0, true, false};
+    ga_result result = ga_device_cuda(&device, settings, e);
+    if (result != GA_OK) return result;
+    ga_model *m = ga_create(&c, &device, GA_TRAINING, e);
+    result = m ? GA_OK : e->result;
+    int32_t tokens[19] = {1, 2, 3};
+    double loss, norm;
+    if (result == GA_OK) result = ga_forward_backward(m, tokens, tokens, 1, 19, 1, NULL, &loss, e);
+    if (result == GA_OK) result = ga_update(m, 1e-3, &norm, e);
+    if (result == GA_OK) device.wait(device.state), result = device.status(device.state, e);
+    ga_destroy(m);
+    ga_device_cuda_destroy(&device);
+    return result;
+}
+
+/* Each call of CUDA and cuBLAS fails once: the program hears of it, in one line with file and line, and goes on. */
+static void test_failures(void **unused) {
+    (void)unused;
+    ga_error e;
+    cucpu_fail_call(0);
+    expect_ok(use_device(&e), &e);
+    long calls = cucpu_calls(), heard = 0;
+    for (long n = 1; n <= calls; n += n < 40 ? 1 : 5) {
+        cucpu_fail_call(n);
+        memset(&e, 0, sizeof e);
+        ga_result result = use_device(&e);
+        if (result == GA_OK) {
+            if (n < calls - 12)
+                fail_msg("call %ld of %ld fails, and nobody says so", n, calls); /* closing: nobody asks */
+            continue;
+        }
+        heard++;
+        bool where =
+            strstr(e.text, "gated_attention_cuda.cuh:") && (strstr(e.text, "launch") || strstr(e.text, "initial"));
+        if (!where) fail_msg("call %ld: %s", n, e.text);
+    }
+    cucpu_fail_call(0);
+    assert_true(heard > 50);
+    ga_cuda_settings none = {7, true, false};
+    assert_int_equal(ga_device_cuda(&device, none, &e), GA_ERR_DEVICE);
+    assert_non_null(strstr(e.text, "there are 1"));
+    cucpu_set_devices(0);
+    assert_int_equal(ga_device_cuda(&device, none, &e), GA_ERR_DEVICE);
+    cucpu_set_devices(1);
+}
+#endif
+
 int main(int argc, char **argv) {
     use_default_threads();
     if (argc > 1) cmocka_set_test_filter(argv[1]);
+    if (argc > 2) cmocka_set_skip_filter(argv[2]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rmsnorm),
         cmocka_unit_test(test_heads),
@@ -788,6 +910,11 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_training_bf16),
         cmocka_unit_test(test_inference),
         cmocka_unit_test(test_repeatable),
+#ifdef GAI_CUDA_CPU
+        cmocka_unit_test(test_no_late_memory),
+        cmocka_unit_test(test_too_small),
+        cmocka_unit_test(test_failures),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
