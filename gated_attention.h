@@ -54,6 +54,7 @@
  *     Table 3 RMSNorm or SiLU on the SDPA output     gate_form = self
  *     Table 4 gate score, M-Act, F-Attn              ga_gate_mean, ga_m_act, ga_f_attn
  *     A.1     switch heads (Table 6)                 ga_switch_forward, ga_switch_backward; keys switch_*
+ *     4.4     longer contexts: RoPE's base, YaRN     keys rope_*; ga_rope_frequency, ga_rope_scale; ga_start_from
  *     Fig. 2  F-Attn by layer; attention maps        ga_f_attn(s, layer), ga_map
  *     Fig. 3  histograms of the gate scores          ga_gate_histogram
  *     Fig. 4  mean |Y| before and after the gate     ga_output_magnitude
@@ -148,6 +149,11 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(REAL, MODEL, router_z_coef, 0.001, 0, 1000, "", "of the router's z-loss")                                        \
     X(SIZE, MODEL, max_seq_len, 512, 1, 16777216, "", "positions in a sequence")                                       \
     X(REAL, MODEL, rope_base, 10000, 1, 1e12, "", "base of the rotary position embedding")                             \
+    X(REAL, MODEL, rope_factor, 1, 1, 1e6, "", "YaRN: for lengths up to this times the original; 1: off (4.4)")        \
+    X(SIZE, MODEL, rope_original_length, 0, 0, 16777216, "", "YaRN: positions that RoPE was trained for")              \
+    X(REAL, MODEL, rope_beta_fast, 32, 1e-3, 1e6, "", "YaRN: pairs that turn more often over that length stay")        \
+    X(REAL, MODEL, rope_beta_slow, 1, 1e-3, 1e6, "", "YaRN: pairs that turn less often are slowed by rope_factor")     \
+    X(REAL, MODEL, rope_attention_factor, 0, 0, 1000, "", "YaRN: scale of cos and sin; 0: 0.1 ln(rope_factor) + 1")    \
     X(REAL, MODEL, partial_rotary_factor, 1, 0, 1, "", "share of a head's pairs of dimensions that RoPE turns")        \
     X(REAL, MODEL, norm_eps, 1e-6, 0, 1, "", "epsilon of every RMSNorm")                                               \
     X(FLAG, MODEL, qk_norm, 1, 0, 1, "", "RMSNorm of each query and key head, before RoPE")                            \
@@ -537,6 +543,11 @@ typedef struct {
 } ga_sizes;
 
 GA_API ga_sizes ga_sizes_of(const ga_config *c);
+
+/* RoPE, with YaRN where rope_factor > 1: radians a position of pair i of a head (0: it does not turn), and the scale of
+ * cos and sin, by which queries and keys grow. */
+GA_API double ga_rope_frequency(const ga_config *c, size_t i);
+GA_API double ga_rope_scale(const ga_config *c);
 
 /* ---- model -------------------------------------------------------------------------------------------------------- */
 
@@ -1289,6 +1300,21 @@ GAI_FN ga_result gai_check_gate(const ga_config *c, ga_error *e) {
     return GA_OK;
 }
 
+/* The same of YaRN. */
+GAI_FN ga_result gai_check_rope(const ga_config *c, ga_error *e) {
+    if (c->rope_factor == 1) return GA_OK;
+    if (c->rope_original_length == 0)
+        return gai_fail(e, GA_ERR_CONFIG,
+                        "rope_factor=%g needs rope_original_length, the positions that RoPE was trained for",
+                        c->rope_factor);
+    if (c->rope_beta_fast < c->rope_beta_slow)
+        return gai_fail(e, GA_ERR_CONFIG, "rope_beta_fast=%g is below rope_beta_slow=%g", c->rope_beta_fast,
+                        c->rope_beta_slow);
+    if (c->rope_base == 1)
+        return gai_fail(e, GA_ERR_CONFIG, "rope_factor=%g with rope_base=1: all pairs turn alike", c->rope_factor);
+    return GA_OK;
+}
+
 /* The same of switch heads. */
 GAI_FN ga_result gai_check_switch(const ga_config *c, ga_error *e) {
     if (c->switch_heads == GA_SWITCH_NONE) return GA_OK;
@@ -1327,7 +1353,8 @@ GA_API ga_result ga_config_check(const ga_config *c, ga_error *e) {
             e, GA_ERR_CONFIG,
             "experts_per_token=1 with normalize_top_k=1: the weight is always 1, and the router learns nothing "
             "from the loss");
-    ga_result result = gai_check_switch(c, e);
+    ga_result result = gai_check_rope(c, e);
+    if (result == GA_OK) result = gai_check_switch(c, e);
     return result == GA_OK ? gai_check_gate(c, e) : result;
 }
 
@@ -1606,7 +1633,7 @@ GA_API void ga_linear_channels_backward(ga_real *dx, ga_real *dw, const ga_real 
  *     y     (B, T, H, D)  out
  *     x     (B * T) rows of H * D values, x_stride apart: a section of [query | gate | key | value], or gated values
  *     w     (D)           or NULL
- *     rope  (T, D)        or NULL: cos of D/2 angles, then sin, for the first of the T positions on
+ *     rope  (T, D)        or NULL: cos of D/2 angles, then sin, for the first of the T positions on; YaRN scales both
  *
  * The backward pass needs x; the norm is cheap to do again.
  */
@@ -3038,14 +3065,48 @@ GAI_FN size_t gai_rotary_pairs(const ga_config *c) {
     return (size_t)((double)c->head_dim * c->partial_rotary_factor) / 2;
 }
 
-/* RoPE: the angle of pair i of the R that turn is t base^(-i/R) at position t. */
+/* The pair, as a real number, that makes `turns` turns over the original length: L base^(-i/R) = 2 pi turns. */
+GAI_FN double gai_pair_of_turns(const ga_config *c, double turns) {
+    double length = (double)c->rope_original_length;
+    return (double)gai_rotary_pairs(c) * log(length / (6.283185307179586 * turns)) / log(c->rope_base);
+}
+
+/* Section 2.1, RoPE, and 4.4, YaRN (Peng et al. 2023). Of the R pairs that turn, pair i has
+ *
+ *     theta_i = base^(-i/R)
+ *
+ * and with YaRN, where i(b) is the pair that makes b turns over the original length,
+ *
+ *     low = floor i(beta_fast),   high = ceil i(beta_slow),   both within 0 .. 2 R - 1
+ *     theta_i ((1 - r_i) + r_i / factor),                     r_i = (i - low) / (high - low), within 0 .. 1
+ *
+ * The angle at position t is t times that. */
+GA_API double ga_rope_frequency(const ga_config *c, size_t i) {
+    size_t turning = gai_rotary_pairs(c);
+    if (i >= turning) return 0;
+    double theta = pow(c->rope_base, -(double)i / (double)turning);
+    if (c->rope_factor == 1) return theta;
+    double low = fmax(floor(gai_pair_of_turns(c, c->rope_beta_fast)), 0);
+    double high = fmin(ceil(gai_pair_of_turns(c, c->rope_beta_slow)), 2 * (double)turning - 1);
+    if (low == high) high += 0.001;
+    double ramp = fmin(fmax(((double)i - low) / (high - low), 0), 1);
+    return theta * (1 - ramp) + theta * ramp / c->rope_factor;
+}
+
+GA_API double ga_rope_scale(const ga_config *c) {
+    if (c->rope_factor == 1) return 1;
+    return c->rope_attention_factor > 0 ? c->rope_attention_factor : 0.1 * log(c->rope_factor) + 1;
+}
+
 GAI_FN void gai_initialise_rope(ga_model *m) {
     ga_real row[GA_MAX_HEAD_DIM];
-    size_t half = m->sizes.D / 2, turning = gai_rotary_pairs(&m->config);
+    double frequencies[GA_MAX_HEAD_DIM / 2], scale = ga_rope_scale(&m->config);
+    size_t half = m->sizes.D / 2;
+    for (size_t i = 0; i < half; i++) frequencies[i] = ga_rope_frequency(&m->config, i);
     for (size_t t = 0; t < m->config.max_seq_len; t++) {
         for (size_t i = 0; i < half; i++) {
-            double angle = i < turning ? (double)t * pow(m->config.rope_base, -(double)i / (double)turning) : 0;
-            row[i] = (ga_real)cos(angle), row[half + i] = (ga_real)sin(angle);
+            double angle = (double)t * frequencies[i], size = frequencies[i] > 0 ? scale : 1;
+            row[i] = (ga_real)(cos(angle) * size), row[half + i] = (ga_real)(sin(angle) * size);
         }
         m->device.copy_in(m->device.state, m->rope + t * 2 * half, row, 2 * half * sizeof *row);
     }
@@ -5818,6 +5879,45 @@ GAI_FN const char *gai_own_family(const ga_config *c, const char **architecture)
     return mixture ? "qwen3_moe" : llama ? "llama" : "qwen3";
 }
 
+/* YaRN's keys, Hugging Face's and ours. */
+enum { GAI_YARN_KEYS = 5 };
+
+GAI_FN const gai_hf_key *gai_yarn_keys(void) {
+    static const gai_hf_key keys[GAI_YARN_KEYS] = {{"factor", "rope_factor", true},
+                                                   {"original_max_position_embeddings", "rope_original_length", false},
+                                                   {"beta_fast", "rope_beta_fast", false},
+                                                   {"beta_slow", "rope_beta_slow", false},
+                                                   {"attention_factor", "rope_attention_factor", false}};
+    return keys;
+}
+
+/* Whether a key of ours stands in the file as YaRN's as well, or is ruled out there by the lack of YaRN. */
+GAI_FN bool gai_yarn_says(const ga_config *c, const gai_json *hf, const char *name) {
+    if (!hf[GAI_HF_rope_scaling].start && !hf[GAI_HF_rope_parameters].start) return false;
+    for (size_t i = 0; i < GAI_YARN_KEYS; i++)
+        if (strcmp(gai_yarn_keys()[i].own, name) == 0) return i == 0 || c->rope_factor != 1;
+    return false;
+}
+
+/* transformers wants YaRN's numbers to be floats, and no attention_factor where the rule makes it. */
+GAI_FN void gai_print_rope_scaling(gai_text *t, const ga_config *c) {
+    gai_print(t, "  \"rope_scaling\": ");
+    if (c->rope_factor == 1) {
+        gai_print(t, "null,\n");
+        return;
+    }
+    gai_print(t, "{\"rope_type\": \"yarn\"");
+    for (size_t i = 0; i < GAI_YARN_KEYS; i++) {
+        const gai_key *k = gai_find_key(gai_yarn_keys()[i].own);
+        char text[GA_TEXT];
+        ga_config_get(c, k->name, text, sizeof text);
+        if (k == &gai_keys()[GAI_KEY_rope_attention_factor] && c->rope_attention_factor == 0) continue;
+        bool whole = k->kind == GAI_REAL && !strpbrk(text, ".e");
+        gai_print(t, ", \"%s\": %s%s", gai_yarn_keys()[i].name, text, whole ? ".0" : "");
+    }
+    gai_print(t, "},\n");
+}
+
 GAI_FN ga_result gai_save_config(const ga_model *m, const char *directory, ga_error *e) {
     const ga_config *c = &m->config;
     char path[GAI_PATH], buffer[8192];
@@ -5830,7 +5930,8 @@ GAI_FN ga_result gai_save_config(const ga_model *m, const char *directory, ga_er
     if (c->n_experts > 0) gai_print(&t, "  \"decoder_sparse_step\": 1,\n  \"mlp_only_layers\": [],\n");
     gai_print(&t, "  \"torch_dtype\": \"%s\",\n", gai_own_dtype() == GAI_F64 ? "float64" : "float32");
     gai_print(&t, "  \"hidden_act\": \"silu\",\n  \"attention_bias\": false,\n  \"qkv_bias\": false,\n");
-    gai_print(&t, "  \"use_sliding_window\": false,\n  \"sliding_window\": null,\n  \"rope_scaling\": null,\n");
+    gai_print(&t, "  \"use_sliding_window\": false,\n  \"sliding_window\": null,\n");
+    gai_print_rope_scaling(&t, c);
     gai_print(&t, "  \"headwise_attn_output_gate\": %s,\n", gai_switch(c, GA_HEADWISE) ? "true" : "false");
     gai_print(&t, "  \"elementwise_attn_output_gate\": %s,\n", gai_switch(c, GA_ELEMENTWISE) ? "true" : "false");
     for (const gai_hf_key *k = gai_hf_keys(); k->own; k++) {
@@ -5991,26 +6092,53 @@ GAI_FN ga_result gai_parse_mixture(ga_config *c, gai_json *values) {
     return GA_OK;
 }
 
+/* YaRN's keys among the members of `object`, of which `other` are not computed. The original length is by default the
+ * one that the file gives. */
+GAI_FN ga_result gai_parse_yarn(ga_config *c, const gai_json *object, const char *name, gai_json *yarn,
+                                const gai_json *other, size_t n_other, const gai_json *length) {
+    for (size_t i = 0; i < n_other; i++)
+        if (other[i].at)
+            return gai_fail(object->e, GA_ERR_CONFIG,
+                            "%s: %s of type yarn: mscale, mscale_all_dim and truncate are not "
+                            "supported",
+                            object->path, name);
+    if (!yarn[0].at) return gai_fail(object->e, GA_ERR_FORMAT, "%s: %s: factor is missing", object->path, name);
+    if (!yarn[1].at) yarn[1] = *length;
+    ga_result result = GA_OK;
+    for (size_t i = 0; i < GAI_YARN_KEYS && result == GA_OK; i++) {
+        const gai_hf_key *k = &gai_yarn_keys()[i];
+        if (yarn[i].at) result = gai_set_value(c, gai_find_key(k->own), k->name, yarn[i]);
+    }
+    return result;
+}
+
 /* rope_scaling, or what newer writers have in its place: rope_parameters, with the base and the share inside. */
 GAI_FN ga_result gai_parse_rope(ga_config *c, const gai_json *values, int key) {
-    static const char *const names[] = {"rope_type", "type", "rope_theta", "partial_rotary_factor"};
+    enum { TYPE, OLD_TYPE, BASE, SHARE, OTHER, YARN = OTHER + 3, MEMBERS = YARN + GAI_YARN_KEYS };
+    const char *names[MEMBERS] = {"rope_type", "type",           "rope_theta", "partial_rotary_factor",
+                                  "mscale",    "mscale_all_dim", "truncate"};
     const gai_json *object = &values[key];
-    gai_json members[4], *type = &members[0];
+    gai_json members[MEMBERS], *type = &members[TYPE];
     if (!object->at || gai_json_is(object, "false")) return GA_OK;
     const char *name = gai_hf_keys()[key].name;
-    ga_result result = gai_json_members(*object, names, 4, members, false);
+    for (size_t i = 0; i < GAI_YARN_KEYS; i++) names[YARN + i] = gai_yarn_keys()[i].name;
+    ga_result result = gai_json_members(*object, names, MEMBERS, members, false);
     if (result != GA_OK) return result;
-    if (!type->at) type = &members[1];
+    if (!type->at) type = &members[OLD_TYPE];
     char *text = NULL;
-    if (type->at && !gai_json_is(type, "\"default\"")) {
+    if (type->at && gai_json_is(type, "\"yarn\"")) {
+        result = gai_parse_yarn(c, object, name, members + YARN, members + OTHER, YARN - OTHER,
+                                &values[GAI_HF_max_position_embeddings]);
+    } else if (type->at && !gai_json_is(type, "\"default\"")) {
         if (!gai_json_string(type, &text))
             return gai_fail(object->e, GA_ERR_FORMAT, "%s: %s: its type is no string", object->path, name);
         return gai_fail(object->e, GA_ERR_CONFIG, "%s: %s of type %.32s is not supported", object->path, name,
                         gai_printable(text));
     }
-    if (members[2].at) result = gai_set_value(c, gai_find_key("rope_base"), names[2], members[2]);
-    if (members[3].at && result == GA_OK)
-        result = gai_set_value(c, gai_find_key("partial_rotary_factor"), names[3], members[3]);
+    if (members[BASE].at && result == GA_OK)
+        result = gai_set_value(c, gai_find_key("rope_base"), names[BASE], members[BASE]);
+    if (members[SHARE].at && result == GA_OK)
+        result = gai_set_value(c, gai_find_key("partial_rotary_factor"), names[SHARE], members[SHARE]);
     return result;
 }
 
@@ -6044,6 +6172,9 @@ GAI_FN ga_result gai_parse_own_keys(ga_config *c, const gai_json *hf, bool keep_
         result = gai_set_value(c, keys[i], names[i], values[i]);
         if (result != GA_OK) return result;
         ga_config_get(c, names[i], after, sizeof after);
+        if (strcmp(before, after) != 0 && gai_yarn_says(c, hf, names[i]))
+            return gai_fail(object->e, GA_ERR_FORMAT, "%s: rope_scaling (%s = %s) contradicts gated_attention.%s = %s",
+                            object->path, names[i], before, names[i], after);
         for (size_t k = 0; gai_hf_keys()[k].own; k++)
             if (hf[k].at && strcmp(gai_hf_keys()[k].own, names[i]) == 0 && strcmp(before, after) != 0)
                 return gai_fail(object->e, GA_ERR_FORMAT, "%s: %s = %s contradicts gated_attention.%s = %s",
@@ -6405,7 +6536,7 @@ GAI_FN void gai_add_change(char *changes, size_t size, const char *format, ...) 
 GAI_FN ga_result gai_compare_start(ga_config *from, const ga_model *m, const char *directory, char *changes,
                                    size_t size, ga_error *e) {
     ga_config stored = m->config;
-    ga_result result = ga_load_config(&stored, directory, true, e);
+    ga_result result = ga_load_config(&stored, directory, false, e);
     *from = m->config;
     for (size_t i = 0; result == GA_OK && i < GAI_KEY_COUNT; i++) {
         const char *name = gai_keys()[i].name;
@@ -6417,6 +6548,8 @@ GAI_FN ga_result gai_compare_start(ga_config *from, const ga_model *m, const cha
         gai_add_change(changes, size, "%s was %s", name, theirs);
         result = ga_config_set(from, name, theirs, e);
     }
+    if (result == GA_OK && stored.max_seq_len != m->config.max_seq_len)
+        gai_add_change(changes, size, "max_seq_len was %zu", stored.max_seq_len);
     if (result == GA_OK && stored.gate_position == GA_NO_GATE) from->gate_position = GA_NO_GATE;
     return result;
 }

@@ -318,6 +318,7 @@ static const char *const gates[] = {
     "gate_input_dims=5",
     "gate_position=none switch_heads=kv switch_experts=3 switch_top_k=2",
     "switch_heads=v",
+    "rope_factor=2.5 rope_original_length=3 rope_beta_fast=8 rope_attention_factor=1.5",
 };
 
 static void test_round_trip(void **state) {
@@ -706,8 +707,8 @@ static void test_start_from(void **state) {
 
 /* ---- Hugging Face --------------------------------------------------------------------------------------------------- */
 
-static void check_logits(const char *name, const char *gate_position, const char *gate_type) {
-    enum { B = 2, T = 11, V = 37 };
+static void check_batch(const char *name, const char *gate_position, const char *gate_type, size_t B, size_t T) {
+    enum { V = 37 };
     char directory[128], path[192], text[GA_TEXT];
     ga_error e;
     snprintf(directory, sizeof directory, "tests/fixtures/%s", name);
@@ -719,14 +720,17 @@ static void check_logits(const char *name, const char *gate_position, const char
     ga_config_get(&m->config, "gate_type", text, sizeof text);
     assert_string_equal(text, gate_type);
     contents c = read_file(path);
-    const unsigned char *t = find_tensor(&c, "tokens", "\"dtype\":\"I32\",\"shape\":[2,11]");
-    const unsigned char *l = find_tensor(&c, "logits", "\"dtype\":\"F32\",\"shape\":[2,11,37]");
+    snprintf(text, sizeof text, "\"dtype\":\"I32\",\"shape\":[%zu,%zu]", B, T);
+    const unsigned char *t = find_tensor(&c, "tokens", text);
+    snprintf(text, sizeof text, "\"dtype\":\"F32\",\"shape\":[%zu,%zu,37]", B, T);
+    const unsigned char *l = find_tensor(&c, "logits", text);
     assert_true(t && l);
-    int32_t tokens[B * T];
-    float expected[B * T * V];
-    double wide[B * T * V];
-    memcpy(tokens, t, sizeof tokens);
-    memcpy(expected, l, sizeof expected);
+    int32_t *tokens = (int32_t *)malloc(B * T * sizeof *tokens);
+    float *expected = (float *)malloc(B * T * V * sizeof *expected);
+    double *wide = (double *)malloc(B * T * V * sizeof *wide);
+    assert_true(tokens && expected && wide);
+    memcpy(tokens, t, B * T * sizeof *tokens);
+    memcpy(expected, l, B * T * V * sizeof *expected);
     ga_real *logits = reals(B * T * V);
     expect_ok(ga_forward(m, tokens, NULL, B, T, NULL, NULL, &e), &e);
     expect_ok(ga_logits(m, 0, B * T, logits, &e), &e);
@@ -735,9 +739,13 @@ static void check_logits(const char *name, const char *gate_position, const char
         expect_below(fabs((double)logits[i] - wide[i]), 1e-4, "%s: logit %zu", name, i);
     }
     expect_below(difference(logits, wide, B * T * V), 1e-5, "%s: logits", name);
-    free(logits);
+    free(logits), free(tokens), free(expected), free(wide);
     free(c.bytes);
     ga_destroy(m);
+}
+
+static void check_logits(const char *name, const char *gate_position, const char *gate_type) {
+    check_batch(name, gate_position, gate_type, 2, 11);
 }
 
 static void test_hugging_face(void **state) {
@@ -971,8 +979,81 @@ static void test_mixture_keys(void **state) {
 static void test_hugging_face_yarn(void **state) {
     (void)state;
     ga_error e;
-    ga_config c = ga_config_default();
-    expect_failure(ga_load_config(&c, "tests/fixtures/hf_yarn", false, &e), &e, GA_ERR_CONFIG, "rope_scaling", "yarn");
+    ga_config c = ga_config_default(), back = c;
+    check_batch("hf_yarn", "G1", "headwise", 1, 40);
+    expect_ok(ga_load_config(&c, "tests/fixtures/hf_yarn", false, &e), &e);
+    assert_true(c.rope_factor == 4 && c.rope_original_length == 256 && c.rope_beta_fast == 32 && c.rope_beta_slow == 1);
+    assert_true(c.rope_attention_factor == 0 && c.max_seq_len == 1024);
+
+    /* written as it was read */
+    ga_model *m = load("tests/fixtures/hf_yarn", GA_INFERENCE, NULL);
+    save(m, in_root("yarn"), NULL);
+    contents text = read_file(in_root("yarn/config.json"));
+    assert_non_null(strstr((char *)text.bytes,
+                           "\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4.0, "
+                           "\"original_max_position_embeddings\": 256, \"beta_fast\": 32.0, \"beta_slow\": 1.0},"));
+    free(text.bytes);
+    ga_destroy(m);
+    expect_ok(ga_load_config(&back, in_root("yarn"), false, &e), &e);
+    expect_same_keys(&c, &back);
+}
+
+/* rope_scaling of others, and where it contradicts our own keys. */
+static void test_yarn_keys(void **state) {
+    (void)state;
+    static const struct {
+        const char *scaling;
+        ga_result result;
+        const char *word;
+    } cases[] = {
+        {"{\"rope_type\": \"yarn\"}", GA_ERR_FORMAT, "factor is missing"},
+        {"{\"type\": \"yarn\", \"factor\": 0.5}", GA_ERR_CONFIG, "factor: rope_factor: 0.5 is out of range"},
+        {"{\"rope_type\": \"yarn\", \"factor\": \"4\"}", GA_ERR_FORMAT, "factor has a value of the wrong type"},
+        {"{\"rope_type\": \"yarn\", \"factor\": 4, \"mscale\": 1}", GA_ERR_CONFIG, "rope_scaling of type yarn: mscale"},
+        {"{\"rope_type\": \"yarn\", \"factor\": 4, \"truncate\": false}", GA_ERR_CONFIG, "truncate"},
+        {"{\"rope_type\": \"yarn\", \"factor\": 4}", GA_OK, "256"},
+        {"{\"type\": \"yarn\", \"factor\": 4.0, \"original_max_position_embeddings\": 128, \"beta_fast\": 16.0, "
+         "\"attention_factor\": 1.5, \"beta_slow\": null}",
+         GA_OK, "128"},
+    };
+    static const char form[] = "{\"model_type\": \"llama\", \"vocab_size\": 13, \"hidden_size\": 24, "
+                               "\"intermediate_size\": 10, \"num_hidden_layers\": 2, \"num_attention_heads\": 4, "
+                               "\"max_position_embeddings\": 256, \"rope_scaling\": %s}";
+    ga_error e;
+    assert_int_equal(mkdir(in_root("scaling"), 0777), 0);
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        char text[1024];
+        ga_config c = ga_config_default();
+        e.text[0] = '\0';
+        write_file(in_root("scaling/config.json"), text, (size_t)snprintf(text, sizeof text, form, cases[i].scaling));
+        ga_result result = ga_load_config(&c, in_root("scaling"), true, &e);
+        if (cases[i].result != GA_OK) {
+            expect_failure(result, &e, cases[i].result, cases[i].word, cases[i].scaling);
+            continue;
+        }
+        expect_ok(result, &e);
+        assert_int_equal(c.rope_original_length, strtoul(cases[i].word, NULL, 10));
+        assert_true(c.rope_factor == 4 && c.rope_beta_slow == 1 && c.max_seq_len == ga_config_default().max_seq_len);
+        assert_true(c.rope_beta_fast == (i == COUNT(cases) - 1 ? 16 : 32));
+    }
+
+    static const char *const contradictions[][2] = {
+        {"\"rope_scaling\": {", "\"rope_scaling\": null, \"before\": {"},
+        {"\"factor\": 3.5", "\"factor\": 4.0"},
+        {"\"beta_fast\": 32.0", "\"beta_fast\": 31.0"},
+        {"\"attention_factor\": 1.25", "\"attention_factor\": 1.5"},
+    };
+    ga_model *m = make_model("rope_factor=3.5 rope_original_length=2 rope_attention_factor=1.25", GA_INFERENCE, 1);
+    for (size_t i = 0; i < COUNT(contradictions); i++) {
+        save(m, in_root("scaling"), NULL);
+        ga_config c = m->config;
+        expect_ok(ga_load_config(&c, in_root("scaling"), false, &e), &e);
+        expect_same_keys(&m->config, &c);
+        edit_text(in_root("scaling/config.json"), contradictions[i][0], contradictions[i][1]);
+        expect_failure(ga_load_config(&c, in_root("scaling"), false, &e), &e, GA_ERR_FORMAT,
+                       "contradicts gated_attention", contradictions[i][1]);
+    }
+    ga_destroy(m);
 }
 
 /* Without our own object of keys and without those that have a default. */
@@ -1311,9 +1392,9 @@ static void test_bad_config(void **state) {
         {"config.json", "\"use_qk_norm\": true", "\"use_qk_norm\": 1", GA_ERR_FORMAT, "use_qk_norm"},
         {"config.json", "\"use_qk_norm\": true", "\"use_qk_norm\": false", GA_ERR_FORMAT,
          "use_qk_norm = 0 contradicts"},
-        {"config.json", "\"rope_scaling\": null", "\"rope_scaling\": {\"rope_type\": \"yarn\"}", GA_ERR_CONFIG,
+        {"config.json", "\"rope_scaling\": null", "\"rope_scaling\": {\"rope_type\": \"yarn\"}", GA_ERR_FORMAT,
          "rope_scaling"},
-        {"config.json", "\"rope_scaling\": null", "\"rope_parameters\": {\"rope_type\": \"yarn\"}", GA_ERR_CONFIG,
+        {"config.json", "\"rope_scaling\": null", "\"rope_parameters\": {\"rope_type\": \"yarn\"}", GA_ERR_FORMAT,
          "rope_parameters"},
         {"config.json", "\"rope_scaling\": null", "\"rope_parameters\": {\"rope_theta\": 1}", GA_ERR_FORMAT,
          "rope_theta = 1 contradicts"},
@@ -1767,6 +1848,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rewritten),
         cmocka_unit_test(test_refused_models),
         cmocka_unit_test(test_hugging_face_yarn),
+        cmocka_unit_test(test_yarn_keys),
         cmocka_unit_test(test_plain_llama),
         cmocka_unit_test(test_half_precision),
         cmocka_unit_test(test_harmless_tensors),

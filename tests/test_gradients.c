@@ -726,6 +726,7 @@ static void test_depths(void **state) {
     (void)state;
     check_model("n_layers=1 gate_position=G1", 1, 5, EVERY_ENTRY);
     check_model("n_layers=3 gate_position=G1 rope_base=1000000", 1, 5, EVERY_ENTRY);
+    check_model("gate_position=G1 qk_norm=0 rope_factor=4 rope_original_length=16", 2, 5, EVERY_ENTRY);
     check_model("recompute=1 n_layers=3 gate_position=G1", 1, 5, EVERY_ENTRY);
     check_model("recompute=1 n_layers=3 gate_position=G3 sandwich_norm=1 tied_embeddings=1", 1, 5, EVERY_ENTRY);
 }

@@ -202,6 +202,8 @@ static void test_bad_values(void **state) {
         {"seed", "18446744073709551616"},
         {"bos_token", "-2"},
         {"val_fraction", "0.95"},
+        {"rope_factor", "0.5"},
+        {"rope_factor", "-4"},
         {"n_experts", "-4"},
         {"n_experts", "1025"},
         {"experts_per_token", "0"},
@@ -271,6 +273,9 @@ static void test_refused_combinations(void **state) {
         {"gate_position=G2 gate_type=headwise switch_heads=kv", "gate_position=G2"},
         {"gate_position=G3 switch_heads=kv", "gate_position=G3"},
         {"gate_position=none switch_heads=kv switch_top_k=1", "qk_norm"},
+        {"rope_factor=4", "rope_original_length"},
+        {"rope_factor=4 rope_original_length=512 rope_beta_fast=1 rope_beta_slow=2", "rope_beta_fast"},
+        {"rope_factor=4 rope_original_length=512 rope_base=1", "rope_base"},
         {"learning_rate=1e-5", "min_lr"},
         {"vocab_size=100 bos_token=100", "bos_token"},
         {"n_experts=1 experts_per_token=1", "n_experts"},
@@ -716,6 +721,34 @@ static void test_free_gate_starts_at_zero(void **state) {
     assert_non_null(t);
     assert_int_equal(t->columns, 24);
     for (size_t i = 0; i < t->columns; i++) assert_true(m->weights[t->offset + i] == 0);
+    ga_destroy(m);
+}
+
+/* YaRN: pairs that turn often keep their frequency, those that turn seldom are slowed by the factor, the rest lie between;
+ * what does not turn is not scaled. */
+static void test_yarn(void **state) {
+    (void)state;
+    ga_config plain = tiny_config("head_dim=64 rope_base=10000"), yarn = plain;
+    configure(&yarn, "rope_factor=4 rope_original_length=4096");
+    expect_near(ga_rope_scale(&yarn), 0.1 * log(4) + 1, 1e-15, "scale");
+    assert_true(ga_rope_scale(&plain) == 1);
+    double last = 1;
+    for (size_t i = 0; i < 32; i++) {
+        double theta = pow(10000, -(double)i / 32), share = ga_rope_frequency(&yarn, i) / theta;
+        double turns = 4096 * theta / (2 * 3.141592653589793);
+        expect_near(ga_rope_frequency(&plain, i), theta, 1e-15, "frequency");
+        if (turns > 33) assert_true(i > 10 || share == 1);
+        if (turns < 0.9) expect_near(share, 0.25, 1e-12, "a slow pair");
+        assert_true(share <= last && share >= 0.25 - 1e-12);
+        last = share;
+    }
+    assert_true(last < 0.26);
+    yarn.rope_factor = 1;
+    for (size_t i = 0; i < 32; i++) assert_true(ga_rope_frequency(&yarn, i) == ga_rope_frequency(&plain, i));
+    yarn.rope_factor = 4, yarn.partial_rotary_factor = 0.5;
+    assert_true(ga_rope_frequency(&yarn, 15) > 0 && ga_rope_frequency(&yarn, 16) == 0);
+    ga_model *m = create(&yarn, GA_INFERENCE);
+    assert_true(m->rope[15] == (ga_real)ga_rope_scale(&yarn) && m->rope[16] == 1 && m->rope[64 + 32 + 16] == 0);
     ga_destroy(m);
 }
 
@@ -1400,6 +1433,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_seeds),
         cmocka_unit_test(test_free_gate_starts_at_zero),
         cmocka_unit_test(test_decay),
+        cmocka_unit_test(test_yarn),
         cmocka_unit_test(test_all_channels),
         cmocka_unit_test(test_frozen_gate),
         cmocka_unit_test(test_update),

@@ -30,8 +30,22 @@ ACTIVATIONS = {
 }
 
 
+def rope_scaling(case):
+    """transformers takes YaRN's factor from max_position_embeddings where the original length is given: both must agree."""
+    if "rope_factor" not in case:
+        return {}
+    assert case["max_seq_len"] == case["rope_factor"] * case["rope_original_length"]
+    yarn = dict(rope_type="yarn", factor=case["rope_factor"])
+    yarn["original_max_position_embeddings"] = case["rope_original_length"]
+    for key in ("beta_fast", "beta_slow", "attention_factor"):
+        if f"rope_{key}" in case:
+            yarn[key] = case[f"rope_{key}"]
+    return dict(rope_scaling=yarn)
+
+
 def qwen3_config(case, **more):
     """The Qwen3Config of a configuration that is written in this project's keys."""
+    more = rope_scaling(case) | more
     return Qwen3Config(
         vocab_size=case["vocab_size"],
         hidden_size=case["d_model"],

@@ -101,6 +101,12 @@ CASES = {
     # lengths: one position; two and three attention tiles of 64
     "one_position": gate("G1") | dict(seq_len=1, max_seq_len=1),
     "rope_1e6": dict(rope_base=1e6, seq_len=70, max_seq_len=70, batch=1, n_heads=2, n_kv_heads=1),
+    # 4.4: YaRN, with pairs on the ramp and on both sides of it; with a scale and bounds of its own
+    "yarn": gate("G1", type="headwise")
+    | dict(rope_factor=4.0, rope_original_length=64, max_seq_len=256, seq_len=70, batch=1, head_dim=16, n_heads=2)
+    | dict(n_kv_heads=1, rope_base=100.0),
+    "yarn_own_scale": dict(rope_factor=2.5, rope_original_length=16, max_seq_len=40, seq_len=20, rope_beta_fast=2.0)
+    | dict(rope_beta_slow=0.25, rope_attention_factor=0.8, qk_norm=0, head_dim=10),
     "long": gate("G1") | dict(seq_len=132, max_seq_len=160, n_heads=2, n_kv_heads=1),
 }
 # Those whose details analysis_fixtures.py works out too: every position, form and sharing, and what follows W_O.
