@@ -877,7 +877,7 @@ GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_l
  * Every length is checked before a byte is used; F32, BF16 and F16 are read. On failure m is to be destroyed.
  * GA_MAPPED: maps the files, which must stay as they are until m is destroyed. */
 GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *state, ga_error *e);
-/* Starts m from the weights of another model, which may differ in two ways: in its positions (keys rope_... and yarn_...,
+/* Starts m from the weights of another model, which may differ in two ways: in its positions (keys rope_... and max_seq_len,
  * which no weight depends on; section 4.4), and in a gate that it does not have, which then keeps its fresh start (A.7).
  * All else as ga_load. `changes` receives in words what differs; it is empty where nothing does. */
 GA_API ga_result ga_start_from(ga_model *m, const char *directory, char *changes, size_t size, ga_error *e);
@@ -6519,7 +6519,7 @@ GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *
 }
 
 GAI_FN bool gai_is_position_key(const char *name) {
-    return strncmp(name, "rope_", 5) == 0 || strncmp(name, "yarn_", 5) == 0;
+    return strncmp(name, "rope_", 5) == 0;
 }
 
 GAI_FN void gai_add_change(char *changes, size_t size, const char *format, ...) GAI_PRINTF(3, 4);

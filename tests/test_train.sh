@@ -227,7 +227,11 @@ check "which changes the model" sh -c "! cmp -s late/last/model.safetensors unga
 refuse "and nothing else that is missing" 1 "init_from: .*sandwich_norm is 0 .* 1" tiny.cfg $still sandwich_norm=1 init_from=ungated/last output_dir=other
 refuse "init_from does not drop a gate" 1 "init_from: .*gate_position is G1" tiny.cfg $still gate_position=none init_from=whole/best output_dir=other
 "$train" tiny.cfg $still rope_base=1e6 max_seq_len=64 init_from=whole/best output_dir=raised >raised.out 2>&1
-check "init_from takes another rope_base and length, and says so" grep -q "^start *from whole/best: rope_base was 10000$" raised.out
+check "init_from takes another rope_base and length, and says so" grep -q "^start *from whole/best: rope_base was 10000; max_seq_len was 32$" raised.out
+"$train" tiny.cfg $still rope_factor=2 rope_original_length=32 max_seq_len=64 init_from=whole/best output_dir=yarn >yarn.out 2>&1
+check "init_from goes on with YaRN, and says so" grep -q "^start *from whole/best: rope_factor was 1; rope_original_length was 0; max_seq_len was 32$" yarn.out
+check "the checkpoint keeps it" grep -q '"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, ' yarn/last/config.json
+refuse "a factor below 1" 2 "rope_factor.* 0.5 " tiny.cfg rope_factor=0.5
 # What other programs wrote: the model's keys come from there.
 outside() { # NAME DIRECTORY KEY...: a training goes on from the fixture, and its checkpoint has these keys
     local name=$1 directory=$root/tests/fixtures/$2
