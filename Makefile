@@ -48,9 +48,9 @@ all: train analyze data/vocabulary
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-.PHONY: text-flags
-text-flags:
-	@echo $(TEXT) $(TEXT_LIBS)
+# For the scripts: make -s print-TEXT
+print-%:
+	@echo $($*)
 
 # Installs what is missing and says which: `run` what the programs need, `test` what the tests need as well.
 packages:
@@ -94,7 +94,7 @@ curves: train
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data tokenizer x86 amx analysis
-SH_TESTS = header train analyze evaluate readme isa cuda round_trip fuzz report
+SH_TESTS = header train analyze text evaluate readme isa cuda round_trip fuzz report
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)
 

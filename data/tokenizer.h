@@ -227,7 +227,7 @@ static void datai_regex_spaces(char *out, const char *pattern) {
 }
 
 static ga_result datai_regex_open(datai_regex *r, const char *path, const char *pattern, ga_error *e) {
-    enum { LONGEST = 4096, SMALL_STACK = 1 << 15, LARGE_STACK = 1 << 26, MOST_STEPS = 1 << 28 };
+    enum { LONGEST = 4096, SMALL_STACK = 1 << 15, LARGE_STACK = 1 << 26 };
     size_t length = strlen(pattern);
     if (length > LONGEST) return gai_fail(e, GA_ERR_FORMAT, "%s: a pattern of more than %d bytes", path, (int)LONGEST);
     char *text = (char *)malloc(128 * (length + 1));
@@ -254,14 +254,17 @@ static ga_result datai_regex_open(datai_regex *r, const char *path, const char *
     r->context = pcre2_match_context_create(NULL);
     r->stack = pcre2_jit_stack_create(SMALL_STACK, LARGE_STACK, NULL);
     if (!r->match || !r->context) return gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
-    pcre2_set_match_limit(r->context, MOST_STEPS);
     pcre2_jit_stack_assign(r->context, NULL, r->stack);
     return GA_OK;
 }
 
-/* The first match from `at` on. *found is false where there is none. */
+/* The first match from `at` on. *found is false where there is none. A run of spaces takes as many steps of backtracking as
+ * it is long; a pattern that takes far more is given up. */
 static ga_result datai_regex_next(datai_regex *r, const char *text, size_t n, size_t at, size_t *first, size_t *end,
                                   bool *found, ga_error *e) {
+    enum { LEAST_STEPS = 10000000 };
+    uint64_t steps = LEAST_STEPS + 4 * (uint64_t)n;
+    pcre2_set_match_limit(r->context, steps < UINT32_MAX ? (uint32_t)steps : UINT32_MAX);
     int result = pcre2_match(r->code, (PCRE2_SPTR)text, n, at, PCRE2_NO_UTF_CHECK, r->match, r->context);
     *found = result != PCRE2_ERROR_NOMATCH;
     if (!*found) return GA_OK;
@@ -478,7 +481,7 @@ struct data_tokenizer {
 
     /* Working memory. */
     char *text, *composed, *key;    /* stb_ds arrays */
-    data_map cache;                 /* word -> first of its tokens in `cached` << 8 | their number */
+    data_map cache;                 /* word -> first of its tokens in `cached` << 16 | their number */
     int32_t *cached;                /* stb_ds array */
     int32_t *ids, *next, *previous; /* stb_ds arrays: the symbols of a word, in a doubly linked list */
     uint64_t *heap;                 /* stb_ds array: rank << 32 | position of a pair */
@@ -594,7 +597,7 @@ static ga_result datai_word(data_tokenizer *t, const char *word, size_t n, ga_er
         known = first << 16 | (arrlenu(t->cached) - first);
         if (!data_map_put(&t->cache, word, n, known)) return gai_fail(e, GA_ERR_MEMORY, "out of memory");
     }
-    datai_append_tokens(t->out, t->cached + (known >> 16), known & 0xFFFF);
+    if (known & 0xFFFF) datai_append_tokens(t->out, t->cached + (known >> 16), known & 0xFFFF);
     return GA_OK;
 }
 

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 out=build/sanitize
 mkdir -p "$out"
 passed=0 failed=0
-text=$(make -s text-flags)
+text="$(make -s print-TEXT) $(make -s print-TEXT_LIBS)"
 ok() { echo "ok $1" && passed=$((passed + 1)); }
 bad() { echo "FAIL $1" && failed=$((failed + 1)) && grep -m 5 -E 'ERROR|WARNING|runtime error|FAILED|error:' "$2"; }
 

@@ -7,19 +7,27 @@
 #define FUZZ_TARGETS(X) \
     X(config)           \
     X(config_json)      \
+    X(encode)           \
     X(index)            \
     X(json)             \
     X(jsonl)            \
+    X(kept)             \
     X(safetensors)      \
-    X(tokens)
+    X(tokenizer)        \
+    X(tokens)           \
+    X(vocabulary)
 
 #include "fuzz_config.c"
 #include "fuzz_config_json.c"
+#include "fuzz_encode.c"
 #include "fuzz_index.c"
 #include "fuzz_json.c"
 #include "fuzz_jsonl.c"
+#include "fuzz_kept.c"
 #include "fuzz_safetensors.c"
+#include "fuzz_tokenizer.c"
 #include "fuzz_tokens.c"
+#include "fuzz_vocabulary.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
