@@ -48,10 +48,6 @@ all: train analyze data/vocabulary
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-# For the scripts: make -s print-TEXT
-print-%:
-	@echo $($*)
-
 # Installs what is missing and says which: `run` what the programs need, `test` what the tests need as well.
 packages:
 	@sh .ci/packages run
@@ -102,7 +98,7 @@ $(BUILD)/test_%: tests/test_%.c $(TEST_HEADERS) | packages-test
 	@mkdir -p $(BUILD)
 	$(CC) $(TEST_CFLAGS) $< -o $@ -lcmocka -lpthread $(LDLIBS)
 
-test: packages-test train analyze $(C_TESTS:%=$(BUILD)/test_%)
+test: packages-test train analyze data/vocabulary $(C_TESTS:%=$(BUILD)/test_%)
 	@sh tests/run.sh $(C_TESTS:%=$(BUILD)/test_%) $(SH_TESTS:%=tests/test_%.sh) tests/sanitize.sh tests/mutants.sh
 
 # The kernels for NVIDIA GPUs as plain C++ on the CPU: needs the CUDA headers, but neither nvcc nor a GPU.
