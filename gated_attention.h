@@ -626,7 +626,7 @@ typedef struct {
     ga_real *sink_one; /* (HQ) zeros: sink logits of attention_sink = one; else NULL */
     ga_real *dx, *dh, *d_qgkv, *ds, *dq, *dk, *dv, *dy, *d_o, *du, *da, *scratch;
     ga_real *d_rows, *d_router, *d_weights; /* of a mixture: (K * max_rows, C), (max_rows, E), (max_rows, K) */
-    int32_t *expert_counts;    /* (L, E) rows of each expert since the last update, summed over micro-batches */
+    int32_t *expert_counts;    /* (L, E) rows of each expert since the last update, of all micro-batches: c_e of 3.1 */
     ga_real *router_sums;      /* (L, E + 1) in the same time: sum of p_e, sum of lse^2 */
     int32_t *tokens, *targets; /* (max_rows) on the device */
     size_t B, T;               /* of the last forward pass */
@@ -663,7 +663,8 @@ typedef struct ga_observer ga_observer;
  * B <= batch_size * max_seq_len / T, T <= max_seq_len, every token < V, else GA_ERR_INPUT. */
 GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                             const ga_observer *observer, double *loss, ga_error *e);
-/* The same, and adds scale * d loss / d weights to m->gradients. */
+/* The same, and adds scale * d loss / d weights to m->gradients; with experts the routers' two losses are part of that loss
+ * (section 3.1 below), but not of *loss. Their counts go on from call to call until ga_update. */
 GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                                      double scale, const ga_observer *observer, double *loss, ga_error *e);
 /* What the routers of a mixture did with the batch so far: the micro-batches of ga_forward_backward since ga_update. */
@@ -2205,8 +2206,9 @@ GA_API void ga_swiglu_backward(ga_real *du, const ga_real *da, const ga_real *u,
  *
  * where c_e counts the positions that chose e; L_lb is K at perfect balance. Balance within a micro-batch would hinder
  * experts from specialising, so counts and tokens are those of the *global* batch: c_e is summed over the micro-batches of
- * an optimiser step (and over ranks, where there are several). When micro-batch m runs backward the choices of m+1, ...
- * do not exist yet; to know them would take a second forward pass over the whole batch. So the loss of micro-batch m is
+ * an optimiser step, in ga_model.expert_counts, which are complete for all layers between forward and backward pass: there
+ * ranks would add theirs up. When micro-batch m runs backward the choices of m+1, ... do not exist yet; to know them would
+ * take a second forward pass over the whole batch. So the loss of micro-batch m is
  *
  *     L_lb,m = E sum_e f_e^(m) P_e,m,   f_e^(m) = c_e over micro-batches 1..m / tokens in 1..m,
  *
