@@ -2654,16 +2654,20 @@ GA_API void ga_sdpa_statistics(ga_real *received, ga_real *entropy, const ga_rea
             double sums[GAI_TILE] = {0};
             for (size_t j0 = 0; j0 < end; j0 += GAI_TILE) {
                 size_t keys = gai_min(GAI_TILE, n.S - j0);
-                double columns[GAI_TILE] = {0};
+                ga_real columns[GAI_TILE] = {0};
                 gai_pack_tile(k_tile, k + kv + j0 * n.HK * n.D, n.HK * n.D, keys, n.D);
                 gai_scores(s, q + ((b * n.T + i0) * n.HQ + h) * n.D, k_tile, rows, n);
-                for (size_t i = 0; i < rows; i++)
-                    for (size_t j = 0; j < gai_visible(i0 + i, j0, keys, n); j++) {
-                        ga_real log_p = s[i * GAI_TILE + j] - lse[bh * n.T + i0 + i];
-                        double p = (double)gai_exp(log_p);
-                        columns[j] += p, sums[i] -= p * (double)log_p;
-                    }
-                for (size_t j = 0; j < keys; j++) received[bh * n.S + j0 + j] += (ga_real)columns[j];
+                for (size_t i = 0; i < rows; i++) {
+                    ga_real *log_p = s + i * GAI_TILE, lse_i = lse[bh * n.T + i0 + i], p[GAI_TILE], part[16] = {0};
+                    /* the whole tile, so that it becomes vector code; what the query does not see is cleared */
+                    for (size_t j = 0; j < GAI_TILE; j++) log_p[j] -= lse_i, p[j] = gai_exp(log_p[j]);
+                    for (size_t j = gai_visible(i0 + i, j0, keys, n); j < GAI_TILE; j++) p[j] = 0;
+                    for (size_t j = 0; j < GAI_TILE; j++) columns[j] += p[j];
+                    for (size_t j = 0; j < GAI_TILE; j += 16)
+                        for (size_t l = 0; l < 16; l++) part[l] += p[j + l] * log_p[j + l];
+                    for (size_t j = 0; j < 16; j++) sums[i] -= (double)part[j];
+                }
+                for (size_t j = 0; j < keys; j++) received[bh * n.S + j0 + j] += columns[j];
             }
             for (size_t i = 0; i < rows; i++) entropy[bh * n.T + i0 + i] = (ga_real)sums[i];
         }
@@ -2691,10 +2695,10 @@ GA_API void ga_magnitude_statistics(ga_magnitude_sums *sums, const ga_real *x, s
     sums->count += (double)N * (double)W;
 }
 
-/* The larger of two absolute values; NaN, once there, stays. */
+/* The larger of an absolute value so far and |x|; NaN, once there, stays. */
 GAI_INLINE ga_real gai_max_abs(ga_real top, ga_real x) {
     ga_real a = x < 0 ? -x : x;
-    return a > top || a != a ? a : top;
+    return top >= a || top != top ? top : a;
 }
 
 /* max_n = max_c |x_nc|, NaN if any is, and at_n the first c that has it (Fig. 6: which positions, which dimensions).
@@ -2704,11 +2708,15 @@ GAI_INLINE ga_real gai_max_abs(ga_real top, ga_real x) {
 GA_API void ga_max_abs_rows(ga_real *max, ga_real *at, const ga_real *x, size_t N, size_t C) {
     GAI_PARALLEL_FOR
     for (size_t n = 0; n < N; n++) {
-        max[n] = at[n] = 0;
-        for (size_t c = 0; c < C; c++) {
-            ga_real next = gai_max_abs(max[n], x[n * C + c]);
-            if (max[n] == max[n] && next != max[n]) max[n] = next, at[n] = (ga_real)c;
-        }
+        const ga_real *row = x + n * C;
+        ga_real lanes[16] = {0}, top = 0;
+        size_t c = 0, full = C / 16 * 16;
+        for (; c < full; c += 16)
+            for (size_t i = 0; i < 16; i++) lanes[i] = gai_max_abs(lanes[i], row[c + i]);
+        for (; c < C; c++) lanes[c % 16] = gai_max_abs(lanes[c % 16], row[c]);
+        for (size_t i = 0; i < 16; i++) top = gai_max_abs(top, lanes[i]);
+        for (c = 0; c < C && !(row[c] == top || row[c] == -top || (row[c] != row[c] && top != top)); c++) {}
+        max[n] = top, at[n] = (ga_real)c;
     }
 }
 
@@ -2720,7 +2728,7 @@ GA_API void ga_max_abs_columns(ga_real *max, const ga_real *x, size_t N, size_t 
         size_t begin = C * chunk / CHUNKS, end = C * (chunk + 1) / CHUNKS;
         for (size_t c = begin; c < end; c++) max[c] = 0;
         for (size_t n = 0; n < N; n++)
-            for (size_t c = begin; c < end; c++) max[c] = max[c] != max[c] ? max[c] : gai_max_abs(max[c], x[n * C + c]);
+            for (size_t c = begin; c < end; c++) max[c] = gai_max_abs(max[c], x[n * C + c]);
     }
 }
 
