@@ -6,7 +6,7 @@
 # make curves     loss with float32 and with bfloat16 products (an hour)
 # make sweep      stability at rising rates    make late-gate  a gate added to a trained model (A.7)
 # make fuzz       every parser, FUZZ_SECONDS each (600)
-# make help       this list
+# make lengths    longer contexts (4.4)        make help       this list
 
 CC ?= cc
 OPT ?= -O3 -march=native -ffp-contract=fast
@@ -41,7 +41,7 @@ CUDA_CFLAGS = $(if $(NVCC),-DGA_CUDA)
 CUDA_LIBS = $(if $(NVCC),-L$(CUDA_LIB) -Wl$(comma)-rpath$(comma)$(CUDA_LIB) -lcublas -lcudart_static -lstdc++ -ldl -lrt -lpthread)
 
 .PHONY: all help packages packages-test test demo check format bench mutants fuzz reference sanitize pairs table4 curves
-.PHONY: sweep late-gate clean
+.PHONY: sweep late-gate lengths clean
 all: train analyze data/vocabulary
 	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   tokenizers: $(or $(and $(PCRE2),$(UTF8PROC)),PCRE2 or utf8proc not found)   nvcc: $(or $(NVCC),not found, no GPU)   MPI: $(or $(MPICC),not found)"
 
@@ -85,6 +85,8 @@ sweep: train
 	@tests/sweep.sh
 late-gate: train
 	@tests/late_gate.sh
+lengths: train analyze
+	@tests/lengths.sh
 curves: train
 	@tests/curves.sh $(CURVES)
 

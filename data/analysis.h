@@ -34,6 +34,7 @@
     X(SIZE, ANY, seq_len, 0, 1, 16777216, "T", "tokens in a window; default: the models' smallest max_seq_len")        \
     X(TEXT, COMPARE, lengths, NULL, 0, 0, "1k,2k,...", "also accuracy, loss by position and sinks in windows of these lengths") \
     X(REAL, ANY, rope_base, 0, 1, 1e12, "BASE", "base of RoPE in place of the models' own")                             \
+    X(REAL, ANY, rope_factor, 0, 1, 1e6, "F", "YaRN by this factor from the models' own length; 1: none")               \
     X(TEXT, ANY, output, NULL, 0, 0, "DIR", "where the report goes; default: reports/<names>")                         \
     X(SIZE, COMPARE | DOMAINS, batch_size, 0, 1, 65536, "B", "windows computed at once; default: about 4096 tokens")             \
     X(TEXT, ANY, device, "auto", 0, 0, "DEVICE", "auto, cpu or cuda")                                                  \
@@ -341,6 +342,10 @@ static bool add_model(analysis *a, const char *argument) {
     if (ga_load_config(&m.config, m.directory, false, &e)) return fail(a, 1, "%s: %s", m.name, e.text);
     m.trained_rope_base = m.config.rope_base;
     if (a->options.has_rope_base) m.config.rope_base = a->options.rope_base;
+    if (a->options.has_rope_factor) {
+        m.config.rope_factor = a->options.rope_factor;
+        if (m.config.rope_original_length == 0) m.config.rope_original_length = m.config.max_seq_len;
+    }
     describe_gate(&m.config, m.gate);
     arrput(a->report.models, m);
     return true;

@@ -167,7 +167,12 @@ static bool measure_length_windows(analysis *a, length_measuring *w, const repor
 /* How the model reaches positions that it was not trained on, and what was changed for it. */
 static void describe_positions(const report_model *m, size_t length, char *text, size_t size) {
     const ga_config *c = &m->config;
-    snprintf(text, size, "%s", length <= c->max_seq_len ? "as trained" : "RoPE extrapolated");
+    double reach = c->rope_factor * (double)c->rope_original_length;
+    if (c->rope_factor > 1)
+        snprintf(text, size, "YaRN %g x %zu%s", c->rope_factor, c->rope_original_length,
+                 (double)length > reach ? ", extrapolated" : "");
+    else
+        snprintf(text, size, "%s", length <= c->max_seq_len ? "as trained" : "RoPE extrapolated");
     size_t used = strlen(text);
     if (c->rope_base != m->trained_rope_base)
         snprintf(text + used, size - used, ", base %g in place of %g", c->rope_base, m->trained_rope_base);

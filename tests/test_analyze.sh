@@ -318,6 +318,9 @@ check "the table has the lengths" grep -Eq "^c +100 +40 +[0-9.]+ % +[0-9.]+ % .*
 numbers --models g:runs/gated/last --num_samples 6 --rope_base 500 --lengths 24 --output base
 check "another base is said" [ "$(length base/summary.json g 24 positions)" = '"as trained, base 500 in place of 10000"' ]
 check "and changes the loss" [ "$(length base/summary.json g 24 loss)" != "$(length lengths/summary.json g 24 loss)" ]
+numbers --models g:runs/gated/last --num_samples 6 --rope_factor 2 --lengths 24,48,64 --output yarn
+check "YaRN is said, and where it ends" [ "$(length yarn/summary.json g 48 positions) $(length yarn/summary.json g 64 positions)" = '"YaRN 2 x 24" "YaRN 2 x 24, extrapolated"' ]
+check "and changes the loss" [ "$(length yarn/summary.json g 24 loss)" != "$(length lengths/summary.json g 24 loss)" ]
 fails "a length that is none" 2 "--lengths 64,1x: it takes lengths" --models g:runs/gated --lengths 64,1x
 fails "lengths that fall" 2 "lengths rise" --models g:runs/gated --lengths 64,32
 fails "too short for the task" 1 "needs windows of at least" --models g:runs/gated --data gen:niah,vocab=61 --lengths 4,24
