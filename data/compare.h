@@ -1,7 +1,7 @@
 /* data/compare.h - analyze without --prompt: several models on the same tokens, as a table, summary.json, figures and
  * report.html.
  *
- * Needs lengths.h before it.
+ * Needs measure_lengths.h before it.
  */
 #ifndef DATA_COMPARE_H
 #define DATA_COMPARE_H

@@ -4,7 +4,7 @@
  *     report_write_summary(&r);
  *     report_write_html(&r);     // after figures_write(&r): the figures are copied into the page
  *
- * Needs figures.h and gallery.h before it.
+ * Needs figures.h, gallery.h and lengths.h before it.
  */
 #ifndef DATA_REPORT_H
 #define DATA_REPORT_H
@@ -44,10 +44,6 @@ static const struct {
 /* Write DIR/summary.json, DIR/report.html; false with r->error when they cannot. */
 static bool report_write_summary(report *r);
 static bool report_write_html(report *r);
-
-/* In lengths.h; they write nothing without --lengths. */
-static void report_json_lengths(FILE *f, const report_model *m);
-static void report_rest_lengths(const report *r, FILE *f);
 
 static const char report_style[] =
     ":root{color-scheme:light dark;--ink:#1d1d1f;--dim:#555;--page:#fff;--line:#ddd;--card:#f6f6f4;--note:#fff6e5}\n"
@@ -212,6 +208,41 @@ static void report_json_changes(FILE *f, const report_model *m) {
         fprintf(f, isfinite(c->loss) ? "%.9g}" : "null}", c->loss);
     }
     fputs(written ? "]" : "null", f);
+}
+
+static void length_json_number(FILE *f, const char *key, double x) {
+    fprintf(f, isfinite(x) ? ", \"%s\": %.9g" : ", \"%s\": null", key, x);
+}
+
+static void report_json_lengths(FILE *f, const report_model *m) {
+    if (arrlenu(m->lengths) == 0) return;
+    fputs(",\n        \"lengths\": [", f);
+    for (size_t k = 0; k < arrlenu(m->lengths); k++) {
+        const struct length_result *l = &m->lengths[k];
+        fprintf(f, "%s{\"length\": %zu, \"windows\": %zu, \"positions\": ", k ? ", " : "", l->length, l->windows);
+        report_json_text(f, l->positions);
+        length_json_number(f, "rope_base", m->config.rope_base);
+        length_json_number(f, "loss", l->loss);
+        length_json_number(f, "answer_loss", l->answer_loss);
+        length_json_number(f, "accuracy", l->accuracy);
+        length_json_number(f, "whole_answers", l->exact);
+        length_json_number(f, "f_attn", l->f_attn);
+        length_json_number(f, "f_attn_uniform", l->f_attn_uniform);
+        length_json_number(f, "sink_share", l->sink_share);
+        length_json_number(f, "m_act", l->m_act);
+        length_json_number(f, "gate_mean", l->gate_mean);
+        fputs(", \"f_attn_by_layer\": [", f);
+        for (size_t i = 0; i < arrlenu(l->f_attn_by_layer); i++)
+            fprintf(f, isfinite(l->f_attn_by_layer[i]) ? "%s%.9g" : "%snull", i ? ", " : "", l->f_attn_by_layer[i]);
+        fputs("], \"loss_by_position\": [", f);
+        for (size_t b = 0, n = 0; b < LENGTH_BINS; b++) {
+            if (l->bin_targets[b] == 0) continue;
+            fprintf(f, isfinite(l->bin_loss[b]) ? "%s[%zu, %.9g]" : "%s[%zu, null]", n++ ? ", " : "",
+                    length_bin_start(b), l->bin_loss[b]);
+        }
+        fputs("]}", f);
+    }
+    putc(']', f);
 }
 
 static void report_json_model(FILE *f, const report *r, const report_model *m) {
@@ -575,6 +606,56 @@ static void report_rest_peaks(const report *r, FILE *f) {
             fprintf(f, "</code></td><td>%zu</td></tr>\n", peak.dimension);
         }
     fputs("</tbody></table></div>\n", f);
+}
+
+static void lengths_table_html(const report *r, FILE *f) {
+    fputs("<div class=\"scroll\"><table><thead><tr><th>model</th><th>length</th><th>windows</th><th>answer tokens "
+          "right, %</th><th>whole answers, %</th><th>loss</th><th>F-Attn, %</th><th>uniform, %</th><th>M-Act</th>"
+          "<th class=\"text\">positions</th></tr></thead>\n<tbody>\n",
+          f);
+    for (size_t i = 0; i < arrlenu(r->models); i++)
+        for (size_t k = 0; k < arrlenu(r->models[i].lengths); k++) {
+            const struct length_result *l = &r->models[i].lengths[k];
+            fputs("<tr><td>", f);
+            report_model_name(r, f, i);
+            fprintf(f, "</td><td>%zu</td><td>%zu</td>", l->length, l->windows);
+            report_cell(f, "%.1f", 100 * l->accuracy);
+            report_cell(f, "%.1f", 100 * l->exact);
+            report_cell(f, "%.4f", l->loss);
+            report_cell(f, "%.1f", 100 * l->f_attn);
+            report_cell(f, "%.1f", 100 * l->f_attn_uniform);
+            report_cell(f, "%.4g", l->m_act);
+            fputs("<td class=\"text\">", f);
+            report_escape(f, l->positions);
+            fputs("</td></tr>\n", f);
+        }
+    fputs("</tbody></table></div>\n", f);
+}
+
+/* Table 5, RULER. */
+static void lengths_paper_html(FILE *f) {
+    static const struct {
+        const char *method;
+        double score[6];
+    } rows[] = {{"baseline", {88.89, 85.88, 83.15, 79.50, NAN, NAN}},
+                {"SDPA gate", {90.56, 87.11, 84.61, 79.77, NAN, NAN}},
+                {"baseline + YaRN", {82.90, 71.52, 61.23, 37.94, 37.51, 31.65}},
+                {"SDPA gate + YaRN", {88.13, 80.01, 76.74, 72.88, 66.60, 58.82}}};
+    fputs("<details><summary>The paper's Table 5 (RULER; trained at 4k, on at 32k with the base raised to 1M)</summary>"
+          "<div class=\"scroll\"><table><thead><tr><th>method</th><th>4k</th><th>8k</th><th>16k</th><th>32k</th>"
+          "<th>64k</th><th>128k</th></tr></thead>\n<tbody>\n",
+          f);
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        fprintf(f, "<tr class=\"paper\"><td>%s</td>", rows[i].method);
+        for (size_t k = 0; k < 6; k++) report_cell(f, "%.2f", rows[i].score[k]);
+        fputs("</tr>\n", f);
+    }
+    fputs("</tbody></table></div></details>\n", f);
+}
+
+static void report_rest_lengths(const report *r, FILE *f) {
+    lengths_table_html(r, f);
+    lengths_paper_html(f);
 }
 
 static void report_rest_changes(const report *r, FILE *f) {
