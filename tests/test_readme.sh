@@ -34,7 +34,7 @@ done
 
 # Every configuration is accepted, and the paper's models have its numbers of parameters.
 for config in configs/*.cfg configs/variants/*.cfg; do
-    check "$config" ./train "$config" --dry-run
+    check "$config" ./train "$config" init_from= --dry-run # what a run starts from may not be there yet
 done
 parameters() { ./train "$@" --dry-run | grep -q "parameters *$n"; }
 n=1,728,177,152 && check "1.7B elementwise" parameters configs/paper-1.7b-28l.cfg
