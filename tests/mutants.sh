@@ -1,13 +1,20 @@
 #!/bin/sh
-# A test of the tests: tests/mutants.txt breaks gated_attention.h in one place at a time, in a copy. The test that each break
-# names must fail on it, and must pass on the header as it is.
+# A test of the tests: tests/mutants.txt breaks gated_attention.h or a header in data/ in one place at a time, in a copy. The
+# test that each break names must fail on it, and must pass on the headers as they are.
 #     tests/mutants.sh [TEXT]    only the breaks whose test, pattern or lines contain TEXT
 set -u
 
-# build DIRECTORY TEST: the test, with the header that lies there
+# copy DIRECTORY: the headers, as they are
+copy() {
+    mkdir -p "$1/tests" "$1/data" && cp gated_attention.h gated_attention_x86.h "$1" && cp data/*.h "$1/data/" &&
+        cp tests/*.h "$1/tests/"
+}
+
+# build DIRECTORY TEST: the test, with the headers that lie there
 build() {
-    mkdir -p "$1/tests" && cp gated_attention_x86.h "$1" && cp tests/*.h "tests/test_$2.c" "$1/tests/" &&
-        ${CC:-cc} -std=c11 -O0 "$1/tests/test_$2.c" -o "$1/program" -lcmocka -lpthread -lm > "$1/log" 2>&1
+    cp "tests/test_$2.c" "$1/tests/" &&
+        ${CC:-cc} -std=c11 -O0 -I"$1" "$1/tests/test_$2.c" -o "$1/program" -lcmocka -lpthread $MUTANTS_TEXT -lm \
+            > "$1/log" 2>&1
 }
 
 # passes DIRECTORY PATTERN: such tests there are, and they pass
@@ -17,7 +24,7 @@ passes() { timeout 60 "$1/program" "$2" > "$1/log" 2>&1 && grep -q '^\[       OK
 try_header() {
     directory=$1 test=$2
     shift 2
-    mkdir -p "$directory" && cp gated_attention.h "$directory" && build "$directory" "$test"
+    copy "$directory" && build "$directory" "$test"
     for pattern; do
         if passes "$directory" "$pattern"; then
             echo "ok       $test $pattern: passes on the header as it is"
@@ -31,15 +38,16 @@ try_header() {
 try_break() {
     { read -r test pattern && read -r old && read -r new; } < "$1"
     old=${old#- } new=${new#+ }
-    count=$(grep -cF -e "$old" gated_attention.h)
+    file=$(grep -lF -e "$old" gated_attention.h data/*.h)
+    count=$(cat gated_attention.h data/*.h | grep -cF -e "$old")
     if [ "$count" -ne 1 ]; then
-        echo "FAIL     $test $pattern: in $count lines of the header, not in one: $old"
+        echo "FAIL     $test $pattern: in $count lines of the headers, not in one: $old"
         return
     fi
-    mkdir -p "$1.d"
+    copy "$1.d"
     OLD=$old NEW=$new awk '(at = index($0, ENVIRON["OLD"])) {
             $0 = substr($0, 1, at - 1) ENVIRON["NEW"] substr($0, at + length(ENVIRON["OLD"])) }
-        { print }' gated_attention.h > "$1.d/gated_attention.h"
+        { print }' "$file" > "$1.d/$file"
     if ! build "$1.d" "$test"; then
         echo "FAIL     $test $pattern: does not compile: $new"
     elif passes "$1.d" "$pattern"; then
@@ -61,6 +69,8 @@ esac
 
 cd "$(dirname "$0")/.." || exit 1
 work=$(mktemp -d) || exit 1
+MUTANTS_TEXT="$(make -s print-TEXT) $(make -s print-TEXT_LIBS)" # PCRE2 and utf8proc
+export MUTANTS_TEXT
 trap 'rm -rf "$work"' EXIT
 awk -v work="$work" -v text="${1-}" 'BEGIN { RS = "" }
     { gsub(/(^|\n)#[^\n]*/, ""); sub(/^\n/, "") }
