@@ -804,8 +804,13 @@ static void add_figures(const progress *p, char *line, size_t width) {
     add_number(line, width, "sink %.3f", p->sink_share);
     add_number(line, width, "M-Act %.3g", p->m_act);
     add_number(line, width, "gate %.3f", p->gate_mean);
-    add_number(line, width, "load %.3g", p->routing.mean.max_load);
-    add_number(line, width, "dead %.2g", p->routing.mean.dead);
+    const routing *r = &p->routing;
+    size_t worst = routing_worst(r);
+    if (!isnan(r->mean.max_load))
+        add_field(line, width, "load %.2f (%.2f in layer %zu)", r->mean.max_load, r->layers[worst].max_load, worst);
+    add_number(line, width, "dead %.2g", r->mean.dead);
+    add_number(line, width, "balance %.3f", r->mean.load_balance);
+    add_number(line, width, "z %.3g", r->mean.router_z);
     add_number(line, width, "|g| %.3g", p->latest.grad_norm);
 }
 

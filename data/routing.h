@@ -5,6 +5,7 @@
  *     if (!routing_create(&r, model)) ...        // a dense model has no layers here: nothing is looked at or written
  *     routing_look(&r, model);                   // after the step's last micro-batch, before ga_update
  *     routing_write(file, &r);                   // ,"load_balance":2.03,"load_balance_by_layer":[...],...
+ *     r.layers[routing_worst(&r)].max_load       // where the load is least even
  *     free(r.layers);
  */
 #ifndef DATA_ROUTING_H
@@ -31,6 +32,14 @@ static inline bool routing_create(routing *r, const ga_model *m) {
 static inline void routing_look(routing *r, ga_model *m) {
     for (size_t l = 0; l < r->L; l++) r->layers[l] = ga_routing_of(m, l);
     if (r->L > 0) r->mean = ga_routing_of(m, GA_ALL);
+}
+
+/* The layer whose busiest expert is furthest above the mean. */
+static inline size_t routing_worst(const routing *r) {
+    size_t worst = 0;
+    for (size_t l = 1; l < r->L; l++)
+        if (r->layers[l].max_load > r->layers[worst].max_load) worst = l;
+    return worst;
 }
 
 static inline void routing_write_value(FILE *f, const char *before, const ga_routing *r, size_t figure) {

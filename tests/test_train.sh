@@ -146,7 +146,7 @@ wait $pid
 "$train" tiny.cfg $experts output_dir=experts-stopped >/dev/null
 check "a mixture: stopped and resumed equals never stopped" same_run experts-stopped experts-1
 check "its parameters are told apart" sh -c "'$train' tiny.cfg $experts --dry-run | grep -Eq '^parameters .*; [0-9,]+ activated by a token$'"
-check "the load of its experts is printed" grep -Eq '^step 40/40 .* load [0-9.]+ dead [0-9.]+ ' experts.out
+check "the load of its experts and the routers' losses are printed" grep -Eq '^step 40/40 .* load [0-9.]+ \([0-9.]+ in layer [01]\) dead [0-9.]+ balance [0-9.]+ z [0-9.]+ ' experts.out
 pair="\\[$number,$number\\]"
 check "and recorded in each step, with the losses of the routers" sh -c "[ \$(grep -Ec '\"load_balance\":$number,\"load_balance_by_layer\":$pair,\"router_z\":$number,\"router_z_by_layer\":$pair,\"expert_max_load\":$number,\"expert_max_load_by_layer\":$pair,\"expert_dead\":$number,\"expert_dead_by_layer\":$pair' experts-1/metrics.jsonl) -eq 40 ]"
 refuse "more experts for a token than there are" 2 "experts_per_token=7 is above n_experts=6" tiny.cfg $experts experts_per_token=7
