@@ -618,8 +618,11 @@ static void test_all_gates(void **state) {
     size_t normed = for_each_gate(tiny_config("qk_norm=1"), visit_model, NULL);
     size_t plain = for_each_gate(tiny_config("qk_norm=0"), visit_model, NULL);
     size_t channels = for_each_gate(tiny_config("qk_norm=0 gate_input_dims=4 n_layers=1"), visit_model, NULL);
-    print_message("    %zu gates with QK-norm, %zu without, %zu that read four channels\n", normed, plain, channels);
-    assert_true(normed > 200 && plain > normed && channels > 100);
+    const char *heads = "qk_norm=0 n_layers=1 attention_sink=learned switch_heads=v switch_experts=3 switch_top_k=2";
+    size_t switched = for_each_gate(tiny_config(heads), visit_model, NULL);
+    print_message("    %zu gates with QK-norm, %zu without, %zu that read four channels, %zu beside switch heads\n",
+                  normed, plain, channels, switched);
+    assert_true(normed > 200 && plain > normed && channels > 100 && switched > 100);
 }
 
 /* One of each kind, to the last entry. */
