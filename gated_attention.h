@@ -2487,8 +2487,9 @@ GA_API void ga_head_loss(ga_real *losses, ga_real *dx, ga_real *dw, ga_real *log
  *
  *     s = X W_router,   p = sigmoid(s),   S = the K largest of s,   y_h = sum_{e in S} p_he x_he
  *
- * With E = K = 1 this is the headwise gate at G2. All E experts of a head are computed: they are part of the one product
- * [query | gate | routers | keys | values], and in all rows of Table 6 but one every expert is chosen.
+ * With E = K = 1 this is the headwise gate at G2. Each expert is a whole projection to D values, so that a model grows by
+ * more than Table 6 states. All E experts of a head are computed: they are part of the one product [query | gate |
+ * routers | keys | values], and in all rows of Table 6 but one every expert is chosen.
  *
  *     y  (N, H, D)  out
  *     x  N rows of (H, E, D) values, `stride` apart: what the experts' projections make

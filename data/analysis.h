@@ -298,6 +298,7 @@ static bool find_checkpoint(analysis *a, report_model *m, const char *directory)
 }
 
 /* "G1 elementwise sigmoid", and what differs from the default of Eq. 5. */
+/* The gate, and what a model has in its place or beside it. */
 static void describe_gate(const ga_config *c, char text[128]) {
     char position[16], type[16], activation[16]; /* the longest words of these keys have 11 bytes */
     ga_config_get(c, "gate_position", position, sizeof position);
@@ -313,6 +314,20 @@ static void describe_gate(const ga_config *c, char text[128]) {
         snprintf(text, 128, "%s %s %s%s%s%s%s", position, type, activation,
                  c->gate_sharing == GA_SHARED ? ", head-shared" : "", c->gate_form == GA_ADDITIVE ? ", additive" : "",
                  c->gate_input == GA_INPUT_NONE ? ", input-independent" : "", c->gate_frozen ? ", frozen" : "");
+    bool gate = c->gate_position != GA_NO_GATE;
+    size_t used = strlen(text);
+    if (gate && c->gate_input_dims > 0)
+        used += (size_t)snprintf(text + used, 128 - used, ", first %zu channels", c->gate_input_dims);
+    const char *separator = gate ? "; " : "";
+    if (!gate && (c->switch_heads != GA_SWITCH_NONE || c->attention_sink != GA_SINK_NONE)) used = 0;
+    if (c->switch_heads != GA_SWITCH_NONE) {
+        used += (size_t)snprintf(text + used, 128 - used, "%sswitch %s, %zutop%zu", separator,
+                                 c->switch_heads == GA_SWITCH_KV ? "kv" : "v", c->switch_experts, c->switch_top_k);
+        separator = "; ";
+    }
+    if (c->attention_sink != GA_SINK_NONE)
+        snprintf(text + used, 128 - used, "%s%s sink logit", separator,
+                 c->attention_sink == GA_SINK_LEARNED ? "learned" : "fixed");
 }
 
 /* NAME:DIR. The name goes into JSON, HTML and, made safe, into file names. */

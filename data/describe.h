@@ -36,6 +36,7 @@ static void print_architecture(const ga_config *c, const ga_inventory *v) {
            c->d_model, c->n_heads, c->n_kv_heads, c->head_dim);
     printf("                vocabulary %zu%s, %zu positions, RoPE base %g", c->vocab_size,
            c->tied_embeddings ? " (embeddings tied)" : "", c->max_seq_len, c->rope_base);
+    if (c->rope_factor > 1) printf(", YaRN %g times %zu", c->rope_factor, c->rope_original_length);
     if (c->partial_rotary_factor < 1) printf(" on %g of the dimensions", c->partial_rotary_factor);
     printf("%s%s\n", c->qk_norm ? ", QK-norm" : "", c->sandwich_norm ? ", sandwich norm" : "");
     if (c->n_experts > 0)

@@ -432,7 +432,7 @@ static void report_results(const report *r, FILE *f) {
         size_t sink = report_sink_layer(m);
         fputs("<tr><td>", f);
         report_model_name(r, f, i);
-        fprintf(f, "<small>%s</small></td><td>%.1f&nbsp;%%</td>", m->config.gate_position ? m->gate : "no gate",
+        fprintf(f, "<small>%s</small></td><td>%.1f&nbsp;%%</td>", strcmp(m->gate, "none") ? m->gate : "no gate",
                 100 * ga_f_attn(s, GA_ALL));
         fprintf(f, "<td>%.1f&nbsp;%% (%zu)</td>", 100 * ga_f_attn(s, sink), sink);
         if (sinks) report_cell(f, "%.1f&nbsp;%%", 100 * ga_sink_share(s, GA_ALL));
