@@ -111,8 +111,8 @@ static ga_result datai_visit_jsonl(const char *path, FILE *file, uint64_t size, 
 
 ga_result data_text_visit(const char *path, const data_tokenizer *t, data_progress *progress, const char *what,
                           data_text_visitor *visit, void *context, ga_error *e) {
-    FILE *file;
-    uint64_t size;
+    FILE *file = NULL;
+    uint64_t size = 0;
     ga_result result = gai_open(path, &file, &size, e);
     if (result) return result;
     if (datai_ends_with(path, ".jsonl"))
@@ -343,8 +343,8 @@ static ga_result datai_write_file(const char *path, const char *bytes, size_t n,
 }
 
 ga_result data_copy_file(const char *from, const char *to, ga_error *e) {
-    FILE *file;
-    uint64_t size;
+    FILE *file = NULL;
+    uint64_t size = 0;
     char *bytes = NULL;
     ga_result result = gai_open(from, &file, &size, e);
     if (result) return result;

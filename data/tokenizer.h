@@ -1348,12 +1348,14 @@ static data_tokenizer *datai_tokenizer_of_text(const char *path, char *text, siz
     data_tokenizer *t = (data_tokenizer *)calloc(1, sizeof *t);
     gai_json j;
     if (t) t->path = strdup(path);
-    ga_result result = t && t->path ? GA_OK : gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
-    if (!result) {
-        datai_byte_characters(t->characters);
-        t->hash = data_hash(text, n, 0);
-        result = gai_json_open(&j, t->path, text, n, e);
+    if (!t || !t->path) {
+        gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
+        data_tokenizer_close(t);
+        return NULL;
     }
+    datai_byte_characters(t->characters);
+    t->hash = data_hash(text, n, 0);
+    ga_result result = gai_json_open(&j, t->path, text, n, e);
     if (!result) result = datai_read_tokenizer(t, j, e);
     if (!result) return t;
     data_tokenizer_close(t);
@@ -1372,8 +1374,8 @@ bool data_tokenizer_exists(const char *directory) {
 
 data_tokenizer *data_tokenizer_open(const char *path, ga_error *e) {
     char full[GAI_PATH], *text = NULL;
-    FILE *file;
-    uint64_t size;
+    FILE *file = NULL;
+    uint64_t size = 0;
     ga_error ignored;
     if (!e) e = &ignored;
     bool directory = datai_is_directory(path);

@@ -122,8 +122,8 @@ static ga_result encode_part(void *context, const char *text, size_t n, bool mor
 }
 
 static ga_result decode(stream *s, const char *path, ga_error *e) {
-    FILE *file;
-    uint64_t size;
+    FILE *file = NULL;
+    uint64_t size = 0;
     ga_result result = gai_open(path, &file, &size, e);
     if (result) return result;
     unsigned char b[4];

@@ -14,9 +14,10 @@ mkdir -p build/log
 step "formatting" clang-format --dry-run -Werror "$@"
 step "header: gcc, g++, clang, clang++" sh tests/test_header.sh
 tidy='-checks=-*,clang-analyzer-*,bugprone-*,-bugprone-easily-swappable-parameters,-bugprone-narrowing-conversions,-bugprone-macro-parentheses,-bugprone-implicit-widening-of-multiplication-result,-bugprone-reserved-identifier,-clang-analyzer-security.insecureAPI.*,-bugprone-assignment-in-if-condition,-bugprone-suspicious-string-compare'
-for source in train.c analyze.c; do
-    step "clang-tidy $source" clang-tidy --quiet "$tidy" --warnings-as-errors='*' "$source" -- -std=c11 -O1
-    step "cppcheck $source" cppcheck --quiet --error-exitcode=1 --std=c11 --enable=warning,portability --inline-suppr \
+text=$(make -s print-TEXT)
+for source in train.c analyze.c data/vocabulary.c; do
+    step "clang-tidy $source" clang-tidy --quiet "$tidy" --warnings-as-errors='*' "$source" -- -std=c11 -O1 $text
+    step "cppcheck $source" cppcheck --quiet --error-exitcode=1 --std=c11 $text --enable=warning,portability --inline-suppr \
         --suppress=missingIncludeSystem --suppress=duplicateAssignExpression "$source"
 done
 step "no fast-math" sh -c '! grep -nE -- "-ffast-math|-Ofast" Makefile tests/*.sh | grep -v check.sh'
