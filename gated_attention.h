@@ -3698,7 +3698,7 @@ GAI_FN void gai_observe_magnitudes(ga_model *m, ga_magnitude_sums *sums, size_t 
 
 GAI_FN void gai_observe_moments(ga_model *m, ga_details *d, double *moments, const ga_real *y, size_t N) {
     size_t n = d->HQ * d->D * d->D;
-    GAI_RUN(m, head_moments, (double *)m->scratch, y, N, d->HQ, d->D);
+    GAI_RUN(m, head_moments, (double *)(void *)m->scratch, y, N, d->HQ, d->D);
     m->device.copy_out(m->device.state, d->moments, m->scratch, n * sizeof *d->moments);
     for (size_t i = 0; i < n; i++) moments[i] += d->moments[i];
 }

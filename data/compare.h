@@ -1,10 +1,37 @@
 /* data/compare.h - analyze without --prompt: several models on the same tokens, as a table, summary.json, figures and
  * report.html.
  *
- * Needs measure_lengths.h before it.
+ * Needs interventions.h and measure_lengths.h before it.
  */
 #ifndef DATA_COMPARE_H
 #define DATA_COMPARE_H
+
+/* ---- a model ----------------------------------------------------------------------------------------------------- */
+
+static bool measure_model(analysis *a, report_model *m) {
+    report *r = &a->report;
+    size_t most = a->options.has_batch_size ? a->options.batch_size : r->seq_len < 4096 ? 4096 / r->seq_len : 1;
+    measuring w = {.batch_size = most < r->samples ? most : r->samples};
+    w.model = load_model(a, m, w.batch_size, r->seq_len);
+    if (!w.model) return false;
+    m->parameters = w.model->n_weights;
+    bool good = allocate_measuring(a, &w, m), terminal = isatty(STDERR_FILENO);
+    /* The first window goes alone, for its own maps. */
+    for (size_t i = 0, count = 1; good && i < r->samples; i += count, count = w.batch_size) {
+        if (count > r->samples - i) count = r->samples - i;
+        good = read_windows(a, &w, i, count) && measure_windows(a, &w, m, i, count);
+        if (good && i == 0 && !r->labels) good = label_tokens(a, m, w.tokens);
+        good = good && map_windows(a, &w, m, count);
+        if (good && i == 0) copy_maps(&w, m->window_maps, r->map_len);
+        if (terminal) fprintf(stderr, "\r%s: %zu of %zu windows ", m->name, i + count, r->samples);
+    }
+    good = good && finish_statistics(a, &w, m) && (!a->options.interventions || intervene(a, &w, m));
+    if (terminal) fprintf(stderr, "\r\033[K");
+    if (good) copy_maps(&w, m->maps, r->map_len);
+    free_measuring(&w);
+    ga_destroy(w.model);
+    return good;
+}
 
 /* ---- what is printed --------------------------------------------------------------------------------------------- */
 

@@ -60,8 +60,9 @@ static bool silence_heads(analysis *a, measuring *w, report_model *m) {
 static bool intervene(analysis *a, measuring *w, report_model *m) {
     const ga_statistics *s = m->statistics;
     double *means = malloc(s->L * sizeof *means);
-    bool good = means || fail(a, 1, "%s: out of memory", m->name);
-    for (size_t l = 0; good && l < s->L; l++) means[l] = ga_gate_mean(s, l);
+    if (!means) return fail(a, 1, "%s: out of memory", m->name);
+    bool good = true;
+    for (size_t l = 0; l < s->L; l++) means[l] = ga_gate_mean(s, l);
     for (size_t i = 0; good && i < CHANGES; i++) {
         bool mean = isnan(report_changes[i].value), scales = report_changes[i].kind == GA_SCALE_GATE;
         if (!s->has_gate && (scales || report_changes[i].kind == GA_SET_GATE)) continue;

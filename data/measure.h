@@ -1,26 +1,22 @@
 /* data/measure.h - runs a model over windows of tokens and keeps what analyze reports: losses, statistics, maps.
  *
- *     if (!measure_model(&a, &a.report.models[0])) puts(a.failure);
+ *     measuring w = {.model = load_model(&a, m, batch_size, seq_len), .batch_size = batch_size};
+ *     allocate_measuring(&a, &w, m) && read_windows(&a, &w, 0, 1) && measure_windows(&a, &w, m, 0, 1)
  *
  * Needs analysis.h before it.
  */
 #ifndef DATA_MEASURE_H
 #define DATA_MEASURE_H
 
-typedef struct measuring measuring;
-
-/* In interventions.h: measures the loss after each of them. */
-static bool intervene(analysis *a, measuring *w, report_model *m);
-
 /* ---- measuring --------------------------------------------------------------------------------------------------- */
 
-struct measuring {
+typedef struct {
     ga_model *model;
     size_t batch_size;
     int32_t *tokens, *targets; /* (batch_size, T) */
     ga_real *losses;           /* (batch_size, T) */
     ga_map *maps;              /* (L), each (M, M) */
-};
+} measuring;
 
 static void free_measuring(measuring *w) {
     for (size_t l = 0; w->maps && l < w->model->sizes.L; l++) free(w->maps[l].p);
@@ -111,31 +107,6 @@ static bool finish_statistics(analysis *a, measuring *w, report_model *m) {
         if (peak.token >= 0) label_token(a, m, peak.token, m->peak_labels[stream]);
     }
     return true;
-}
-
-static bool measure_model(analysis *a, report_model *m) {
-    report *r = &a->report;
-    size_t most = a->options.has_batch_size ? a->options.batch_size : r->seq_len < 4096 ? 4096 / r->seq_len : 1;
-    measuring w = {.batch_size = most < r->samples ? most : r->samples};
-    w.model = load_model(a, m, w.batch_size, r->seq_len);
-    if (!w.model) return false;
-    m->parameters = w.model->n_weights;
-    bool good = allocate_measuring(a, &w, m), terminal = isatty(STDERR_FILENO);
-    /* The first window goes alone, for its own maps. */
-    for (size_t i = 0, count = 1; good && i < r->samples; i += count, count = w.batch_size) {
-        if (count > r->samples - i) count = r->samples - i;
-        good = read_windows(a, &w, i, count) && measure_windows(a, &w, m, i, count);
-        if (good && i == 0 && !r->labels) good = label_tokens(a, m, w.tokens);
-        good = good && map_windows(a, &w, m, count);
-        if (good && i == 0) copy_maps(&w, m->window_maps, r->map_len);
-        if (terminal) fprintf(stderr, "\r%s: %zu of %zu windows ", m->name, i + count, r->samples);
-    }
-    good = good && finish_statistics(a, &w, m) && (!a->options.interventions || intervene(a, &w, m));
-    if (terminal) fprintf(stderr, "\r\033[K");
-    if (good) copy_maps(&w, m->maps, r->map_len);
-    free_measuring(&w);
-    ga_destroy(w.model);
-    return good;
 }
 
 #endif
