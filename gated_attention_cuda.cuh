@@ -931,23 +931,24 @@ constexpr int gai_flash_step = D <= 64 ? 64 : 32;
  * then lie in different banks. */
 template <int ROWS, int D>
 struct gai_flash_tile {
-    enum { STRIDE = D + 8, VALUES = ROWS * STRIDE, VECTORS = ROWS * D / 4 / GAI_FLASH_THREADS };
+    enum { STRIDE = D + 8, VALUES = ROWS * STRIDE, STEP = GAI_FLASH_THREADS * 4 / D, VECTORS = ROWS / STEP };
     float4 vectors[VECTORS];
 
     __device__ __forceinline__ void read(const float *from, size_t stride, int rows, int columns) {
+        int row = threadIdx.x / (D / 4), column = threadIdx.x % (D / 4) * 4;
+        from += row * stride + column;
 #pragma unroll
-        for (int i = 0; i < VECTORS; i++) {
-            int at = threadIdx.x + i * GAI_FLASH_THREADS, row = at / (D / 4), column = at % (D / 4) * 4;
+        for (int i = 0; i < VECTORS; i++, row += STEP, from += STEP * stride) {
             bool exists = row < rows && column < columns;
-            vectors[i] = exists ? *(const float4 *)(from + row * stride + column) : make_float4(0, 0, 0, 0);
+            vectors[i] = exists ? *(const float4 *)from : make_float4(0, 0, 0, 0);
         }
     }
     __device__ __forceinline__ void write(__nv_bfloat16 *to) const {
+        to += threadIdx.x / (D / 4) * STRIDE + threadIdx.x % (D / 4) * 4;
 #pragma unroll
         for (int i = 0; i < VECTORS; i++) {
-            int at = threadIdx.x + i * GAI_FLASH_THREADS, row = at / (D / 4), column = at % (D / 4) * 4;
             float4 f = vectors[i];
-            *(uint2 *)(to + row * STRIDE + column) = make_uint2(gai_pack_bf16(f.x, f.y), gai_pack_bf16(f.z, f.w));
+            *(uint2 *)(to + i * STEP * STRIDE) = make_uint2(gai_pack_bf16(f.x, f.y), gai_pack_bf16(f.z, f.w));
         }
     }
 };
@@ -1558,19 +1559,19 @@ static unsigned gai_attention_blocks(size_t heads, size_t rows) {
     return (unsigned)(heads * gai_cuda_ceil(rows, 64));
 }
 
-/* Whether attention of this shape runs on tensor cores; `addresses` as in gai_vectors. */
+/* Whether attention of this shape runs on tensor cores; `addresses` as in gai_aligned. */
 static bool gai_takes_flash(const gai_cuda *d, ga_shape n, uintptr_t addresses) {
     return d->bf16 && n.D <= 128 && gai_aligned(addresses | n.D * sizeof(float));
 }
 
-/* The version of a kernel for heads of n.D values: flash, filled up with zeros to WIDTH, or plain. */
-#define GAI_FLASH_KERNEL(name, D) ((D) <= 32 ? name<32> : (D) <= 64 ? name<64> : (D) <= 96 ? name<96> : name<128>)
+/* The version of a kernel for heads of D values: flash, filled up with zeros to a power of two, or plain. */
+#define GAI_FLASH_KERNEL(name, D) ((D) <= 32 ? name<32> : (D) <= 64 ? name<64> : name<128>)
 #define GAI_PLAIN_KERNEL(name, D) ((D) <= 64 ? name<1> : (D) <= 128 ? name<2> : name<4>)
 
 /* Bytes of shared memory for two tiles that are walked over, and two of `stay` rows. */
 static size_t gai_flash_shared(size_t D, size_t stay) {
-    size_t step = D <= 64 ? gai_flash_step<64> : gai_flash_step<128>;
-    return 2 * (stay + step) * (gai_cuda_ceil(D, 32) * 32 + 8) * sizeof(__nv_bfloat16);
+    size_t width = D <= 32 ? 32 : D <= 64 ? 64 : 128, step = D <= 64 ? gai_flash_step<64> : gai_flash_step<128>;
+    return 2 * (stay + step) * (width + 8) * sizeof(__nv_bfloat16);
 }
 
 /* More than 48 KB of shared memory has to be asked for. */
