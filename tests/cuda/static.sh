@@ -1,0 +1,83 @@
+#!/bin/sh
+# What can be known of gated_attention_cuda.cuh without a GPU: it compiles for every architecture with warnings and register
+# spills as errors, and its machine code has what it was written for. Needs nvcc; the machine code also needs cuobjdump and
+# nvdisasm (of the toolkit, or PyPI's nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm in .venv).
+#     tests/cuda/static.sh [ARCHITECTURE...]    75 80 86 89 90 100 120
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+nvcc=$(make -s print-NVCC)
+if [ -z "$nvcc" ]; then
+    echo "0 passed, 0 failed (skipped: nvcc is not here)"
+    exit 0
+fi
+for tools in .venv/lib/python3*/site-packages/nvidia/*/bin; do
+    [ -x "$tools/cuobjdump" ] && PATH=$(realpath "$tools"):$PATH
+done
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+passed=0 failed=0
+ok() { echo "ok   $1" && passed=$((passed + 1)); }
+bad() { echo "FAIL $1" && failed=$((failed + 1)); }
+
+compile() {
+    "$nvcc" -std=c++17 -O3 -gencode "arch=compute_$1,code=sm_$1" -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror \
+        -Xptxas --warn-on-spills -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x cu -cubin gated_attention_cuda.cuh \
+        -o "$work/$1.cubin" > "$work/$1.log" 2>&1
+}
+
+# Kernels of a name, and how an instruction that each of them must have begins. No kernel may touch local memory: STL and LDL are spills.
+expected() {
+    cat << 'LIST'
+gai_k_flash_ HMMA[.]16816[.]F32[.]BF16
+gai_k_flash_ LDSM[.]16[.]M88[.]4
+gai_k_flash_ LDSM[.]16[.]MT88[.]4
+gai_k_flash_ LDG[.]E[.]128
+gai_k_plain_ LDS([.]U)?[.]128
+gai_k_rmsnorm_forwardILi4E LDG[.]E[.]128
+gai_k_swiglu_forwardILi4E LDG[.]E[.]128
+gai_k_adamwILi4E LDG[.]E[.]128
+LIST
+}
+
+# examine ARCHITECTURE: prints what is missing, and what should not be there
+examine() {
+    cuobjdump -sass "$work/$1.cubin" > "$work/$1.sass" || return 1
+    expected > "$work/expected"
+    awk -v arch="$1" 'FNR == NR { kernel[++n] = $1; instruction[n] = $2; next }
+        /Function :/ { name = $3; functions[name] }
+        { if (match($0, /[A-Z][A-Z0-9]*(\.[A-Z0-9_]+)*/) && index($0, "/*") == 9) {
+              text = substr($0, index($0, "*/") + 2); sub(/^ *(@!?U?P[0-9T]+ )? */, "", text); sub(/[ ;].*/, "", text)
+              has[name, text]
+              if (text ~ /^(STL|LDL)/) spills[name] } }
+        END {
+            for (name in spills) print "local memory in " name
+            for (i = 1; i <= n; i++) {
+                if (arch < 80 && kernel[i] == "gai_k_flash_") continue
+                seen = 0
+                for (name in functions) if (index(name, kernel[i])) {
+                    seen = 1
+                    if (!has_like(name, instruction[i])) print instruction[i] " is missing in " name
+                }
+                if (!seen) print "no kernel " kernel[i]
+            } }
+        function has_like(name, what, key, parts) {
+            for (key in has) { split(key, parts, SUBSEP); if (parts[1] == name && parts[2] ~ "^" what) return 1 }
+            return 0 }' "$work/expected" "$work/$1.sass"
+}
+
+command -v cuobjdump > "$work/where" && command -v nvdisasm >> "$work/where" && has_tools=1 || has_tools=0
+[ "$has_tools" = 1 ] || echo "skipped: the machine code (cuobjdump and nvdisasm are not here)"
+[ $# -gt 0 ] || set -- 75 80 86 89 90 100 120
+for arch; do
+    if compile "$arch"; then
+        ok "sm_$arch compiles, no warnings, no spills"
+    else
+        bad "sm_$arch" && grep -E 'error|warning' "$work/$arch.log" | head -n 5
+        continue
+    fi
+    [ "$has_tools" = 1 ] || continue
+    missing=$(examine "$arch") || missing="cuobjdump failed"
+    if [ -z "$missing" ]; then ok "sm_$arch machine code"; else bad "sm_$arch machine code: $missing"; fi
+done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
