@@ -698,7 +698,7 @@ static __device__ __forceinline__ float gai_head_rstd(const gai_heads<VEC> &h, i
 }
 
 template <int VEC>
-static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS, 1) /* 1: else ptxas saves registers, and spills */
     gai_k_heads_forward(float *y, const float *x, size_t x_stride, const float *w, const float *rope, size_t N,
                         size_t T, size_t H, size_t D, float eps, int lanes) {
     int lane = threadIdx.x & (lanes - 1);
@@ -2377,7 +2377,7 @@ static __global__ void __launch_bounds__(GAI_TILE_THREADS)
 
 /* dw_e (O, I) += dy^T x over the rows of expert blockIdx.z. */
 template <class TILE>
-static __global__ void __launch_bounds__(GAI_TILE_THREADS)
+static __global__ void __launch_bounds__(GAI_TILE_THREADS, 1) /* 1: else ptxas saves registers, and spills */
     gai_k_grouped_weights(float *dw, const float *dy, const float *x, size_t w_stride, const int32_t *offsets, size_t O,
                           size_t I) {
     size_t begin = (size_t)offsets[blockIdx.z], rows = (size_t)offsets[blockIdx.z + 1] - begin;
@@ -2696,7 +2696,7 @@ static __device__ __forceinline__ float gai_one_score(const float *s, size_t j, 
 /* A block takes every gridDim-th item. Counts are integers; the sums are added in order by the last step. */
 enum { GAI_CUDA_SUMS = sizeof(ga_gate_sums) / sizeof(double) };
 
-static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS, 1) /* 1: else ptxas saves registers, and spills */
     gai_k_gate_statistics(ga_gate_sums *parts, const float *s, size_t s_stride, size_t N, size_t scores, ga_gate g) {
     GAI_SHARED(unsigned, counts, [GA_BINS + 2]);
     GAI_SHARED(double, sums, [2][GAI_CUDA_THREADS]);
