@@ -52,5 +52,11 @@ coverage=$(awk -F: '/0:Source:/ { ours = $4 ~ /cuh$/ } ours && /^ *[0-9=#]/ { al
 set -- $coverage
 echo "coverage: $1 of $2 lines of gated_attention_cuda.cuh, $3 %"
 if [ "$(echo "$3" | cut -d. -f1)" -ge 95 ]; then ok "coverage above 95 %"; else bad "coverage above 95 %"; fi
+
+# Every architecture, where nvcc is.
+tests/cuda/static.sh >build/log/cuda-static.log
+grep -v '^ok' build/log/cuda-static.log
+passed=$((passed + $(grep -c '^ok' build/log/cuda-static.log)))
+failed=$((failed + $(grep -c '^FAIL' build/log/cuda-static.log)))
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -68,8 +68,10 @@ examine() {
 command -v cuobjdump > "$work/where" && command -v nvdisasm >> "$work/where" && has_tools=1 || has_tools=0
 [ "$has_tools" = 1 ] || echo "skipped: the machine code (cuobjdump and nvdisasm are not here)"
 [ $# -gt 0 ] || set -- 75 80 86 89 90 100 120
+for arch; do compile "$arch" & done
+wait
 for arch; do
-    if compile "$arch"; then
+    if [ -f "$work/$arch.cubin" ]; then
         ok "sm_$arch compiles, no warnings, no spills"
     else
         bad "sm_$arch" && grep -E 'error|warning' "$work/$arch.log" | head -n 5
