@@ -846,6 +846,7 @@ static void test_rewritten(void **state) {
     check_rewritten("tests/fixtures/hf_baseline", "qwen3", one);
     check_rewritten("tests/fixtures/hf_headwise", "qwen3", one);
     check_rewritten("tests/fixtures/hf_elementwise", "qwen3", two);
+    check_rewritten("tests/fixtures/hf_yarn", "qwen3", one);
     check_rewritten("tests/fixtures/outside_llama", "llama", one);
     check_rewritten("tests/fixtures/outside_qwen3", "qwen3", one);
 }

@@ -30,6 +30,9 @@ SIZES = dict(
 GATES = dict(use_qk_norm=True, qkv_bias=False, headwise_attn_output_gate=False, elementwise_attn_output_gate=False)
 HEADWISE, ELEMENTWISE = dict(headwise_attn_output_gate=True), dict(elementwise_attn_output_gate=True)
 EXPERTS = dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=12)
+YARN = dict(rope_scaling=dict(
+    rope_type="yarn", factor=4.0, original_max_position_embeddings=8, beta_fast=32.0, beta_slow=1.0
+))
 
 # Kind: model class, the keys that differ, how PyTorch stores it, bytes of a shard.
 KINDS = {
@@ -41,9 +44,13 @@ KINDS = {
     "elementwise, 1 group": ("gated", ELEMENTWISE | dict(num_key_value_heads=1), torch.float32, "1GB"),
     "headwise, BF16, shards": ("gated", HEADWISE, torch.bfloat16, "8KB"),
     "elementwise, F16": ("gated", ELEMENTWISE, torch.float16, "1GB"),
+    "elementwise, YaRN": ("gated", ELEMENTWISE | YARN, torch.float32, "1GB"),
     "Qwen3": ("Qwen3", {}, torch.bfloat16, "1GB"),
     "Qwen3-MoE": ("Qwen3Moe", EXPERTS | dict(norm_topk_prob=True), torch.float32, "1GB"),
     "Qwen3-MoE, BF16, shards": ("Qwen3Moe", EXPERTS, torch.bfloat16, "16KB"),
+    "Qwen3, YaRN with a scale of its own": (
+        "Qwen3", dict(rope_scaling=YARN["rope_scaling"] | dict(attention_factor=1.3)), torch.float32, "1GB"
+    ),
     "Llama": ("Llama", dict(rms_norm_eps=1e-5), torch.float32, "1GB"),
     "Llama, tied, F16": ("Llama", dict(tie_word_embeddings=True, rope_theta=5e5), torch.float16, "1GB"),
 }
