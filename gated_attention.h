@@ -2419,67 +2419,6 @@ GA_API void ga_expert_swiglu_backward(ga_real *du, ga_real *d_weights, const ga_
     }
 }
 
-/* ==== outputs, residual stream, loss ================================================================================ */
-
-/* A.6: y = x, held within [-limit, limit]; NaN stays NaN.    n values */
-GA_API void ga_clip_forward(ga_real *y, const ga_real *x, size_t n, ga_real limit) {
-    GAI_PARALLEL_FOR
-    for (size_t i = 0; i < n; i++) y[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
-}
-
-/*     dx = dy where |x| <= limit, else 0 */
-GA_API void ga_clip_backward(ga_real *dx, const ga_real *dy, const ga_real *x, size_t n, ga_real limit) {
-    GAI_PARALLEL_FOR
-    for (size_t i = 0; i < n; i++) dx[i] = x[i] > limit || x[i] < -limit ? 0 : dy[i];
-}
-
-/* The residual stream: y = a + b.    n values; y may be a or b */
-GA_API void ga_add(ga_real *y, const ga_real *a, const ga_real *b, size_t n) {
-    GAI_PARALLEL_FOR
-    for (size_t i = 0; i < n; i++) y[i] = a[i] + b[i];
-}
-
-/* Cross-entropy of one row; its logits become scale * d loss / d logits = scale (softmax - onehot). */
-GAI_FN ga_real gai_cross_entropy(ga_real *logits, size_t V, int32_t target, ga_real scale) {
-    ga_real top = logits[0], sums[16] = {0}, sum = 0, at_target = logits[target];
-    for (size_t v = 1; v < V; v++) top = logits[v] > top ? logits[v] : top;
-    size_t v = 0;
-    for (; v + 16 <= V; v += 16)
-        for (size_t j = 0; j < 16; j++) sums[j] += logits[v + j] = gai_exp(logits[v + j] - top);
-    for (; v < V; v++) sums[0] += logits[v] = gai_exp(logits[v] - top);
-    for (size_t j = 0; j < 16; j++) sum += sums[j];
-    for (v = 0; v < V; v++) logits[v] *= scale / sum;
-    logits[target] -= scale;
-    return gai_log(sum) + top - at_target;
-}
-
-/* Output head and cross-entropy in one pass over slices of GA_HEAD_ROWS rows: the logits of a batch never exist at once,
- * and forward and backward share them.
- *
- *     logits = x w^T,   loss_n = log sum_v exp(logits_nv) - logits_n,target
- *     dx     = scale (softmax(logits) - onehot) w,        dw += scale (softmax(logits) - onehot)^T x
- *
- *     losses   (N)     out: in nats; 0 where the target is negative, which is not counted
- *     dx       (N, C)  out; NULL, with dw: losses only
- *     dw       (V, C)  added to
- *     logits   scratch of GA_HEAD_ROWS * V values
- *     x (N, C),  w (V, C),  targets (N),  scale: what each row's loss is worth
- */
-GA_API void ga_head_loss(ga_real *losses, ga_real *dx, ga_real *dw, ga_real *logits, const ga_real *x, const ga_real *w,
-                         const int32_t *targets, size_t N, size_t C, size_t V, ga_real scale) {
-    for (size_t n0 = 0; n0 < N; n0 += GA_HEAD_ROWS) {
-        size_t rows = gai_min(GA_HEAD_ROWS, N - n0);
-        ga_linear_forward(logits, x + n0 * C, w, rows, V, C);
-        GAI_PARALLEL_FOR
-        for (size_t n = 0; n < rows; n++) {
-            bool counted = targets[n0 + n] >= 0;
-            losses[n0 + n] = counted ? gai_cross_entropy(logits + n * V, V, targets[n0 + n], scale) : 0;
-            if (!counted) memset(logits + n * V, 0, V * sizeof *logits);
-        }
-        if (dx) ga_linear_backward(dx + n0 * C, dw, logits, x + n0 * C, w, rows, V, C);
-    }
-}
-
 /* ==== A.1: switch heads ============================================================================================ */
 
 /* A switch head (Csordas et al. 2023; Table 6) has E experts, each a projection of its own. A position uses the K whose
@@ -2540,6 +2479,67 @@ GA_API void ga_switch_backward(ga_real *dx, ga_real *ds, const ga_real *dy, cons
                 ds[at + e] = gai_dot(dyh, experts + e * w.D, w.D) * (p * (1 - p));
             }
         }
+}
+
+/* ==== outputs, residual stream, loss ================================================================================ */
+
+/* A.6: y = x, held within [-limit, limit]; NaN stays NaN.    n values */
+GA_API void ga_clip_forward(ga_real *y, const ga_real *x, size_t n, ga_real limit) {
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < n; i++) y[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
+}
+
+/*     dx = dy where |x| <= limit, else 0 */
+GA_API void ga_clip_backward(ga_real *dx, const ga_real *dy, const ga_real *x, size_t n, ga_real limit) {
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < n; i++) dx[i] = x[i] > limit || x[i] < -limit ? 0 : dy[i];
+}
+
+/* The residual stream: y = a + b.    n values; y may be a or b */
+GA_API void ga_add(ga_real *y, const ga_real *a, const ga_real *b, size_t n) {
+    GAI_PARALLEL_FOR
+    for (size_t i = 0; i < n; i++) y[i] = a[i] + b[i];
+}
+
+/* Cross-entropy of one row; its logits become scale * d loss / d logits = scale (softmax - onehot). */
+GAI_FN ga_real gai_cross_entropy(ga_real *logits, size_t V, int32_t target, ga_real scale) {
+    ga_real top = logits[0], sums[16] = {0}, sum = 0, at_target = logits[target];
+    for (size_t v = 1; v < V; v++) top = logits[v] > top ? logits[v] : top;
+    size_t v = 0;
+    for (; v + 16 <= V; v += 16)
+        for (size_t j = 0; j < 16; j++) sums[j] += logits[v + j] = gai_exp(logits[v + j] - top);
+    for (; v < V; v++) sums[0] += logits[v] = gai_exp(logits[v] - top);
+    for (size_t j = 0; j < 16; j++) sum += sums[j];
+    for (v = 0; v < V; v++) logits[v] *= scale / sum;
+    logits[target] -= scale;
+    return gai_log(sum) + top - at_target;
+}
+
+/* Output head and cross-entropy in one pass over slices of GA_HEAD_ROWS rows: the logits of a batch never exist at once,
+ * and forward and backward share them.
+ *
+ *     logits = x w^T,   loss_n = log sum_v exp(logits_nv) - logits_n,target
+ *     dx     = scale (softmax(logits) - onehot) w,        dw += scale (softmax(logits) - onehot)^T x
+ *
+ *     losses   (N)     out: in nats; 0 where the target is negative, which is not counted
+ *     dx       (N, C)  out; NULL, with dw: losses only
+ *     dw       (V, C)  added to
+ *     logits   scratch of GA_HEAD_ROWS * V values
+ *     x (N, C),  w (V, C),  targets (N),  scale: what each row's loss is worth
+ */
+GA_API void ga_head_loss(ga_real *losses, ga_real *dx, ga_real *dw, ga_real *logits, const ga_real *x, const ga_real *w,
+                         const int32_t *targets, size_t N, size_t C, size_t V, ga_real scale) {
+    for (size_t n0 = 0; n0 < N; n0 += GA_HEAD_ROWS) {
+        size_t rows = gai_min(GA_HEAD_ROWS, N - n0);
+        ga_linear_forward(logits, x + n0 * C, w, rows, V, C);
+        GAI_PARALLEL_FOR
+        for (size_t n = 0; n < rows; n++) {
+            bool counted = targets[n0 + n] >= 0;
+            losses[n0 + n] = counted ? gai_cross_entropy(logits + n * V, V, targets[n0 + n], scale) : 0;
+            if (!counted) memset(logits + n * V, 0, V * sizeof *logits);
+        }
+        if (dx) ga_linear_backward(dx + n0 * C, dw, logits, x + n0 * C, w, rows, V, C);
+    }
 }
 
 /* ==== optimiser operators ========================================================================================== */
