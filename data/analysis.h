@@ -502,6 +502,23 @@ static bool reads_bytes(const analysis *a, const report_model *m) {
     return m->config.vocab_size >= 256 && m->config.vocab_size <= 320;
 }
 
+/* Models that are compared on a file read it as the same tokens: their tokenizers are the same. */
+static bool check_tokenizers(analysis *a) {
+    const report *r = &a->report;
+    const char *source = a->options.data ? a->options.data : a->run.data, *name = NULL;
+    uint64_t first = 0;
+    for (size_t i = 0; i < arrlenu(r->models) && !is_generator(source); i++) {
+        if (!load_tokenizer(a, &r->models[i])) return false;
+        if (!a->tokenizer) continue;
+        if (name && data_tokenizer_hash(a->tokenizer) != first)
+            return fail(a, 1, "%s and %s have different tokenizers: they cannot read the same tokens", name,
+                        r->models[i].name);
+        name = r->models[i].name;
+        first = data_tokenizer_hash(a->tokenizer);
+    }
+    return true;
+}
+
 /* Appends the tokens of a text, without special tokens, to an stb_ds array: by the model's tokenizer, or its bytes. */
 static bool encode_text(analysis *a, const report_model *m, const char *text, size_t n, int32_t **tokens) {
     ga_error e;

@@ -112,7 +112,8 @@ static void print_figures(const report *r) {
 
 static bool compare(analysis *a) {
     report *r = &a->report;
-    if (!load_run(a, &r->models[0]) || !open_data(a, &r->models[0]) || !choose_output(a)) return false;
+    if (!load_run(a, &r->models[0]) || !check_tokenizers(a) || !open_data(a, &r->models[0]) || !choose_output(a))
+        return false;
     r->map_len = r->seq_len < FIGURE_MAP ? r->seq_len : FIGURE_MAP;
     for (size_t i = 0; i < arrlenu(r->models); i++) {
         printf("%s: %s\n", r->models[i].name, r->models[i].directory);

@@ -51,6 +51,7 @@ check "as it is" cmp run/tokenizer.json next/last/tokenizer.json
 says "tokenizer = bytes" 0 "^done" train output_dir=bytes tokenizer=bytes max_steps=1
 check "leaves none" sh -c "! ls bytes/last/tokenizer.json 2>/dev/null"
 says "a tokenizer of the outside" 0 "^done" train output_dir=other "tokenizer=$fixtures/chat.json" max_steps=1
+says "models of other tokenizers are not compared" 1 "a and b have different tokenizers" "$root/analyze" --models a:run b:other --data book.txt
 printf '{"text": "The gate decides."}\n{"text": "How much\\u2026"}\n' >two.jsonl
 for _ in 1 2 3 4 5 6; do cat two.jsonl two.jsonl; done >docs.jsonl
 says "documents" 0 "^done" "$root/train" "$root/configs/text.cfg" data=docs.jsonl $small output_dir=docs "tokenizer=$fixtures/qwen.json" max_steps=1
