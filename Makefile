@@ -6,7 +6,9 @@
 # make curves     loss with float32 and with bfloat16 products (an hour)
 # make sweep      stability at rising rates    make late-gate  a gate added to a trained model (A.7)
 # make fuzz       every parser, FUZZ_SECONDS each (600)
-# make lengths    longer contexts (4.4)        make help       this list
+# make lengths    longer contexts (4.4)
+# make test-cuda  the GPU that is here, tested   make bench-cuda   and its speed beside PyTorch
+# make help       this list
 
 CC ?= cc
 OPT ?= -O3 -march=native -ffp-contract=fast
@@ -131,6 +133,19 @@ $(BUILD)/cuda/checked/kernels.o: gated_attention_cuda.cuh gated_attention.h $(wi
 	$(CXX) $(CUDA_CHECKED) -O1 -fsanitize=thread -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c $< -o $@
 $(BUILD)/cuda/checked/%_cpu: $(BUILD)/cuda/test_%.o $(BUILD)/cuda/checked/kernels.o $(CUDA_CHECKED_PARTS)
 	$(CXX) -no-pie -Wl,--wrap=memcpy,--wrap=memset $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
+# The program itself with the emulated GPU, for tests/cuda/resume.sh.
+$(BUILD)/cuda/train_cpu: train.c $(HEADERS) $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o) | packages
+	$(CC) $(ALL_CFLAGS) -O1 -DGA_CUDA -c train.c -o $(BUILD)/cuda/train.o
+	$(CXX) --coverage $(BUILD)/cuda/train.o $(filter %.o,$^) -o $@ $(OPENMP) $(LDLIBS)
+
+# On a machine with a GPU: the same tests for real, then speed and memory beside PyTorch.
+$(BUILD)/cuda/%_gpu: tests/cuda/test_%.c $(BUILD)/cuda/cuda.o $(TEST_HEADERS) | packages-test
+	$(CC) $(TEST_CFLAGS) $< $(BUILD)/cuda/cuda.o -o $@ $(CUDA_LIBS) -lcmocka $(LDLIBS)
+test-cuda: train $(BUILD)/cuda/cuda_gpu $(BUILD)/cuda/sdpa_gpu
+	@sh tests/cuda/gpu.sh
+BENCH_CUDA ?=
+bench-cuda: train
+	@sh tests/cuda/bench.sh $(BENCH_CUDA)
 
 sanitize: packages-test
 	@sh tests/sanitize.sh

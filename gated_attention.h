@@ -3852,10 +3852,11 @@ GAI_FN size_t gai_count_targets(const int32_t *targets, size_t N) {
 
 /* Mean of m->losses over `count` targets. */
 GAI_FN double gai_mean_loss(ga_model *m, size_t N, size_t count) {
-    ga_real part[256];
+    enum { PART = 4096 };
+    ga_real part[PART]; /* few copies: a device may have to finish for each */
     double sum = 0;
-    for (size_t n = 0; n < N; n += 256) {
-        size_t rows = gai_min(256, N - n);
+    for (size_t n = 0; n < N; n += PART) {
+        size_t rows = gai_min(PART, N - n);
         m->device.copy_out(m->device.state, part, m->losses + n, rows * sizeof *part);
         for (size_t i = 0; i < rows; i++) sum += (double)part[i];
     }
@@ -3977,16 +3978,31 @@ GA_API double ga_learning_rate(const ga_config *c, uint64_t step, uint64_t steps
     return c->min_lr + (c->learning_rate - c->min_lr) * (1 + cos(3.141592653589793 * progress)) / 2;
 }
 
+/* How many values the tensors *i, *i + 1, ... have that stand together and are frozen alike, and with `decay` also decay
+ * alike; *i becomes the first tensor after them. The optimiser takes few long arrays in place of many short ones. */
+GAI_FN size_t gai_alike(const ga_model *m, size_t *i, bool decay) {
+    const ga_tensor *first = &m->tensors[*i];
+    size_t values = 0;
+    for (; *i < m->n_tensors; ++*i) {
+        const ga_tensor *t = &m->tensors[*i];
+        if (t->frozen != first->frozen || t->offset != first->offset + values) break;
+        if (decay && t->decays != first->decays) break;
+        values += t->rows * t->columns;
+    }
+    return values;
+}
+
 GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_error *e) {
     const ga_config *c = &m->config;
     double sum = 0;
     if (m->mode != GA_TRAINING)
         return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
-    for (size_t i = 0; i < m->n_tensors; i++) {
+    for (size_t i = 0; i < m->n_tensors;) {
+        const ga_tensor *t = &m->tensors[i];
+        size_t values = gai_alike(m, &i, false);
         double part;
-        if (m->tensors[i].frozen) continue;
-        GAI_RUN(m, sum_of_squares, &part, m->gradients + m->tensors[i].offset,
-                m->tensors[i].rows * m->tensors[i].columns);
+        if (t->frozen) continue;
+        GAI_RUN(m, sum_of_squares, &part, m->gradients + t->offset, values);
         sum += part;
     }
     ga_result result = gai_status(m, e);
@@ -3996,12 +4012,13 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
     if (!isfinite(length)) return gai_fail(e, GA_ERR_DIVERGED, "the gradient is not finite: its norm is %g", length);
     ga_adamw_settings a = {learning_rate, c->beta1, c->beta2, c->eps, 0, 1, ++m->updates};
     if (c->grad_clip > 0 && length > c->grad_clip) a.gradient_scale = c->grad_clip / (length + 1e-6);
-    for (size_t i = 0; i < m->n_tensors; i++) {
+    for (size_t i = 0; i < m->n_tensors;) {
         const ga_tensor *t = &m->tensors[i];
+        size_t values = gai_alike(m, &i, true);
         if (t->frozen) continue;
         a.weight_decay = t->decays ? c->weight_decay : 0;
         GAI_RUN(m, adamw, m->weights + t->offset, m->gradients + t->offset, m->moment1 + t->offset,
-                m->moment2 + t->offset, t->rows * t->columns, a);
+                m->moment2 + t->offset, values, a);
     }
     m->device.zero(m->device.state, m->gradients, m->n_weights * sizeof(ga_real));
     if (m->sizes.E > 0) {

@@ -26,7 +26,7 @@ run() {
 }
 
 mkdir -p build/log
-programs="build/cuda/cuda_cpu build/cuda/sdpa_cpu build/cuda/checked/cuda_cpu build/cuda/checked/sdpa_cpu"
+programs="build/cuda/cuda_cpu build/cuda/sdpa_cpu build/cuda/checked/cuda_cpu build/cuda/checked/sdpa_cpu build/cuda/train_cpu"
 # shellcheck disable=SC2086 # a list
 if make -s $programs >build/log/cuda-build.log 2>&1; then ok "builds"; else
     bad "builds" && head -n 20 build/log/cuda-build.log
@@ -43,6 +43,8 @@ done
 unset CUCPU_SEED
 run "with the checker" build/cuda/checked/cuda_cpu 'test_*' 'test_training*'
 run "attention with the checker" build/cuda/checked/sdpa_cpu
+
+if sh tests/cuda/resume.sh build/cuda/train_cpu; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
 
 # Lines of the companion that ran: gcov names each template's copies; a line counts once.
 gcov -r -t -o build/cuda build/cuda/kernels_cpu.o >build/cuda/coverage 2>build/log/cuda-coverage.log

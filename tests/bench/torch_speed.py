@@ -1,6 +1,6 @@
 """The yardstick: the training step of the same model in PyTorch, with the command line of ./train.
 
-    python torch_speed.py CONFIG.cfg [key=value ...] [--mode eager|compiled] [--turns]
+    python torch_speed.py CONFIG.cfg [key=value ...] [--mode eager|compiled] [--device cpu|cuda] [--turns]
 
 Takes max_steps steps and prints one JSON object for each: step, loss, tokens_per_s. With --turns it prints `ready`
 after a short step that compiles and warms up, and then takes a step for each line that it reads. Keys that only
@@ -108,11 +108,12 @@ class Model(nn.Module):
 
 
 class Trainer:
-    def __init__(self, keys, mode):
+    def __init__(self, keys, mode, device):
+        self.device = device
         self.V, self.T, self.B = (int(keys[name]) for name in ("vocab_size", "max_seq_len", "batch_size"))
         self.amp = keys.get("use_amp") == "on"
         torch.manual_seed(0)
-        self.model = model = Model(keys)
+        self.model = model = Model(keys).to(device)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
 
         def loss_of(x, y):
@@ -125,13 +126,16 @@ class Trainer:
         begin = time.perf_counter()
         self.optimizer.zero_grad(set_to_none=False)
         for _ in range(accumulation):
-            x = torch.randint(0, self.V, (self.B, self.T + 1))
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.amp):
+            x = torch.randint(0, self.V, (self.B, self.T + 1), device=self.device)
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.amp):
                 loss = self.loss(x[:, :-1], x[:, 1:])
             (loss / accumulation).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        return loss.item(), accumulation * self.B * self.T / (time.perf_counter() - begin)
+        value = loss.item()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return value, accumulation * self.B * self.T / (time.perf_counter() - begin)
 
 
 def main():
@@ -139,6 +143,7 @@ def main():
     parser.add_argument("config", type=pathlib.Path)
     parser.add_argument("keys", nargs="*", metavar="key=value")
     parser.add_argument("--mode", choices=("eager", "compiled"), default="eager")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--turns", action="store_true", help="a step for each line of standard input")
     arguments = parser.parse_intermixed_args()
     keys = read_config(arguments.config)
@@ -149,7 +154,7 @@ def main():
         keys[key] = value
     if int(keys.get("threads", 0)) > 0:
         torch.set_num_threads(int(keys["threads"]))
-    trainer = Trainer(keys, arguments.mode)
+    trainer = Trainer(keys, arguments.mode, arguments.device)
     if arguments.turns:
         trainer.step(accumulation=1)
         print("ready", flush=True)
