@@ -38,7 +38,6 @@ static void print_architecture(const ga_config *c, const ga_inventory *v) {
            c->tied_embeddings ? " (embeddings tied)" : "", c->max_seq_len, c->rope_base);
     if (c->rope_factor > 1) printf(", YaRN %g times %zu", c->rope_factor, c->rope_original_length);
     if (c->partial_rotary_factor < 1) printf(" on %g of the dimensions", c->partial_rotary_factor);
-    if (c->rope_factor > 1) printf(", YaRN %g x %zu", c->rope_factor, c->rope_original_length);
     printf("%s%s\n", c->qk_norm ? ", QK-norm" : "", c->sandwich_norm ? ", sandwich norm" : "");
     if (c->n_experts > 0)
         printf("                %zu experts in each FFN, each %zu wide; %zu for each token\n", c->n_experts, c->d_ff,

@@ -387,7 +387,7 @@ describes "--describe: a gate by head" "$fixtures/outside_qwen3_next" \
     "                vocabulary 37, 16 positions, RoPE base 10000 on 0.25 of the dimensions, QK-norm" \
     "                W_theta: in q_proj, behind the queries of each head"
 describes "--describe: YaRN" "$fixtures/hf_yarn" \
-    "                vocabulary 37, 1024 positions, RoPE base 10000, YaRN 4 x 256, QK-norm"
+    "                vocabulary 37, 1024 positions, RoPE base 10000, YaRN 4 times 256, QK-norm"
 describes "--describe: no gate, F16" "$fixtures/hf_baseline" "  gate          none" \
     "  files         1, 27.07 kB: 25 tensors, 12,296 values in F16" "  training      weights only"
 describes "--describe: a run of train" runs/gated "runs/gated/best" "  source        qwen3"
