@@ -18,7 +18,7 @@ WARN = -Wall -Wextra -Wpedantic -Wshadow $(WERROR)
 CFLAGS ?= $(OPT)
 ALL_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) $(STB)
 LDLIBS = $(TEXT_LIBS) -lm
-HEADERS = gated_attention.h gated_attention_x86.h gated_attention_cuda.cuh $(wildcard data/*.h)
+HEADERS = gated_attention.h gated_attention_x86.h gated_attention_cuda.cuh $(wildcard data/*.h drivers/*.h)
 BUILD = build
 
 # What is here: OpenMP by trying it, stb_ds by its header. OPENMP= on the command line builds without threads.
@@ -80,17 +80,17 @@ DEMO_ARGS ?=
 demo: train analyze
 	@sh tests/demo.sh $(DEMO) $(DEMO_ARGS)
 pairs: train analyze
-	@tests/pairs.sh
+	@tests/experiments/pairs.sh
 table4: train analyze
-	@tests/table4.sh
+	@tests/experiments/table4.sh
 sweep: train
-	@tests/sweep.sh
+	@tests/experiments/sweep.sh
 late-gate: train
-	@tests/late_gate.sh
+	@tests/experiments/late_gate.sh
 lengths: train analyze
-	@tests/lengths.sh
+	@tests/experiments/lengths.sh
 curves: train
-	@tests/curves.sh $(CURVES)
+	@tests/experiments/curves.sh $(CURVES)
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data tokenizer x86 amx analysis
@@ -164,7 +164,7 @@ bench: train
 	@sh tests/bench/bench.sh $(BENCH)
 
 # ---- formatting and static analysis --------------------------------------------------------------------------------
-SOURCES = gated_attention.h train.c analyze.c $(wildcard data/*.h data/*.c tests/*.c tests/*.h tests/*.cpp tests/fuzz/*.c tests/fuzz/*.h)
+SOURCES = gated_attention.h train.c analyze.c $(wildcard data/*.h data/*.c drivers/*.h tests/*.c tests/*.h tests/*.cpp tests/fuzz/*.c tests/fuzz/*.h)
 format:
 	clang-format -i $(SOURCES)
 check: packages-test

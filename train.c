@@ -44,14 +44,14 @@
 #include "gated_attention.h"
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
-#include "data/spikes.h"
+#include "drivers/spikes.h"
 #include "data/vocabulary.h"
 #include "gated_attention_x86.h"
 #ifdef GA_CUDA
 #include "gated_attention_cuda.cuh"
 #endif
-#include "data/device.h"
-#include "data/routing.h"
+#include "drivers/device.h"
+#include "drivers/routing.h"
 
 enum { PATH_SIZE = GA_TEXT + 64, SAMPLE_PROMPT = 8 };
 

@@ -1,13 +1,13 @@
 #!/bin/sh
-# A test of the tests: tests/mutants.txt breaks gated_attention.h or a header in data/ in one place at a time, in a copy. The
+# A test of the tests: tests/mutants.txt breaks gated_attention.h or a header in data/ or drivers/ in one place at a time, in a copy. The
 # test that each break names must fail on it, and must pass on the headers as they are.
 #     tests/mutants.sh [TEXT]    only the breaks whose test, pattern or lines contain TEXT
 set -u
 
 # copy DIRECTORY: the headers, as they are
 copy() {
-    mkdir -p "$1/tests" "$1/data" && cp gated_attention.h gated_attention_x86.h "$1" && cp data/*.h "$1/data/" &&
-        cp tests/*.h "$1/tests/"
+    mkdir -p "$1/tests" "$1/data" "$1/drivers" && cp gated_attention.h gated_attention_x86.h "$1" && cp data/*.h "$1/data/" &&
+        cp drivers/*.h "$1/drivers/" &&        cp tests/*.h "$1/tests/"
 }
 
 # build DIRECTORY TEST: the test, with the headers that lie there
@@ -38,8 +38,8 @@ try_header() {
 try_break() {
     { read -r test pattern && read -r old && read -r new; } < "$1"
     old=${old#- } new=${new#+ }
-    file=$(grep -lF -e "$old" gated_attention.h data/*.h)
-    count=$(cat gated_attention.h data/*.h | grep -cF -e "$old")
+    file=$(grep -lF -e "$old" gated_attention.h data/*.h drivers/*.h)
+    count=$(cat gated_attention.h data/*.h drivers/*.h | grep -cF -e "$old")
     if [ "$count" -ne 1 ]; then
         echo "FAIL     $test $pattern: in $count lines of the headers, not in one: $old"
         return

@@ -14,7 +14,7 @@
 #define GATED_ATTENTION_IMPLEMENTATION
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
-#include "data/spikes.h"
+#include "drivers/spikes.h"
 
 #include <time.h>
 

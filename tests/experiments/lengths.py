@@ -1,4 +1,4 @@
-"""Reads the reports of tests/lengths.sh, prints the table and writes docs/lengths.md and docs/lengths.svg."""
+"""Reads the reports of tests/experiments/lengths.sh, prints the table and writes docs/lengths.md and docs/lengths.svg."""
 import json
 import sys
 

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Loss curves with float32 and with bfloat16 products, in one plot: quick.cfg, and 300 steps of rtx4060.cfg (more than
 # an hour on two cores; goes on where it was stopped). Writes docs/bfloat16.svg and docs/bfloat16.md.
-#     tests/curves.sh [key=value ...]     the keys are for rtx4060.cfg: gradient_accumulation_steps=8 takes a quarter
+#     tests/experiments/curves.sh [key=value ...]     the keys are for rtx4060.cfg: gradient_accumulation_steps=8 takes a quarter
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 out=build/curves
 mkdir -p $out docs
 

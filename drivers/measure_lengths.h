@@ -1,12 +1,12 @@
-/* data/measure_lengths.h - runs the models over windows of rising length, for analyze --lengths.
+/* drivers/measure_lengths.h - runs the models over windows of rising length, for analyze --lengths.
  *
  *     if (!measure_lengths(&a)) puts(a.failure);     // fills the models' `lengths`
  *
  * Activations grow with the length, attention's time with its square; logits are made in slices, and where only answers
  * count, at the answers alone. Needs lengths.h and measure.h before it.
  */
-#ifndef DATA_MEASURE_LENGTHS_H
-#define DATA_MEASURE_LENGTHS_H
+#ifndef DRIVERS_MEASURE_LENGTHS_H
+#define DRIVERS_MEASURE_LENGTHS_H
 
 enum { LENGTH_ROWS = 64 }; /* of logits at one time */
 

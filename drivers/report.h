@@ -1,4 +1,4 @@
-/* data/report.h - what analyze measured, as summary.json and as report.html: beside the paper's own figures, in one
+/* drivers/report.h - what analyze measured, as summary.json and as report.html: beside the paper's own figures, in one
  * file that needs no network.
  *
  *     report_write_summary(&r);
@@ -6,8 +6,8 @@
  *
  * Needs figures.h, gallery.h and lengths.h before it.
  */
-#ifndef DATA_REPORT_H
-#define DATA_REPORT_H
+#ifndef DRIVERS_REPORT_H
+#define DRIVERS_REPORT_H
 
 /* Table 4 (15A2B mixture of experts, 400B tokens, T = 4096). */
 typedef struct {

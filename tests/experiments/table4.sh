@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Table 4 in small: trains configs/variants/table4-*.cfg, compares them, writes docs/table4.md.
-#     tests/table4.sh [key=value ...]
+#     tests/experiments/table4.sh [key=value ...]
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 out=build/table4
 mkdir -p $out docs
 models=()

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Table 2 and A.6 in small: trains configs/sweep.cfg without a gate, with sandwich norm, with clipped outputs and with both
 # gates at rising learning rates. A run that diverges is a result like any other. Writes docs/sweep.md and docs/sweep.svg.
-#     [RATES="5e-3 2e-2"] [SEEDS="1 2"] tests/sweep.sh [key=value ...]
+#     [RATES="5e-3 2e-2"] [SEEDS="1 2"] tests/experiments/sweep.sh [key=value ...]
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 rates=${RATES:-2e-3 5e-3 1e-2 2e-2 4e-2 8e-2}
 seeds=${SEEDS:-1}
 out=build/sweep
@@ -28,4 +28,4 @@ for seed in $seeds; do
     done
 done
 while [ "$(jobs -r | wc -l)" -gt 0 ]; do wait -n; done
-python3 tests/sweep.py $out "$rates" "$seeds" "$methods"
+python3 tests/experiments/sweep.py $out "$rates" "$seeds" "$methods"

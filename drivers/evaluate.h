@@ -1,4 +1,4 @@
-/* data/evaluate.h - analyze --eval: multiple choice by log-likelihood, with the numbers of lm-evaluation-harness.
+/* drivers/evaluate.h - analyze --eval: multiple choice by log-likelihood, with the numbers of lm-evaluation-harness.
  *
  * A file has a question on each line, a JSON object in one of the field's forms:
  *
@@ -23,8 +23,8 @@
  *
  * Needs analysis.h before it.
  */
-#ifndef DATA_EVALUATE_H
-#define DATA_EVALUATE_H
+#ifndef DRIVERS_EVALUATE_H
+#define DRIVERS_EVALUATE_H
 
 enum { EVALUATE_CHOICES = 26, EVALUATE_TOKENS = 4096 /* computed at once, where a question has fewer */ };
 

@@ -1,4 +1,4 @@
-"""Reads the runs of tests/late_gate.sh, prints the table and writes docs/late-gate.md and docs/late-gate.svg."""
+"""Reads the runs of tests/experiments/late_gate.sh, prints the table and writes docs/late-gate.md and docs/late-gate.svg."""
 import json
 import sys
 

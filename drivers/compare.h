@@ -1,10 +1,10 @@
-/* data/compare.h - analyze without --prompt: several models on the same tokens, as a table, summary.json, figures and
+/* drivers/compare.h - analyze without --prompt: several models on the same tokens, as a table, summary.json, figures and
  * report.html.
  *
  * Needs interventions.h and measure_lengths.h before it.
  */
-#ifndef DATA_COMPARE_H
-#define DATA_COMPARE_H
+#ifndef DRIVERS_COMPARE_H
+#define DRIVERS_COMPARE_H
 
 /* ---- a model ----------------------------------------------------------------------------------------------------- */
 

@@ -1,4 +1,4 @@
-"""Line plots for docs/, drawn by gnuplot: used by tests/sweep.py, tests/late_gate.py and tests/lengths.py."""
+"""Line plots for docs/, drawn by gnuplot: used by tests/experiments/sweep.py, tests/experiments/late_gate.py and tests/experiments/lengths.py."""
 import subprocess
 
 COLOURS = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5a5a5a"]

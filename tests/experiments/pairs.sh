@@ -1,10 +1,10 @@
 #!/bin/sh
 # The quick pair over three seeds, of weights, data and the task's chain alike: does the baseline park its attention on
 # the first token, and does the gate remove that, at no cost in loss? Writes docs/quick-pair.md.
-#     [SEEDS="1 2 3"] tests/pairs.sh [key=value ...]
+#     [SEEDS="1 2 3"] tests/experiments/pairs.sh [key=value ...]
 set -eu
 seeds=${SEEDS:-1 2 3}
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 out=build/pairs
 mkdir -p "$out" docs
 for seed in $seeds; do
@@ -20,4 +20,4 @@ for seed in $seeds; do
         --num_samples 256 --output "$out/report-$seed" >"$out/report-$seed.log"
     echo "seed $seed done"
 done
-python3 tests/pairs.py "$out" $seeds
+python3 tests/experiments/pairs.py "$out" $seeds

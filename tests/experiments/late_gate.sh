@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A.7 in small: a baseline is trained, then trained on without a gate, and with one added late; and a gated model from the
 # start, for as many steps in all. Do the sinks go? Writes docs/late-gate.md and docs/late-gate.svg.
-#     [STEPS=800] tests/late_gate.sh [key=value ...]
+#     [STEPS=800] tests/experiments/late_gate.sh [key=value ...]
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 steps=${STEPS:-800}
 out=build/late-gate
 mkdir -p $out docs
@@ -25,4 +25,4 @@ on="max_steps=$steps init_from=$out/baseline/last"
     run scratch configs/quick.cfg max_steps=$((2 * steps)) "$@" & waiting
 }
 while [ "$(jobs -r | wc -l)" -gt 0 ]; do wait -n; done
-python3 tests/late_gate.py $out "$steps"
+python3 tests/experiments/late_gate.py $out "$steps"

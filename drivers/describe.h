@@ -1,10 +1,10 @@
-/* data/describe.h - `./analyze --describe DIR`: what a checkpoint holds, where its gate is, and what it costs to use.
+/* drivers/describe.h - `./analyze --describe DIR`: what a checkpoint holds, where its gate is, and what it costs to use.
  *
  * Everything that loading checks is checked, but no weight is read: it takes a moment, however large the model.
  * Needs analysis.h before it.
  */
-#ifndef DATA_DESCRIBE_H
-#define DATA_DESCRIBE_H
+#ifndef DRIVERS_DESCRIBE_H
+#define DRIVERS_DESCRIBE_H
 
 /* 12345678 as 12,345,678 */
 static const char *group_digits(uint64_t n, char text[32]) {

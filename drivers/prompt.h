@@ -1,9 +1,9 @@
-/* data/prompt.h - analyze --prompt: models go on from a text, and the attention maps of it.
+/* drivers/prompt.h - analyze --prompt: models go on from a text, and the attention maps of it.
  *
  * Needs prompt_maps.h before it.
  */
-#ifndef DATA_PROMPT_H
-#define DATA_PROMPT_H
+#ifndef DRIVERS_PROMPT_H
+#define DRIVERS_PROMPT_H
 
 /* ---- prompts ----------------------------------------------------------------------------------------------------- */
 

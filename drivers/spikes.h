@@ -1,12 +1,12 @@
-/* data/spikes.h - loss spikes and divergence of a training run, from its losses alone (Table 2, A.6).
+/* drivers/spikes.h - loss spikes and divergence of a training run, from its losses alone (Table 2, A.6).
  *
  *     spikes s = {0};
  *     spike_kind kind = spikes_add(&s, loss);    // after each step; s.count spikes so far, s.mean of the last steps
  *
  * The state is that of the losses added, rounded as metrics.jsonl has them: a run that goes on adds what stands there.
  */
-#ifndef DATA_SPIKES_H
-#define DATA_SPIKES_H
+#ifndef DRIVERS_SPIKES_H
+#define DRIVERS_SPIKES_H
 
 #include <math.h>
 #include <stdint.h>

@@ -9,8 +9,8 @@
  * Needs gated_attention.h and gated_attention_x86.h before it, and with GA_CUDA, which the Makefile defines where it has
  * compiled that companion, gated_attention_cuda.cuh.
  */
-#ifndef DATA_DEVICE_H
-#define DATA_DEVICE_H
+#ifndef DRIVERS_DEVICE_H
+#define DRIVERS_DEVICE_H
 
 #include <stdio.h>
 #include <string.h>
@@ -58,7 +58,7 @@ static bool device_open(device_choice *d, const ga_config *c, ga_error *e) {
     ga_config_get(c, "device", device, sizeof device);
     ga_config_get(c, "use_amp", use_amp, sizeof use_amp);
     bool bf16 = strcmp(use_amp, "off") != 0;
-    ga_error no_gpu;
+    ga_error no_gpu = {GA_OK, ""};
     memset(d, 0, sizeof *d);
     if (strcmp(device, "cpu") != 0 && device_open_cuda(d, bf16, c->tf32, &no_gpu))
         snprintf(d->why, sizeof d->why, "device = %s", device);

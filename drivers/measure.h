@@ -1,12 +1,12 @@
-/* data/measure.h - runs a model over windows of tokens and keeps what analyze reports: losses, statistics, maps.
+/* drivers/measure.h - runs a model over windows of tokens and keeps what analyze reports: losses, statistics, maps.
  *
  *     measuring w = {.model = load_model(&a, m, batch_size, seq_len), .batch_size = batch_size};
  *     allocate_measuring(&a, &w, m) && read_windows(&a, &w, 0, 1) && measure_windows(&a, &w, m, 0, 1)
  *
  * Needs analysis.h before it.
  */
-#ifndef DATA_MEASURE_H
-#define DATA_MEASURE_H
+#ifndef DRIVERS_MEASURE_H
+#define DRIVERS_MEASURE_H
 
 /* ---- measuring --------------------------------------------------------------------------------------------------- */
 

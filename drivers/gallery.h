@@ -1,12 +1,12 @@
-/* data/gallery.h - the figures of sections 4.2, 4.3 and A.3 to A.5 that are one number for each layer, head or position:
+/* drivers/gallery.h - the figures of sections 4.2, 4.3 and A.3 to A.5 that are one number for each layer, head or position:
  * lists, from which the CSVs, the plots, the columns of summary.json and the tables of report.html are made.
  *
  *     gallery_write(&r);        // after figures.h; a new figure is a line in one of the lists
  *
  * Needs figures.h before it.
  */
-#ifndef DATA_GALLERY_H
-#define DATA_GALLERY_H
+#ifndef DRIVERS_GALLERY_H
+#define DRIVERS_GALLERY_H
 
 typedef double (*gallery_value)(const ga_statistics *s, size_t layer);
 

@@ -1,12 +1,12 @@
-/* data/interventions.h - analyze --interventions: what a part is for, by the loss without it. The gate's scores replaced by
+/* drivers/interventions.h - analyze --interventions: what a part is for, by the loss without it. The gate's scores replaced by
  * their mean, by 1, halved, doubled; the first token's key or value removed; every head silenced in turn.
  *
  *     if (!intervene(&a, &w, &a.report.models[0])) puts(a.failure);     // fills the model's `changes`
  *
  * Every change costs as much as the measurement itself: a pass over the windows. Needs measure.h before it.
  */
-#ifndef DATA_INTERVENTIONS_H
-#define DATA_INTERVENTIONS_H
+#ifndef DRIVERS_INTERVENTIONS_H
+#define DRIVERS_INTERVENTIONS_H
 
 enum { MOST_SILENCED = 64 };
 

@@ -1,11 +1,11 @@
-/* data/lengths.h - analyze --lengths: what was measured in windows of rising length, as in section 4.4, and its figure:
+/* drivers/lengths.h - analyze --lengths: what was measured in windows of rising length, as in section 4.4, and its figure:
  * accuracy on the questions that the data asks, the loss by position, the sinks. measure_lengths.h measures it, report.h
  * puts it into summary.json and report.html.
  *
  * Needs figures.h before it.
  */
-#ifndef DATA_LENGTHS_H
-#define DATA_LENGTHS_H
+#ifndef DRIVERS_LENGTHS_H
+#define DRIVERS_LENGTHS_H
 
 /* Bins of positions: 0..15, then four to each doubling, up to 2^28. */
 enum { LENGTH_BINS = 1 + 4 * 25 };

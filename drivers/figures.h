@@ -1,4 +1,4 @@
-/* data/figures.h - what analyze measured, as figures: for each one NAME.csv (its data), NAME.gp (a gnuplot script that
+/* drivers/figures.h - what analyze measured, as figures: for each one NAME.csv (its data), NAME.gp (a gnuplot script that
  * can be run again, `gnuplot NAME.gp`) and NAME.svg, all in DIR/figures.
  *
  *     report r = {.directory = "reports/quick", .models = models, ...};
@@ -7,8 +7,8 @@
  *
  * Needs gated_attention.h (ga_statistics), data.h (labels) and stb_ds before it, and POSIX (fork, getline).
  */
-#ifndef DATA_FIGURES_H
-#define DATA_FIGURES_H
+#ifndef DRIVERS_FIGURES_H
+#define DRIVERS_FIGURES_H
 
 #include <errno.h>
 #include <fcntl.h>

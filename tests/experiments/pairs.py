@@ -1,4 +1,4 @@
-"""Reads the reports of tests/pairs.sh, checks them, prints the table and writes docs/quick-pair.md."""
+"""Reads the reports of tests/experiments/pairs.sh, checks them, prints the table and writes docs/quick-pair.md."""
 import json
 import sys
 

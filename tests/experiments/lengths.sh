@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Section 4.4 in small: retrieval trained at 64 tokens, trained on at 256 with a raised RoPE base, stretched to 1024 by YaRN;
 # with the gate and without. Writes docs/lengths.md and docs/lengths.svg.
-#     tests/lengths.sh [key=value ...]
+#     tests/experiments/lengths.sh [key=value ...]
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 out=build/lengths
 mkdir -p $out docs
 train() { # NAME CONFIG KEY=VALUE...
@@ -31,4 +31,4 @@ measure() { # REPORT MODEL:... OPTION...
 measure short baseline:$out/baseline/last gated:$out/gated/last
 measure long baseline:$out/baseline-long/last gated:$out/gated-long/last
 measure yarn baseline:$out/baseline-long/last gated:$out/gated-long/last --rope_factor 4
-python3 tests/lengths.py $out
+python3 tests/experiments/lengths.py $out

@@ -1,4 +1,4 @@
-/* data/routing.h - what the routers of a mixture of experts did in an optimiser step, for the progress line and
+/* drivers/routing.h - what the routers of a mixture of experts did in an optimiser step, for the progress line and
  * metrics.jsonl. Include it after gated_attention.h.
  *
  *     routing r;
@@ -8,8 +8,8 @@
  *     r.layers[routing_worst(&r)].max_load       // where the load is least even
  *     free(r.layers);
  */
-#ifndef DATA_ROUTING_H
-#define DATA_ROUTING_H
+#ifndef DRIVERS_ROUTING_H
+#define DRIVERS_ROUTING_H
 
 #include <math.h>
 #include <stdbool.h>

@@ -1,4 +1,4 @@
-/* data/domains.h - analyze --domains: perplexity by domain, one file of text or tokens for each.
+/* drivers/domains.h - analyze --domains: perplexity by domain, one file of text or tokens for each.
  *
  * Each file is read from its beginning in windows that do not overlap, all of them unless --num_samples says how many.
  * Losses are means over tokens; since tokenizers cut text differently, bits per byte compare models where they do:
@@ -7,8 +7,8 @@
  *
  * Needs measure.h before it.
  */
-#ifndef DATA_DOMAINS_H
-#define DATA_DOMAINS_H
+#ifndef DRIVERS_DOMAINS_H
+#define DRIVERS_DOMAINS_H
 
 typedef struct {
     size_t windows;

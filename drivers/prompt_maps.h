@@ -1,10 +1,10 @@
-/* data/prompt_maps.h - analyze --prompt ... --maps: the attention maps of a prompt, averaged over heads, with its tokens
+/* drivers/prompt_maps.h - analyze --prompt ... --maps: the attention maps of a prompt, averaged over heads, with its tokens
  * on both axes: for each model a figure of four layers, and one figure with a row for each model. As SVG and as PNG.
  *
  * Needs measure.h before it.
  */
-#ifndef DATA_PROMPT_MAPS_H
-#define DATA_PROMPT_MAPS_H
+#ifndef DRIVERS_PROMPT_MAPS_H
+#define DRIVERS_PROMPT_MAPS_H
 
 enum { PROMPT_MAP = 128, PROMPT_LAYERS = 8 };
 
