@@ -426,19 +426,27 @@ static gai_cuda_operand gai_cuda_operand_of(gai_cuda *d, const float *x, size_t 
     return rounded;
 }
 
-/* The same for weights, of which there may be a packed copy. */
-static gai_cuda_operand gai_cuda_weights_of(gai_cuda *d, const float *w, size_t n, char **at) {
-    for (int i = 0; d->bf16 && i < GAI_CUDA_BLOCKS; i++) {
-        const gai_cuda_packed *b = &d->packed[i];
-        if (!b->weights || w < b->weights || w + n > b->weights + b->n) continue;
-        gai_cuda_operand packed = {b->packed + (w - b->weights), CUDA_R_16BF};
-        return packed;
-    }
-    return gai_cuda_operand_of(d, w, n, at);
-}
-
 static size_t gai_cuda_operand_bytes(const gai_cuda *d, size_t n) {
     return d->bf16 ? gai_cuda_half_bytes(n) : 0;
+}
+
+/* The packed copy of n weights, or NULL. */
+static const __nv_bfloat16 *gai_cuda_find_packed(const gai_cuda *d, const float *w, size_t n) {
+    for (int i = 0; d->bf16 && i < GAI_CUDA_BLOCKS; i++) {
+        const gai_cuda_packed *b = &d->packed[i];
+        if (b->weights && w >= b->weights && w + n <= b->weights + b->n) return b->packed + (w - b->weights);
+    }
+    return NULL;
+}
+
+/* Weights as products read them, and the scratch that they take where there is no packed copy. */
+static gai_cuda_operand gai_cuda_weights_of(gai_cuda *d, const float *w, size_t n, char **at) {
+    gai_cuda_operand packed = {gai_cuda_find_packed(d, w, n), CUDA_R_16BF};
+    return packed.p ? packed : gai_cuda_operand_of(d, w, n, at);
+}
+
+static size_t gai_cuda_weight_bytes(const gai_cuda *d, const float *w, size_t n) {
+    return gai_cuda_find_packed(d, w, n) ? 0 : gai_cuda_operand_bytes(d, n);
 }
 
 /* Renews the packed copy of a block of weights. Without room for one the products round the weights each time. */
@@ -484,7 +492,7 @@ static void gai_cuda_product_dw(gai_cuda *d, float *dw, gai_cuda_operand dy, gai
 static void gai_cuda_linear_forward(void *state, float *y, const float *x, const float *w, size_t M, size_t O,
                                     size_t I) {
     gai_cuda *d = (gai_cuda *)state;
-    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_operand_bytes(d, O * I));
+    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_weight_bytes(d, w, O * I));
     gai_cuda_operand xs = gai_cuda_operand_of(d, x, M * I, &at), ws = gai_cuda_weights_of(d, w, O * I, &at);
     gai_cuda_product(d, y, xs, ws, M, O, I);
 }
@@ -492,7 +500,7 @@ static void gai_cuda_linear_forward(void *state, float *y, const float *x, const
 static void gai_cuda_linear_backward(void *state, float *dx, float *dw, const float *dy, const float *x, const float *w,
                                      size_t M, size_t O, size_t I) {
     gai_cuda *d = (gai_cuda *)state;
-    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_operand_bytes(d, O * I) +
+    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_weight_bytes(d, w, O * I) +
                                        gai_cuda_operand_bytes(d, M * O));
     gai_cuda_operand dys = gai_cuda_operand_of(d, dy, M * O, &at), xs = gai_cuda_operand_of(d, x, M * I, &at);
     gai_cuda_product_dw(d, dw, dys, xs, M, O, I);
@@ -523,7 +531,7 @@ static void gai_cuda_linear_channels_forward(void *state, float *y, const float 
                                              size_t M, size_t O, size_t I) {
     gai_cuda *d = (gai_cuda *)state;
     size_t columns;
-    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_operand_bytes(d, O * I));
+    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_weight_bytes(d, w, O * I));
     gai_cuda_operand xs = gai_cuda_channels_of(d, x, stride, M, I, &at, &columns);
     gai_cuda_gemm(d, y, O, gai_cuda_weights_of(d, w, O * I, &at), true, I, xs, false, columns, O, M, I, false);
 }
@@ -532,7 +540,7 @@ static void gai_cuda_linear_channels_backward(void *state, float *dx, float *dw,
                                               size_t stride, const float *w, size_t M, size_t O, size_t I) {
     gai_cuda *d = (gai_cuda *)state;
     size_t columns;
-    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_operand_bytes(d, O * I) +
+    char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_weight_bytes(d, w, O * I) +
                                        gai_cuda_operand_bytes(d, M * O));
     gai_cuda_operand xs = gai_cuda_channels_of(d, x, stride, M, I, &at, &columns);
     gai_cuda_operand dys = gai_cuda_operand_of(d, dy, M * O, &at);
@@ -2551,7 +2559,7 @@ static void gai_cuda_head_loss(void *state, float *losses, float *dx, float *dw,
     size_t group = gai_cuda_head_rows(d, N, V);
     bool four = gai_aligned(gai_bits(logits, V));
     unsigned threads = gai_cuda_vocabulary_threads(V);
-    char *scratch = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, V * C) + gai_cuda_operand_bytes(d, group * C) +
+    char *scratch = gai_cuda_scratch(d, gai_cuda_weight_bytes(d, w, V * C) + gai_cuda_operand_bytes(d, group * C) +
                                             gai_cuda_operand_bytes(d, group * V));
     gai_cuda_operand ws = gai_cuda_weights_of(d, w, V * C, &scratch);
     for (size_t g0 = 0; g0 < N; g0 += group) {
