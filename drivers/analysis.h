@@ -54,7 +54,7 @@
     X(LIST, EVALUATE, eval, NULL, 0, 0, "FILE.jsonl", "multiple choice by log-likelihood (drivers/evaluate.h); several files")\
     X(TEXT, EVALUATE, eval_form, "cloze", 0, 0, "FORM", "cloze: the choices' texts are scored; letters: their letters")\
     X(SIZE, EVALUATE, shots, 0, 0, 1000, "N", "answered questions before each; not scored themselves")                 \
-    X(TEXT, EVALUATE, shots_from, NULL, 0, 0, "FILE.jsonl", "where they come from; default: the file's first")         \
+    X(TEXT, EVALUATE, shots_from, NULL, 0, 0, "FILE", "where they come from; default: the file's first")         \
     X(TEXT, EVALUATE, description, NULL, 0, 0, "TEXT", "stands before everything")                                     \
     X(LIST, DOMAINS, domains, NULL, 0, 0, "FILE", "perplexity of each file, a domain: .txt .jsonl .u16 .u32 .bin")     \
     X(FLAG, ANY, help, 0, 0, 0, "", "this text")
@@ -159,6 +159,8 @@ static void print_help(void) {
     printf(
         "usage: ./analyze --models NAME:DIR [NAME:DIR ...] --data SOURCE [options]\n"
         "       ./analyze --models NAME:DIR --prompt TEXT [options]\n"
+        "       ./analyze --models NAME:DIR --eval FILE.jsonl [FILE.jsonl ...] [options]\n"
+        "       ./analyze --models NAME:DIR --domains FILE [FILE ...] [options]\n"
         "       ./analyze --describe DIR [DIR ...]\n\n"
         "Measures attention sinks (F-Attn), massive activations (M-Act), gate scores and loss of models on the same\n"
         "tokens, and writes summary.json, report.html and figures. DIR is a checkpoint or a run of ./train.\n\n");
