@@ -2961,8 +2961,9 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     size_t N = m->max_rows;
     bool training = m->mode == GA_TRAINING, share = !training || c->recompute;
     for (size_t l = 0; l < z.L; l++) {
-        ga_layer_activations unplaced, *a = m->layers ? m->layers + l : &unplaced;
-        if (!m->layers) memset(&unplaced, 0, sizeof unplaced);
+        ga_layer_activations unplaced;
+        memset(&unplaced, 0, sizeof unplaced);
+        ga_layer_activations *a = m->layers ? m->layers + l : &unplaced;
         /* With `share` one layer's memory serves all; but the backward pass starts from each layer's own x. */
 #define GAI_X(field, values, kept)                                                                    \
     {                                                                                                 \

@@ -370,8 +370,9 @@ static ga_result datai_nfc_stretch(const char *first, const char *end, char **ou
     }
     utf8proc_ssize_t n = utf8proc_normalize_utf32(codes, (utf8proc_ssize_t)arrlenu(codes), DATAI_NFC);
     for (utf8proc_ssize_t i = 0; good && i < n; i++) {
-        utf8proc_uint8_t bytes[4];
-        datai_append_bytes(out, (const char *)bytes, (size_t)utf8proc_encode_char(codes[i], bytes));
+        utf8proc_uint8_t bytes[4] = {0};
+        size_t length = (size_t)utf8proc_encode_char(codes[i], bytes);
+        datai_append_bytes(out, (const char *)bytes, length);
     }
     arrfree(codes);
     return good ? GA_OK : gai_fail(e, GA_ERR_MEMORY, "out of memory");

@@ -90,7 +90,7 @@ static bool eval_read_question(analysis *a, const eval_file *f, char *line, size
     static const char *const parts[] = {"text", "label"};
     const char *place = keep_text(a, "%s:%zu", f->path, q->line);
     gai_json object, values[10], context, choices, label, texts[2];
-    ga_error e;
+    ga_error e = {GA_OK, ""};
     if (gai_json_open(&object, place, line, length, &e) || gai_json_members(object, names, 10, values, false))
         return fail(a, 1, "%s", e.text);
     char *text, **labels = NULL;
@@ -448,6 +448,7 @@ static bool evaluate(analysis *a) {
     size_t n = arrlenu(o->eval), models = arrlenu(a->report.models);
     if (strcmp(o->eval_form, "cloze") && strcmp(o->eval_form, "letters"))
         return fail(a, 2, "--eval_form %s: it is cloze or letters", o->eval_form);
+    if (n == 0 || models == 0) return fail(a, 2, "--eval needs --models NAME:DIR and FILE.jsonl");
     if (!choose_output(a)) return false;
     eval_file *files = calloc(n, sizeof *files), shots = {0};
     eval_score *scores = calloc(n * models, sizeof *scores);
