@@ -26,7 +26,7 @@ static size_t length_bin_start(size_t bin) {
 }
 
 static bool lengths_asked(const report *r) {
-    return arrlenu(r->models[0].lengths) > 0;
+    return r->models && arrlenu(r->models[0].lengths) > 0;
 }
 
 static bool lengths_have_answers(const report *r) {

@@ -94,7 +94,7 @@ static bool map_windows(analysis *a, measuring *w, const report_model *m, size_t
 }
 
 static void copy_maps(const measuring *w, double *maps, size_t M) {
-    for (size_t l = 0; l < w->model->sizes.L; l++)
+    for (size_t l = 0; w->maps && l < w->model->sizes.L; l++)
         for (size_t i = 0; i < M * M; i++) maps[l * M * M + i] = w->maps[l].p[i] / w->maps[l].windows;
 }
 

@@ -184,7 +184,7 @@ static bool measure_lengths(analysis *a) {
     report *r = &a->report, kept = *r;
     data_stream *stream = a->stream;
     size_t *lengths = NULL;
-    bool good = parse_lengths(a, &lengths);
+    bool good = parse_lengths(a, &lengths) && lengths;
     for (size_t i = 0; good && i < arrlenu(r->models); i++) {
         length_measuring w = {0};
         good = allocate_length_measuring(a, &w, &r->models[i], arrlast(lengths));
