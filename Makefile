@@ -38,9 +38,9 @@ MPICC := $(shell command -v mpicc 2>/dev/null)
 comma := ,
 CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))),$(firstword $(wildcard /usr/local/cuda /opt/cuda)))
 CUDA_LIB = $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/x86_64-linux/lib /usr/lib/x86_64-linux-gnu))
-CUDA_OBJECT := $(if $(NVCC),build/cuda/cuda.o)
-CUDA_CFLAGS = $(if $(NVCC),-DGA_CUDA)
-CUDA_LIBS = $(if $(NVCC),-L$(CUDA_LIB) -Wl$(comma)-rpath$(comma)$(CUDA_LIB) -lcublas -lcudart_static -lstdc++ -ldl -lrt -lpthread)
+CUDA_LIBRARY := $(if $(NVCC),build/cuda/libgated_attention_cuda.so)
+CUDA_CFLAGS = $(if $(NVCC),-DGA_CUDA_LIBRARY='"$(notdir $(CUDA_LIBRARY))"')
+CUDA_LIBS = $(if $(NVCC),-rdynamic -Wl$(comma)-rpath$(comma)'$$ORIGIN/$(dir $(CUDA_LIBRARY))' -ldl)
 
 .PHONY: all help packages packages-test test demo check format bench mutants fuzz reference sanitize pairs table4 curves
 .PHONY: sweep late-gate lengths clean
@@ -56,14 +56,14 @@ packages:
 packages-test:
 	@sh .ci/packages test
 
-train: train.c $(HEADERS) $(CUDA_OBJECT) | packages
-	$(CC) $(ALL_CFLAGS) $(CUDA_CFLAGS) train.c $(CUDA_OBJECT) -o $@ $(CUDA_LIBS) $(LDLIBS)
-analyze: analyze.c $(HEADERS) $(CUDA_OBJECT) | packages
-	$(CC) $(ALL_CFLAGS) $(CUDA_CFLAGS) analyze.c $(CUDA_OBJECT) -o $@ $(CUDA_LIBS) $(LDLIBS)
+train: train.c $(HEADERS) | packages $(CUDA_LIBRARY)
+	$(CC) $(ALL_CFLAGS) $(CUDA_CFLAGS) train.c -o $@ $(CUDA_LIBS) $(LDLIBS)
+analyze: analyze.c $(HEADERS) | packages $(CUDA_LIBRARY)
+	$(CC) $(ALL_CFLAGS) $(CUDA_CFLAGS) analyze.c -o $@ $(CUDA_LIBS) $(LDLIBS)
 data/vocabulary: data/vocabulary.c $(HEADERS) | packages
 	$(CC) $(ALL_CFLAGS) data/vocabulary.c -o $@ $(LDLIBS)
 
-# The unit for NVIDIA GPUs: for the GPU that is here, else for all from compute capability 7.5 on (compiled by the driver
+# The companion for NVIDIA GPUs, which the programs load where there is a driver: for the GPU that is here, else for all from compute capability 7.5 on (compiled by the driver
 # when the program starts, but for 8.x). NVCC= on the command line builds without. It is compiled again when its own text
 # or the declarations of gated_attention.h change.
 CUDA_GPU := $(if $(NVCC),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
@@ -71,8 +71,9 @@ CUDA_ARCH ?= $(if $(CUDA_GPU),-arch=native,-gencode arch=compute_75$(comma)code=
 $(BUILD)/cuda/declarations: gated_attention.h
 	@mkdir -p $(BUILD)/cuda
 	@sed '/^.* ==== implementation/,$$d' $< | cmp -s - $@ || sed '/^.* ==== implementation/,$$d' $< >$@
-$(BUILD)/cuda/cuda.o: gated_attention_cuda.cuh $(BUILD)/cuda/declarations
-	$(NVCC) -std=c++17 -O3 $(CUDA_ARCH) -Xcompiler -Wall,-Wextra -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x cu -c $< -o $@
+$(BUILD)/cuda/libgated_attention_cuda.so: gated_attention_cuda.cuh $(BUILD)/cuda/declarations
+	$(NVCC) -std=c++17 -O3 $(CUDA_ARCH) -shared -Xcompiler -Wall,-Wextra,-fPIC -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x cu $< -o $@ \
+		-L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublas
 
 # ---- the main job, small: both quick models, then the report -------------------------------------------------------
 DEMO ?= demo
@@ -139,8 +140,8 @@ $(BUILD)/cuda/train_cpu: train.c $(HEADERS) $(BUILD)/cuda/kernels_cpu.o $(CUDA_C
 	$(CXX) --coverage $(BUILD)/cuda/train.o $(filter %.o,$^) -o $@ $(OPENMP) $(LDLIBS)
 
 # On a machine with a GPU: the same tests for real, then speed and memory beside PyTorch.
-$(BUILD)/cuda/%_gpu: tests/cuda/test_%.c $(BUILD)/cuda/cuda.o $(TEST_HEADERS) | packages-test
-	$(CC) $(TEST_CFLAGS) $< $(BUILD)/cuda/cuda.o -o $@ $(CUDA_LIBS) -lcmocka $(LDLIBS)
+$(BUILD)/cuda/%_gpu: tests/cuda/test_%.c $(CUDA_LIBRARY) $(TEST_HEADERS) | packages-test
+	$(CC) $(TEST_CFLAGS) $< $(CUDA_LIBRARY) -o $@ -Wl,-rpath,'$$ORIGIN' -lcmocka $(LDLIBS)
 test-cuda: train $(BUILD)/cuda/cuda_gpu $(BUILD)/cuda/sdpa_gpu
 	@sh tests/cuda/gpu.sh
 BENCH_CUDA ?=

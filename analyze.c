@@ -40,9 +40,10 @@
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
 #include "gated_attention_x86.h"
-#ifdef GA_CUDA
+#if defined(GA_CUDA) || defined(GA_CUDA_LIBRARY)
 #include "gated_attention_cuda.cuh"
 #endif
+#include "drivers/common.h"
 #include "drivers/figures.h"
 #include "drivers/gallery.h"
 #include "drivers/lengths.h"
@@ -103,18 +104,11 @@ static bool run_all(analysis *a, int argc, char **argv) {
     return false;
 }
 
-/* Whatever a name holds, the failure is one line. */
-static void print_failure(char *text) {
-    for (char *c = text; *c; c++)
-        if ((unsigned char)*c < ' ' || *c == 127) *c = '?';
-    fprintf(stderr, "analyze: %s\n", text);
-}
-
 int main(int argc, char **argv) {
     static analysis a;
     bool done = run_all(&a, argc, argv);
     if (fflush(stdout) != 0 && done) done = fail(&a, 1, "cannot write the output: %s", strerror(errno));
-    if (!done) print_failure(a.failure);
+    if (!done) print_failure("analyze", a.failure);
     free_analysis(&a);
     return done ? 0 : a.exit_code;
 }

@@ -44,10 +44,11 @@
 #include "gated_attention.h"
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
+#include "drivers/common.h"
 #include "drivers/spikes.h"
 #include "data/vocabulary.h"
 #include "gated_attention_x86.h"
-#ifdef GA_CUDA
+#if defined(GA_CUDA) || defined(GA_CUDA_LIBRARY)
 #include "gated_attention_cuda.cuh"
 #endif
 #include "drivers/device.h"
@@ -126,29 +127,6 @@ static bool fail(run *r, int exit_code, const char *format, ...) {
 
 static bool fail_library(run *r) {
     return fail(r, r->error.result == GA_ERR_CONFIG ? 2 : 1, "%s", r->error.text);
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static bool ends_with(const char *text, const char *ending) {
-    size_t n = strlen(text), k = strlen(ending);
-    return n >= k && strcmp(text + n - k, ending) == 0;
-}
-
-/* 1234567 as 1,234,567 */
-static const char *grouped(uint64_t n, char text[32]) {
-    char digits[32];
-    int length = snprintf(digits, sizeof digits, "%" PRIu64, n), used = 0;
-    for (int i = 0; i < length; i++) {
-        if (i > 0 && (length - i) % 3 == 0) text[used++] = ',';
-        text[used++] = digits[i];
-    }
-    text[used] = 0;
-    return text;
 }
 
 static const char *scaled(double x, const char *unit, char text[32]) {
@@ -1187,13 +1165,6 @@ static bool run_all(run *r, int argc, char **argv) {
     return true;
 }
 
-/* Whatever a value holds, the failure is one line. */
-static void print_failure(char *text) {
-    for (char *p = text; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 127) *p = '?';
-    fprintf(stderr, "train: %s\n", text);
-}
-
 int main(int argc, char **argv) {
     static run r;
     const char *terminal = getenv("TERM");
@@ -1204,6 +1175,6 @@ int main(int argc, char **argv) {
     fflush(stdout);
     close_run(&r);
     if (done) return 0;
-    print_failure(r.failure);
+    print_failure("train", r.failure);
     return r.exit_code;
 }

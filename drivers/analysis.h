@@ -4,7 +4,7 @@
  *     analysis a = {0};
  *     if (!parse_options(&a, argc, argv) || !add_models(&a)) puts(a.failure);    // and a.exit_code
  *
- * Needs gated_attention.h, gated_attention_x86.h, device.h, data.h, figures.h, report.h and stb_ds before it.
+ * Needs common.h, gated_attention.h, gated_attention_x86.h, device.h, data.h, figures.h, report.h and stb_ds before it.
  */
 #ifndef DRIVERS_ANALYSIS_H
 #define DRIVERS_ANALYSIS_H
@@ -135,22 +135,11 @@ static bool exists(const char *path) {
     return stat(path, &status) == 0;
 }
 
-static bool ends_with(const char *text, const char *ending) {
-    size_t n = strlen(text), k = strlen(ending);
-    return n >= k && strcmp(text + n - k, ending) == 0;
-}
-
 /* Left-aligned by characters, not bytes. */
 static void print_padded(const char *text, size_t width) {
     size_t characters = 0;
     for (const char *c = text; *c; c++) characters += ((unsigned char)*c & 0xC0) != 0x80;
     printf("%s%*s", text, characters < width ? (int)(width - characters) : 0, "");
-}
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* ---- the command line -------------------------------------------------------------------------------------------- */

@@ -6,18 +6,6 @@
 #ifndef DRIVERS_DESCRIBE_H
 #define DRIVERS_DESCRIBE_H
 
-/* 12345678 as 12,345,678 */
-static const char *group_digits(uint64_t n, char text[32]) {
-    char digits[24];
-    int length = snprintf(digits, sizeof digits, "%" PRIu64, n), used = 0;
-    for (int i = 0; i < length; i++) {
-        if (i > 0 && (length - i) % 3 == 0) text[used++] = ',';
-        text[used++] = digits[i];
-    }
-    text[used] = 0;
-    return text;
-}
-
 static const char *scale_bytes(double bytes, char text[32]) {
     static const char *const units[] = {"B", "kB", "MB", "GB", "TB"};
     size_t i = 0;
@@ -26,7 +14,7 @@ static const char *scale_bytes(double bytes, char text[32]) {
     return text;
 }
 
-#define GROUPED(n) group_digits((n), (char[32]){0})
+#define GROUPED(n) grouped((n), (char[32]){0})
 #define BYTES(n)   scale_bytes((double)(n), (char[32]){0})
 
 static void print_architecture(const ga_config *c, const ga_inventory *v) {

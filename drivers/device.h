@@ -1,4 +1,4 @@
-/* device.h - which device the keys `device`, `use_amp` and `tf32` mean, and why.
+/* drivers/device.h - which device the keys `device`, `use_amp` and `tf32` mean, and why.
  *
  *     device_choice choice;
  *     if (!device_open(&choice, &config, &e)) puts(e.text);
@@ -6,37 +6,67 @@
  *     ...
  *     device_close(&choice);
  *
- * Needs gated_attention.h and gated_attention_x86.h before it, and with GA_CUDA, which the Makefile defines where it has
- * compiled that companion, gated_attention_cuda.cuh.
+ * Needs gated_attention.h and gated_attention_x86.h before it. With GA_CUDA also gated_attention_cuda.cuh, and the program
+ * is linked with that companion. With GA_CUDA_LIBRARY, the name of a shared object which the Makefile has made of it, it is
+ * loaded where there is a driver: cuBLAS takes a tenth of a second and 150 MB wherever it is loaded.
  */
 #ifndef DRIVERS_DEVICE_H
 #define DRIVERS_DEVICE_H
 
 #include <stdio.h>
 #include <string.h>
+#ifdef GA_CUDA_LIBRARY
+#include <dlfcn.h>
+#endif
 
 typedef struct {
     ga_device device;
     bool cuda, bf16;
+    void (*destroy)(ga_device *); /* of the companion that made it */
     char why[640];
 } device_choice;
 
 static void device_close(device_choice *d) {
-#ifdef GA_CUDA
-    if (d->device.name && d->cuda) {
-        ga_device_cuda_destroy(&d->device);
-        return;
-    }
-#endif
-    if (d->device.name) ga_device_x86_destroy(&d->device);
+    if (d->device.name) d->destroy(&d->device);
 }
+
+#if defined(GA_CUDA) || defined(GA_CUDA_LIBRARY)
+typedef struct {
+    ga_result (*create)(ga_device *, ga_cuda_settings, ga_error *);
+    void (*destroy)(ga_device *);
+    bool (*bf16)(const ga_device *);
+} device_cuda;
+#endif
+
+#ifdef GA_CUDA
+static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
+    (void)e;
+    *cuda = (device_cuda){ga_device_cuda, ga_device_cuda_destroy, ga_device_cuda_bf16};
+    return true;
+}
+#elif defined(GA_CUDA_LIBRARY)
+/* The driver first: where there is none, the companion and cuBLAS need not be read at all. They stay to the end. */
+static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
+    void *library = dlopen("libcuda.so.1", RTLD_LAZY) ? dlopen(GA_CUDA_LIBRARY, RTLD_NOW) : NULL;
+    if (!library) {
+        e->result = GA_ERR_DEVICE;
+        snprintf(e->text, sizeof e->text, "%.500s", dlerror());
+        return false;
+    }
+    *(void **)&cuda->create = dlsym(library, "ga_device_cuda");
+    *(void **)&cuda->destroy = dlsym(library, "ga_device_cuda_destroy");
+    *(void **)&cuda->bf16 = dlsym(library, "ga_device_cuda_bf16");
+    return true;
+}
+#endif
 
 /* The GPU, when it is wanted and there; `e` says why not. */
 static bool device_open_cuda(device_choice *d, bool bf16, bool tf32, ga_error *e) {
-#ifdef GA_CUDA
+#if defined(GA_CUDA) || defined(GA_CUDA_LIBRARY)
     ga_cuda_settings settings = {0, bf16, tf32};
-    if (ga_device_cuda(&d->device, settings, e) != GA_OK) return false;
-    d->cuda = true, d->bf16 = ga_device_cuda_bf16(&d->device);
+    device_cuda cuda;
+    if (!device_find_cuda(&cuda, e) || cuda.create(&d->device, settings, e) != GA_OK) return false;
+    d->cuda = true, d->destroy = cuda.destroy, d->bf16 = cuda.bf16(&d->device);
     return true;
 #else
     (void)d, (void)bf16, (void)tf32;
@@ -49,7 +79,7 @@ static bool device_open_cuda(device_choice *d, bool bf16, bool tf32, ga_error *e
 static bool device_open_cpu(device_choice *d, bool bf16, ga_error *e) {
     ga_x86_settings settings = {NULL, bf16};
     if (ga_device_x86(&d->device, settings, e) != GA_OK) return false;
-    d->bf16 = ga_device_x86_bf16(&d->device);
+    d->destroy = ga_device_x86_destroy, d->bf16 = ga_device_x86_bf16(&d->device);
     return true;
 }
 

@@ -55,6 +55,16 @@ set -- $coverage
 echo "coverage: $1 of $2 lines of gated_attention_cuda.cuh, $3 %"
 if [ "$(echo "$3" | cut -d. -f1)" -ge 95 ]; then ok "coverage above 95 %"; else bad "coverage above 95 %"; fi
 
+# The programs find the companion beside them, but read it, and cuBLAS, only where there is a driver: here an empty one.
+if [ -n "$(make -s print-NVCC)" ] && make -s train >build/log/cuda-train.log 2>&1; then
+    driver=$(mktemp -d)
+    printf '' | ${CC:-cc} -shared -x c - -o "$driver/libcuda.so.1"
+    why=$(LD_LIBRARY_PATH=$driver ./train configs/quick.cfg --dry-run device=cuda 2>&1)
+    rm -r "$driver"
+    case $why in *gated_attention_cuda.cuh:*) ok "the companion is loaded" ;; *) bad "the companion is not loaded: $why" ;; esac
+    if ldd ./train | grep -q cublas; then bad "cuBLAS is loaded without a driver"; else ok "cuBLAS waits for a driver"; fi
+fi
+
 # Every architecture, where nvcc is.
 tests/cuda/static.sh >build/log/cuda-static.log
 grep -v '^ok' build/log/cuda-static.log

@@ -10,7 +10,6 @@ config=${BENCH_CONFIG:-configs/rtx4060.cfg}
 work=build/bench
 export PYTHONDONTWRITEBYTECODE=1
 mkdir -p $work
-make -s -B train NVCC= # the CPU alone: cuBLAS, once linked, takes memory even where there is no GPU
 
 profile() { # use_amp
     ./train "$config" --profile --fresh output_dir=$work/profile use_amp="$1" \
