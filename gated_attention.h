@@ -6592,8 +6592,10 @@ GAI_FN ga_result gai_start_gate(ga_model *m, ga_config from, const char *directo
     if (!ungated) return e ? e->result : GA_ERR_MEMORY;
     gai_add_change(changes, size, "it had no gate, whose %zu weights start fresh", m->n_weights - ungated->n_weights);
     ga_result result = ga_load(ungated, directory, NULL, e);
-    for (size_t i = 0; result == GA_OK && i < ungated->n_tensors; i++) {
-        const ga_tensor *t = &ungated->tensors[i], *own = ga_find_tensor(m, t->id, t->layer);
+    const ga_tensor *own = m->tensors; /* in the same order, with the gate's between them */
+    for (size_t i = 0; result == GA_OK && i < ungated->n_tensors; i++, own++) {
+        const ga_tensor *t = &ungated->tensors[i];
+        while (strcmp(own->name, t->name) != 0) own++;
         m->device.copy_in(m->device.state, m->weights + own->offset, ungated->weights + t->offset,
                           t->rows * t->columns * sizeof(ga_real));
     }
