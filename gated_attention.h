@@ -45,6 +45,7 @@
  *     Eq. 3-4 concatenation and W_O                  pass 7 of gai_layer_forward
  *     Eq. 5   Y' = Y (.) sigma(X W_theta)            ga_gate_forward, ga_gate_backward
  *     Eq. 6-8 where non-linearity enters W_V W_O     gate_position G2 (Eq. 7), G1 (Eq. 8)
+ *     Eq. 6   effective rank of W_V W_O, of outputs  ga_measure_ranks, ga_effective_rank
  *     Eq. 9   NS-sigmoid                             gai_gate_activation
  *     2.1     QK-norm, RoPE                          ga_heads_forward        SwiGLU   ga_swiglu_forward
  *     3.1     mixture of experts, its two losses     ga_route_forward, ga_route_backward; ga_grouped_forward
@@ -55,13 +56,13 @@
  *     Table 4 gate score, M-Act, F-Attn              ga_gate_mean, ga_m_act, ga_f_attn
  *     A.1     switch heads (Table 6)                 ga_switch_forward, ga_switch_backward; keys switch_*
  *     4.4     longer contexts: RoPE's base, YaRN     keys rope_*; ga_rope_frequency, ga_rope_scale; ga_start_from
+ *     A.7     a gate added to a trained model        ga_start_from
  *     Fig. 2  F-Attn by layer; attention maps        ga_f_attn(s, layer), ga_map
  *     Fig. 3  histograms of the gate scores          ga_gate_histogram
  *     Fig. 4  mean |Y| before and after the gate     ga_output_magnitude
  *     Fig. 5  share of |Y| below 1e-2 and 1e-3       ga_output_below
  *     Fig. 6  maxima by layer, position, dimension   ga_activation_max, _max_at, _max_in, ga_activation_peak
  *     Fig. 7  mean, deviation, minimum, maximum      ga_gate_mean, _std, _min, _max; of a head ga_gate_mean_head, ...
- *     Eq. 6   effective rank of W_V W_O, of outputs  ga_measure_ranks, ga_effective_rank
  *     4.2     what a part is for: without it         ga_forward_with, ga_intervention
  *     Sinks   heads, positions, entropy, value drain ga_sink_heads, ga_sink_position, ga_attention_entropy, ga_value_drain
  *
@@ -118,7 +119,7 @@ typedef struct {
 
 /* ---- configuration ------------------------------------------------------------------------------------------------ */
 
-enum { GA_TEXT = 512, GA_MAX_HEAD_DIM = 256 };
+enum { GA_TEXT = 512, GA_MAX_HEAD_DIM = 256, GA_MAX_HEADS = 1024 };
 #define GA_ALL ((size_t)-1) /* "over all layers" or "over all heads" */
 
 typedef enum { GA_NO_GATE, GA_G1, GA_G2, GA_G3, GA_G4, GA_G5 } ga_gate_position;
@@ -138,7 +139,7 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(SIZE, MODEL, vocab_size, 32000, 2, 16777216, "", "tokens in the vocabulary")                                     \
     X(SIZE, MODEL, d_model, 512, 1, 65536, "", "width of the residual stream")                                         \
     X(SIZE, MODEL, n_layers, 6, 1, 1024, "", "transformer blocks")                                                     \
-    X(SIZE, MODEL, n_heads, 8, 1, 1024, "", "query heads")                                                             \
+    X(SIZE, MODEL, n_heads, 8, 1, GA_MAX_HEADS, "", "query heads")                                                     \
     X(SIZE, MODEL, n_kv_heads, 2, 1, 1024, "", "key-value heads; divides n_heads")                                     \
     X(SIZE, MODEL, head_dim, 64, 2, 256, "", "width of one head, even; need not be d_model / n_heads")                 \
     X(SIZE, MODEL, d_ff, 1376, 1, 1048576, "", "width of the SwiGLU FFN, or of each expert")                           \
@@ -207,7 +208,7 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(SIZE, RUN, sample_every, 0, 0, 1e9, "", "steps between generated samples; 0: none")                              \
     X(SIZE, RUN, sample_tokens, 64, 1, 1e6, "", "tokens in a sample")                                                  \
     X(TEXT, RUN, output_dir, "", 0, 0, "", "where the run is kept; empty: checkpoints/<name of the configuration>")    \
-    X(TEXT, RUN, init_from, "", 0, 0, "", "checkpoint directory to start from; gives the model's keys that are not set")                                        \
+    X(TEXT, RUN, init_from, "", 0, 0, "", "checkpoint directory to start from; gives the model's keys that are not set") \
     X(CHOICE, RUN, device, 0, 0, 2, "auto cpu cuda", "where to compute")                                               \
     X(CHOICE, RUN, use_amp, 0, 0, 2, "auto off on", "bfloat16 matrix products where the device has them")              \
     X(FLAG, RUN, tf32, 0, 0, 1, "", "float32 matrix products by TF32 where the device has it")                         \
@@ -448,8 +449,9 @@ enum { GA_HEAD_ROWS = 256 }; /* rows of logits that exist at one time */
 typedef enum {
     GA_TRAINING,  /* weights, gradients, both moments, the activations of all layers */
     GA_INFERENCE, /* weights and the activations of one layer: evaluation, analysis, generation */
-    GA_MAPPED /* as GA_INFERENCE, for models larger than memory: ga_load maps the checkpoint's files, whose weights stay
-                   * there in their own type; each layer is expanded to ga_real when its turn comes */
+    /* As GA_INFERENCE, for models larger than memory: ga_load maps the checkpoint's files, whose weights stay there in
+     * their own type; each layer is expanded to ga_real when its turn comes. */
+    GA_MAPPED
 } ga_mode;
 
 /* Where tensors live and who computes on them. ga_device_cpu() is the plain C table; a companion header starts from it
@@ -465,8 +467,8 @@ typedef struct {
     void (*weights_changed)(void *state, const ga_real *weights, size_t n); /* packed copies are stale; may be NULL */
     ga_result (*status)(void *state, ga_error *e); /* the first failure since the last call; NULL: nothing can fail */
     void (*wait)(void *state);                     /* until all operators are done; NULL: they are when they return */
-    size_t (*own_bytes)(void *state, const ga_config *c,
-                        ga_mode mode); /* what it takes beside the model; may be NULL */
+    /* What it takes beside the model; may be NULL. */
+    size_t (*own_bytes)(void *state, const ga_config *c, ga_mode mode);
     size_t (*free_bytes)(void *state); /* memory that is left; NULL: not known */
 #define GAI_JOIN(...)                      __VA_ARGS__
 #define GAI_STRIP(...)                     GAI_JOIN __VA_ARGS__
@@ -482,8 +484,8 @@ GA_API ga_device ga_device_cpu(void);
 /* The one list of parameters: X(scope, field, name, rows, columns, condition, start)
  * scope MODEL once; LAYER once for each layer (its name then follows "model.layers.<i>."); FFN once for each layer
  * (after "model.layers.<i>.mlp."), or in a mixture once for each expert of each layer (after
- * "model.layers.<i>.mlp.experts.<e>."). A matrix multiplies as y = x w^T. `start` is how it begins: EMBED, MATRIX, GATE,
- * ONES or ZEROS. Matrices decay; ONES and ZEROS do not. gate_weight stands between query and key, so that
+ * "model.layers.<i>.mlp.experts.<e>."). A matrix multiplies as y = x w^T. `start` is how it begins: MATRIX, GATE, ONES or
+ * ZEROS. Matrices decay; ONES and ZEROS do not. gate_weight stands between query and key, so that
  * [query | gate | key | value] is one matrix of Z rows when the gate reads X, and ffn_act, ffn_up are one matrix of 2 F
  * rows. The FFNs of a layer stand behind its other tensors, one expert after the other, 3 F C values each.
  * In the expressions z is a ga_sizes and c the configuration. */
@@ -614,9 +616,9 @@ typedef struct {
     ga_tensor *tensors;
     ga_real *weights, *gradients, *moment1, *moment2; /* one block each; the last three only in GA_TRAINING */
     uint64_t updates;                                 /* optimiser steps taken */
-    ga_mapped_files
-        *mapped;     /* GA_MAPPED: what ga_load has mapped; `weights` then holds one layer, or the output head */
-    size_t expanded; /* which: a layer, GA_ALL for final norm and output head */
+    /* GA_MAPPED: what ga_load has mapped. `weights` then holds one layer, or GA_ALL: final norm and output head. */
+    ga_mapped_files *mapped;
+    size_t expanded;
 
     size_t max_rows;              /* batch_size * max_seq_len */
     ga_real *activation_block;    /* all of the following */
@@ -878,6 +880,9 @@ GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_l
  * Every length is checked before a byte is used; F32, BF16 and F16 are read. On failure m is to be destroyed.
  * GA_MAPPED: maps the files, which must stay as they are until m is destroyed. */
 GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *state, ga_error *e);
+/* ga_create with the weights of a checkpoint: none are drawn that it would replace. Keys rope_* are those of c, all others
+ * must be the checkpoint's. NULL on failure. */
+GA_API ga_model *ga_open(const ga_config *c, const ga_device *device, ga_mode mode, const char *directory, ga_error *e);
 /* Starts m from the weights of another model, which may differ in two ways: in its positions (keys rope_... and max_seq_len,
  * which no weight depends on; section 4.4), and in a gate that it does not have, which then keeps its fresh start (A.7).
  * All else as ga_load. `changes` receives in words what differs; it is empty where nothing does. */
@@ -1992,7 +1997,8 @@ GAI_FN void gai_self_backward(ga_real *dy, const ga_real *d_o, const ga_real *y,
  *     o  (N, H * D)  out
  *     y  N rows of H * D values, y_stride apart: what is modulated, at G1 to G5
  *     s  N rows of `logits` values, s_stride apart: a section of [query | gate | key | value] (X is the pre-norm's
- *        output, so one product makes all four); s_stride 0: the same parameters for every row (Table 4 row 6)
+ *        output, so one product makes all four) or, with gate_input_dims, of a product of its own; s_stride 0: the
+ *        same parameters for every row (Table 4 row 6)
  *
  * The backward pass needs y and s.
  */
@@ -2960,21 +2966,21 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     ga_gate g = m->gate;
     size_t N = m->max_rows;
     bool training = m->mode == GA_TRAINING, share = !training || c->recompute;
+    ga_layer_activations unplaced;
+    memset(&unplaced, 0, sizeof unplaced);
+    const ga_layer_activations *first = m->layers ? m->layers : &unplaced;
     for (size_t l = 0; l < z.L; l++) {
-        ga_layer_activations unplaced;
-        memset(&unplaced, 0, sizeof unplaced);
         ga_layer_activations *a = m->layers ? m->layers + l : &unplaced;
         /* With `share` one layer's memory serves all; but the backward pass starts from each layer's own x. */
-#define GAI_X(field, values, kept)                                                                    \
-    {                                                                                                 \
-        bool own = l == 0 || (!share && (kept)) || (training && &a->field == &a->x);                  \
-        a->field = own ? gai_take_reals(arena, N * (values)) : m->layers ? m->layers[0].field : NULL; \
+#define GAI_X(field, values, kept)                                                   \
+    {                                                                                \
+        bool own = l == 0 || (!share && (kept)) || (training && &a->field == &a->x); \
+        a->field = own ? gai_take_reals(arena, N * (values)) : first->field;         \
     }
         GA_LAYER_ACTIVATIONS(GAI_X)
 #undef GAI_X
-#define GAI_X(field, values)                                          \
-    a->field = l > 0 && share ? m->layers ? m->layers[0].field : NULL \
-                              : (int32_t *)gai_take(arena, z.E > 0 ? (values) : 0, sizeof(int32_t));
+#define GAI_X(field, values) \
+    a->field = l == 0 || !share ? (int32_t *)gai_take(arena, z.E > 0 ? (values) : 0, sizeof(int32_t)) : first->field;
         GA_LAYER_INDICES(GAI_X)
 #undef GAI_X
     }
@@ -3013,11 +3019,22 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     arena->used = gai_max(arena->used, ffn.used);
 }
 
+/* Values from one expert's weights to the next one's. */
+GAI_INLINE size_t gai_expert_stride(ga_sizes z) {
+    return 3 * z.F * z.C;
+}
+
+/* What follows from a configuration alone. */
+GAI_FN void gai_set_shape(ga_model *m, const ga_config *c, ga_mode mode) {
+    m->config = *c, m->mode = mode;
+    m->sizes = ga_sizes_of(c), m->gate = ga_gate_of(c), m->router = ga_router_of(c);
+    m->max_rows = c->batch_size * c->max_seq_len;
+}
+
 GAI_FN size_t gai_activation_bytes(const ga_config *c, ga_mode mode) {
     ga_model m;
     memset(&m, 0, sizeof m);
-    m.config = *c, m.sizes = ga_sizes_of(c), m.gate = ga_gate_of(c), m.router = ga_router_of(c), m.mode = mode;
-    m.max_rows = c->batch_size * c->max_seq_len;
+    gai_set_shape(&m, c, mode);
     gai_arena arena = {NULL, 0};
     gai_lay_out(&m, &arena);
     return arena.used;
@@ -3039,7 +3056,7 @@ GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, g
     s->embedding_parameters = z.V * z.C * (c->tied_embeddings ? 1 : 2);
     size_t channels = z.G_channels * c->gate_input_dims;
     s->gate_parameters = z.L * (z.G * z.C + channels + z.G_free);
-    s->activated_parameters = s->parameters - (z.E > 0 ? z.L * (z.E - z.K) * 3 * z.F * z.C : 0);
+    s->activated_parameters = s->parameters - (z.E > 0 ? z.L * (z.E - z.K) * gai_expert_stride(z) : 0);
     s->weight_bytes = gai_weight_values(c, mode) * sizeof(ga_real);
     s->gradient_bytes = mode == GA_TRAINING ? s->weight_bytes : 0;
     s->optimizer_bytes = 2 * s->gradient_bytes;
@@ -3054,17 +3071,18 @@ GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, g
 
 /* ==== the model ==================================================================================================== */
 
+enum { GAI_PIECE = 4096 }; /* values in host memory at one time: a device may have to finish its work for each copy */
+
 /* The stream of a tensor's start depends on seed and name alone. */
 GAI_FN void gai_initialise_tensor(ga_model *m, const ga_tensor *t) {
-    enum { PIECE = 4096 };
-    ga_real host[PIECE];
+    ga_real host[GAI_PIECE];
     size_t values = t->rows * t->columns;
     uint64_t random = 0xcbf29ce484222325u; /* FNV-1a of the name */
     for (const char *p = t->name; *p; p++) random = (random ^ (unsigned char)*p) * 0x100000001b3u;
     random ^= m->config.seed * 0x9e3779b97f4a7c15u;
     double std = t->start == GA_START_GATE ? m->config.gate_init_std : m->config.init_std;
-    for (size_t done = 0; done < values; done += PIECE) {
-        size_t n = gai_min(PIECE, values - done);
+    for (size_t done = 0; done < values; done += GAI_PIECE) {
+        size_t n = gai_min(GAI_PIECE, values - done);
         for (size_t i = 0; i < n; i++)
             host[i] = t->start == GA_START_ONES    ? 1
                       : t->start == GA_START_ZEROS ? 0
@@ -3149,13 +3167,13 @@ GAI_FN bool gai_allocate_model(ga_model *m) {
     gai_arena arena = {(char *)m->activation_block, 0};
     gai_lay_out(m, &arena);
     gai_initialise_rope(m);
-    if (m->mode == GA_MAPPED) {
-        gai_share_weights(m);
-        return true;
-    }
+    if (m->mode == GA_MAPPED) gai_share_weights(m);
+    return true;
+}
+
+GAI_FN void gai_initialise_weights(ga_model *m) {
     for (size_t i = 0; i < m->n_tensors; i++) gai_initialise_tensor(m, &m->tensors[i]);
     if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
-    return true;
 }
 
 /* What a model takes of a device, with what its operators need beside. */
@@ -3186,7 +3204,8 @@ GAI_FN ga_result gai_check_memory(const ga_device *d, const ga_config *c, ga_mod
                     need / 1e6, have / 1e6, (need - have) / 1e6, advice);
 }
 
-GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e) {
+/* start: draws the weights. */
+GAI_FN ga_model *gai_create(const ga_config *c, const ga_device *device, ga_mode mode, bool start, ga_error *e) {
     ga_summary summary;
     ga_device d = device ? *device : ga_device_cpu();
     if (ga_summarize(c, mode, &summary, e) != GA_OK || gai_check_memory(&d, c, mode, e) != GA_OK) return NULL;
@@ -3195,10 +3214,10 @@ GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode 
         gai_fail(e, GA_ERR_MEMORY, "no memory for the model");
         return NULL;
     }
-    m->config = *c, m->sizes = ga_sizes_of(c), m->gate = ga_gate_of(c), m->router = ga_router_of(c), m->mode = mode;
+    gai_set_shape(m, c, mode);
     m->device = d;
-    m->max_rows = c->batch_size * c->max_seq_len;
     bool allocated = gai_allocate_model(m);
+    if (allocated && start && mode != GA_MAPPED) gai_initialise_weights(m);
     ga_result result = gai_status(m, e);
     if (result != GA_OK && result != GA_ERR_MEMORY) {
         ga_destroy(m);
@@ -3212,6 +3231,10 @@ GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode 
         return NULL;
     }
     return m;
+}
+
+GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e) {
+    return gai_create(c, device, mode, true, e);
 }
 
 GAI_FN void gai_unmap(ga_mapped_files *mapped);
@@ -3280,22 +3303,33 @@ typedef struct {
     size_t past;
 } gai_cache;
 
+/* The sections of a row of [query | gate | key router | value router | key | value]; those that a model lacks are empty. */
+typedef struct {
+    ga_real *query, *gate, *key_router, *value_router, *key, *value;
+} gai_sections;
+
+GAI_FN gai_sections gai_sections_of(ga_sizes z, ga_real *row) {
+    gai_sections at;
+    at.query = row;
+    at.gate = at.query + z.HQ * z.D;
+    at.key_router = at.gate + z.G;
+    at.value_router = at.key_router + z.R_key;
+    at.key = at.value_router + z.R_value;
+    at.value = at.key + z.X_key;
+    return at;
+}
+
 /* Where the scores of the gate come from: its section of [query | gate | key | value], its own product, or parameters. */
 GAI_FN const ga_real *gai_gate_source(const ga_model *m, const ga_layer_activations *a, const gai_parameters *w,
                                       size_t *stride) {
     const ga_sizes *z = &m->sizes;
     *stride = z->G ? z->Z : z->G_channels;
-    return z->G ? a->qgkv + z->HQ * z->D : z->G_channels ? a->s : w->gate_free;
+    return z->G ? gai_sections_of(*z, a->qgkv).gate : z->G_channels ? a->s : w->gate_free;
 }
 
 /* The sink logits of a layer, (HQ), or NULL. */
 GAI_FN const ga_real *gai_sink_source(const ga_model *m, const gai_parameters *w) {
     return w->sinks ? w->sinks : m->sink_one;
-}
-
-/* Values from one expert's weights to the next one's. */
-GAI_INLINE size_t gai_expert_stride(ga_sizes z) {
-    return 3 * z.F * z.C;
 }
 
 /* Passes 12a to 15a: the FFN of a mixture (3.1). */
@@ -3382,8 +3416,8 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
     ga_real eps = (ga_real)c->norm_eps;
     size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D, s_stride;
     const ga_real *s = gai_gate_source(m, a, w, &s_stride), *rope = m->rope + cache.past * z.D;
-    const ga_real *query = a->qgkv, *key_router = query + qD + z.G, *value_router = key_router + z.R_key;
-    const ga_real *key = value_router + z.R_value, *value = key + z.X_key;
+    gai_sections at = gai_sections_of(z, a->qgkv);
+    const ga_real *query = at.query, *key = at.key, *value = at.value;
     size_t query_stride = z.Z, key_stride = z.Z, value_stride = z.Z;
 
     GAI_RUN(m, rmsnorm_forward, a->h1, a->rstd1, a->x, w->attn_norm, N, z.C, eps); /* 1 */
@@ -3401,13 +3435,13 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
         query = a->gated, query_stride = qD;
     }
     if (z.R_key > 0) { /* 3: A.1 */
-        GAI_RUN(m, switch_forward, a->switched, key, key_router, z.Z, N, ga_switch_of(c));
+        GAI_RUN(m, switch_forward, a->switched, key, at.key_router, z.Z, N, ga_switch_of(c));
         key = a->switched, key_stride = kD;
     }
     GAI_RUN(m, heads_forward, a->q, query, query_stride, w->query_norm, rope, B, T, z.HQ, z.D, eps); /* 4 */
     GAI_RUN(m, heads_forward, cache.k, key, key_stride, w->key_norm, rope, B, T, z.HK, z.D, eps);
     if (z.R_value > 0)
-        GAI_RUN(m, switch_forward, cache.v, value, value_router, z.Z, N, ga_switch_of(c)); /* 3: A.1 */
+        GAI_RUN(m, switch_forward, cache.v, value, at.value_router, z.Z, N, ga_switch_of(c)); /* 3: A.1 */
     else
         GAI_RUN(m, heads_forward, cache.v, value, value_stride, NULL, NULL, B, T, z.HK, z.D, eps);
     if (gai_change(m, a, GA_REMOVE_VALUE)) GAI_RUN(m, scale_rows, cache.v, T * kD, B, kD, 0);
@@ -3469,7 +3503,8 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
     ga_real eps = (ga_real)c->norm_eps;
     size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D, s_stride;
     const ga_real *s = gai_gate_source(m, a, w, &s_stride);
-    ga_real *ds = z.G ? m->d_qgkv + qD : z.G_channels ? m->ds : dw->gate_free; /* gradient of the gate logits */
+    gai_sections at = gai_sections_of(z, a->qgkv), d_at = gai_sections_of(z, m->d_qgkv);
+    ga_real *ds = z.G ? d_at.gate : z.G_channels ? m->ds : dw->gate_free; /* gradient of the gate logits */
     const ga_real *d = m->dx; /* 18: both the residual and the FFN's output take d x_next */
 
     if (c->sandwich_norm) { /* 17 */
@@ -3522,27 +3557,25 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
             gai_sink_source(m, w), shape); /* 5 */
 
     /* 4 and 3: into the sections of d_qgkv; a projection that was gated or switched goes through m->da first. */
-    const ga_real *query = a->qgkv, *key_router = query + qD + z.G, *value_router = key_router + z.R_key;
-    const ga_real *key = value_router + z.R_value, *value = key + z.X_key;
-    ga_real *d_query = m->d_qgkv, *d_key_router = d_query + qD + z.G, *d_value_router = d_key_router + z.R_key;
-    ga_real *d_key = d_value_router + z.R_value, *d_value = d_key + z.X_key;
     bool at_query = g.position == GA_G4, at_key = g.position == GA_G3, at_value = g.position == GA_G2;
     bool switched = z.R_key > 0;
-    const ga_real *key_head = at_key ? a->gated : switched ? a->switched : key;
+    const ga_real *key_head = at_key ? a->gated : switched ? a->switched : at.key;
     size_t key_stride = at_key || switched ? kD : z.Z;
-    GAI_RUN(m, heads_backward, at_query ? m->da : d_query, dw->query_norm, m->dq, at_query ? a->gated : query,
+    GAI_RUN(m, heads_backward, at_query ? m->da : d_at.query, dw->query_norm, m->dq, at_query ? a->gated : at.query,
             at_query ? qD : z.Z, at_query ? qD : z.Z, w->query_norm, m->rope, B, T, z.HQ, z.D, eps);
-    if (at_query) GAI_RUN(m, gate_backward, d_query, z.Z, ds, s_stride, m->da, query, z.Z, s, s_stride, N, g);
-    GAI_RUN(m, heads_backward, at_key || switched ? m->da : d_key, dw->key_norm, m->dk, key_head, key_stride,
+    if (at_query) GAI_RUN(m, gate_backward, d_at.query, z.Z, ds, s_stride, m->da, at.query, z.Z, s, s_stride, N, g);
+    GAI_RUN(m, heads_backward, at_key || switched ? m->da : d_at.key, dw->key_norm, m->dk, key_head, key_stride,
             key_stride, w->key_norm, m->rope, B, T, z.HK, z.D, eps);
-    if (switched) GAI_RUN(m, switch_backward, d_key, d_key_router, m->da, key, key_router, z.Z, N, ga_switch_of(c));
-    if (at_key) GAI_RUN(m, gate_backward, d_key, z.Z, ds, s_stride, m->da, key, z.Z, s, s_stride, N, g);
+    if (switched)
+        GAI_RUN(m, switch_backward, d_at.key, d_at.key_router, m->da, at.key, at.key_router, z.Z, N, ga_switch_of(c));
+    if (at_key) GAI_RUN(m, gate_backward, d_at.key, z.Z, ds, s_stride, m->da, at.key, z.Z, s, s_stride, N, g);
     if (z.R_value > 0)
-        GAI_RUN(m, switch_backward, d_value, d_value_router, m->dv, value, value_router, z.Z, N, ga_switch_of(c));
+        GAI_RUN(m, switch_backward, d_at.value, d_at.value_router, m->dv, at.value, at.value_router, z.Z, N,
+                ga_switch_of(c));
     else
-        GAI_RUN(m, heads_backward, at_value ? m->da : d_value, NULL, m->dv, at_value ? a->gated : value,
+        GAI_RUN(m, heads_backward, at_value ? m->da : d_at.value, NULL, m->dv, at_value ? a->gated : at.value,
                 at_value ? kD : z.Z, at_value ? kD : z.Z, NULL, NULL, B, T, z.HK, z.D, eps);
-    if (at_value) GAI_RUN(m, gate_backward, d_value, z.Z, ds, s_stride, m->da, value, z.Z, s, s_stride, N, g);
+    if (at_value) GAI_RUN(m, gate_backward, d_at.value, z.Z, ds, s_stride, m->da, at.value, z.Z, s, s_stride, N, g);
 
     GAI_RUN(m, linear_backward, m->dh, dw->query, m->d_qgkv, a->h1, w->query, N, z.Z, z.C); /* 2 */
     if (z.G_channels)
@@ -3556,14 +3589,15 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
 /* exp(s_h - lse_i), which the softmax gives to the sink logit, summed over the rows of each head. */
 GAI_FN void gai_observe_sink(ga_model *m, ga_statistics *s, const ga_layer_activations *a, const ga_real *sink,
                              size_t l, size_t B, size_t T) {
-    ga_real lse[256], logit;
-    for (size_t bh = 0; bh < B * s->HQ; bh++) {
-        double *sum = &s->sink[l * s->HQ + bh % s->HQ];
-        m->device.copy_out(m->device.state, &logit, sink + bh % s->HQ, sizeof logit);
-        for (size_t i = 0; i < T; i += 256) {
-            size_t n = gai_min(256, T - i);
-            m->device.copy_out(m->device.state, lse, a->lse + bh * T + i, n * sizeof *lse);
-            for (size_t j = 0; j < n; j++) *sum += exp((double)logit - (double)lse[j]);
+    ga_real lse[GAI_PIECE], logits[GA_MAX_HEADS];
+    double *sums = s->sink + l * s->HQ;
+    m->device.copy_out(m->device.state, logits, sink, s->HQ * sizeof *logits);
+    for (size_t i = 0; i < B * s->HQ * T; i += GAI_PIECE) {
+        size_t n = gai_min(GAI_PIECE, B * s->HQ * T - i);
+        m->device.copy_out(m->device.state, lse, a->lse + i, n * sizeof *lse);
+        for (size_t j = 0; j < n; j++) {
+            size_t h = (i + j) / T % s->HQ;
+            sums[h] += exp((double)logits[h] - (double)lse[j]);
         }
     }
 }
@@ -3595,7 +3629,6 @@ struct ga_details {
     ga_peak *peaks;                /* (GA_STREAMS, L) */
     ga_magnitude_sums *magnitudes; /* (GA_STAGES, L) */
     ga_real *host;                 /* what an operator left in m->scratch */
-    double *moments;               /* what head_moments left there */
 };
 
 /* The values that an operator has just left in m->scratch. */
@@ -3668,17 +3701,17 @@ GAI_FN const ga_real *gai_modulated(const ga_model *m, const ga_layer_activation
                                     const ga_real **after) {
     ga_sizes z = m->sizes;
     size_t qD = z.HQ * z.D, kD = z.HK * z.D;
-    const ga_real *key = a->qgkv + qD + z.G + z.R_key + z.R_value;
+    gai_sections at = gai_sections_of(z, a->qgkv);
     switch (m->gate.position) {
     case GA_G2:
         *stride = z.Z, *width = kD, *after = a->gated;
-        return key + z.X_key;
+        return at.value;
     case GA_G3:
         *stride = z.Z, *width = kD, *after = a->gated;
-        return key;
+        return at.key;
     case GA_G4:
         *stride = z.Z, *width = qD, *after = a->gated;
-        return a->qgkv;
+        return at.query;
     case GA_G5:
         *stride = *width = z.C, *after = a->o_gated;
         return a->o;
@@ -3701,8 +3734,8 @@ GAI_FN void gai_observe_magnitudes(ga_model *m, ga_magnitude_sums *sums, size_t 
 GAI_FN void gai_observe_moments(ga_model *m, ga_details *d, double *moments, const ga_real *y, size_t N) {
     size_t n = d->HQ * d->D * d->D;
     GAI_RUN(m, head_moments, (double *)(void *)m->scratch, y, N, d->HQ, d->D);
-    m->device.copy_out(m->device.state, d->moments, m->scratch, n * sizeof *d->moments);
-    for (size_t i = 0; i < n; i++) moments[i] += d->moments[i];
+    const double *seen = (const double *)(const void *)gai_observed(m, d, n * sizeof *seen / sizeof(ga_real));
+    for (size_t i = 0; i < n; i++) moments[i] += seen[i];
 }
 
 /* mean_score: of the gate in this layer and this pass */
@@ -3742,13 +3775,13 @@ GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer
     size_t N = B * T, stride;
     ga_shape shape = {B, T, cache.past + T, z.HQ, z.HK, z.D};
     GAI_RUN(m, sdpa_column, m->scratch, a->q, cache.all_k, a->lse, 0, shape);
-    ga_real p[256];
-    for (size_t bh = 0; bh < B * z.HQ; bh++)
-        for (size_t i = 0; i < T; i += 256) {
-            size_t n = gai_min(256, T - i);
-            m->device.copy_out(m->device.state, p, m->scratch + bh * T + i, n * sizeof *p);
-            for (size_t j = 0; j < n; j++) s->attention[l * z.HQ + bh % z.HQ] += (double)p[j];
-        }
+    ga_real p[GAI_PIECE];
+    double *attention = s->attention + l * z.HQ;
+    for (size_t i = 0; i < N * z.HQ; i += GAI_PIECE) {
+        size_t n = gai_min(GAI_PIECE, N * z.HQ - i);
+        m->device.copy_out(m->device.state, p, m->scratch + i, n * sizeof *p);
+        for (size_t j = 0; j < n; j++) attention[(i + j) / T % z.HQ] += (double)p[j];
+    }
     if (s->has_sink) gai_observe_sink(m, s, a, gai_sink_source(m, w), l, B, T);
     double top;
     GAI_RUN(m, max_abs, &top, x_next, N * z.C);
@@ -3854,11 +3887,10 @@ GAI_FN size_t gai_count_targets(const int32_t *targets, size_t N) {
 
 /* Mean of m->losses over `count` targets. */
 GAI_FN double gai_mean_loss(ga_model *m, size_t N, size_t count) {
-    enum { PART = 4096 };
-    ga_real part[PART]; /* few copies: a device may have to finish for each */
+    ga_real part[GAI_PIECE];
     double sum = 0;
-    for (size_t n = 0; n < N; n += PART) {
-        size_t rows = gai_min(PART, N - n);
+    for (size_t n = 0; n < N; n += GAI_PIECE) {
+        size_t rows = gai_min(GAI_PIECE, N - n);
         m->device.copy_out(m->device.state, part, m->losses + n, rows * sizeof *part);
         for (size_t i = 0; i < rows; i++) sum += (double)part[i];
     }
@@ -4074,10 +4106,9 @@ GA_API ga_statistics *ga_statistics_create_detailed(const ga_model *m) {
     d->peaks = (ga_peak *)gai_zeroed(GA_STREAMS * L * sizeof *d->peaks);
     d->magnitudes = (ga_magnitude_sums *)gai_zeroed(GA_STAGES * L * sizeof *d->magnitudes);
     d->host = (ga_real *)gai_zeroed(gai_observed_values(z, m->max_rows) * sizeof *d->host);
-    d->moments = (double *)gai_zeroed(HQ * D * D * sizeof *d->moments);
     double *next = (double *)gai_zeroed(d->values * sizeof(double));
     d->received = next; /* the first field: what is freed */
-    if (!d->peaks || !d->magnitudes || !d->host || !d->moments || !next) {
+    if (!d->peaks || !d->magnitudes || !d->host || !next) {
         ga_statistics_destroy(s);
         return NULL;
     }
@@ -4105,7 +4136,6 @@ GA_API void ga_statistics_destroy(ga_statistics *s) {
         GA_FREE(s->details->peaks);
         GA_FREE(s->details->magnitudes);
         GA_FREE(s->details->host);
-        GA_FREE(s->details->moments);
         GA_FREE(s->details);
     }
     GA_FREE(s->attention);
@@ -4259,24 +4289,28 @@ GA_API double ga_sink_heads(const ga_statistics *s, size_t layer, double thresho
 
 /* ---- details ---- */
 
-GA_API double ga_output_magnitude(const ga_statistics *s, ga_stage stage, size_t layer) {
-    double sum = 0, count = 0;
-    for (size_t l = 0; s->details && l < s->L; l++) {
-        const ga_magnitude_sums *g = &s->details->magnitudes[(size_t)stage * s->L + l];
-        if (layer == GA_ALL || layer == l) sum += g->sum, count += g->count;
-    }
-    return count > 0 ? sum / count : (double)NAN;
-}
-
-GA_API double ga_output_below(const ga_statistics *s, ga_stage stage, size_t layer, double bound) {
-    double below = 0, count = 0;
+/* Of a layer, or of all together. */
+GAI_FN ga_magnitude_sums gai_magnitudes(const ga_statistics *s, ga_stage stage, size_t layer) {
+    ga_magnitude_sums all;
+    memset(&all, 0, sizeof all);
     for (size_t l = 0; s->details && l < s->L; l++) {
         const ga_magnitude_sums *g = &s->details->magnitudes[(size_t)stage * s->L + l];
         if (layer != GA_ALL && layer != l) continue;
-        below += bound == 1e-2 ? g->below_1e_2 : bound == 1e-3 ? g->below_1e_3 : (double)NAN;
-        count += g->count;
+        all.count += g->count, all.sum += g->sum;
+        all.below_1e_2 += g->below_1e_2, all.below_1e_3 += g->below_1e_3;
     }
-    return count > 0 ? below / count : (double)NAN;
+    return all;
+}
+
+GA_API double ga_output_magnitude(const ga_statistics *s, ga_stage stage, size_t layer) {
+    ga_magnitude_sums g = gai_magnitudes(s, stage, layer);
+    return g.count > 0 ? g.sum / g.count : (double)NAN;
+}
+
+GA_API double ga_output_below(const ga_statistics *s, ga_stage stage, size_t layer, double bound) {
+    ga_magnitude_sums g = gai_magnitudes(s, stage, layer);
+    double below = bound == 1e-2 ? g.below_1e_2 : bound == 1e-3 ? g.below_1e_3 : (double)NAN;
+    return g.count > 0 ? below / g.count : (double)NAN;
 }
 
 GA_API ga_peak ga_activation_peak(const ga_statistics *s, ga_stream stream, size_t layer) {
@@ -6058,7 +6092,7 @@ GAI_FN bool gai_is_next(const gai_json *values) {
     return gai_json_is(&values[GAI_HF_model_type], "\"qwen3_next\"");
 }
 
-/* Every layer must be a layer of softmax attention over all positions, followed by a dense FFN. */
+/* Every layer must be one of softmax attention over all positions; in qwen3_next its FFN must be dense. */
 GAI_FN ga_result gai_check_layers(const gai_json *values) {
     const gai_json *types = &values[GAI_HF_layer_types], *interval = &values[GAI_HF_full_attention_interval];
     const gai_json *type = &values[GAI_HF_model_type], *window = &values[GAI_HF_sliding_window];
@@ -6584,37 +6618,56 @@ GAI_FN ga_result gai_compare_start(ga_config *from, const ga_model *m, const cha
     return result;
 }
 
+/* Weights of a checkpoint whose keys are `from`: for the checks, since m's own positions were laid out when m was made. */
+GAI_FN ga_result gai_load_from(ga_model *m, ga_config from, const char *directory, ga_error *e) {
+    ga_config own = m->config;
+    m->config = from;
+    ga_result result = ga_load(m, directory, NULL, e);
+    m->config = own;
+    return result;
+}
+
 /* The ungated model is read into a model of its own; what m has beyond it stays as it was made. */
 GAI_FN ga_result gai_start_gate(ga_model *m, ga_config from, const char *directory, char *changes, size_t size,
                                 ga_error *e) {
     from.batch_size = from.max_seq_len = 1;
-    ga_model *ungated = ga_create(&from, NULL, GA_INFERENCE, e);
-    if (!ungated) return e ? e->result : GA_ERR_MEMORY;
+    ga_error failure;
+    ga_model *ungated = ga_open(&from, NULL, GA_INFERENCE, directory, &failure);
+    if (!ungated) return gai_fail(e, failure.result, "%s", failure.text);
     gai_add_change(changes, size, "it had no gate, whose %zu weights start fresh", m->n_weights - ungated->n_weights);
-    ga_result result = ga_load(ungated, directory, NULL, e);
     const ga_tensor *own = m->tensors; /* in the same order, with the gate's between them */
-    for (size_t i = 0; result == GA_OK && i < ungated->n_tensors; i++, own++) {
+    for (size_t i = 0; i < ungated->n_tensors; i++, own++) {
         const ga_tensor *t = &ungated->tensors[i];
         while (strcmp(own->name, t->name) != 0) own++;
         m->device.copy_in(m->device.state, m->weights + own->offset, ungated->weights + t->offset,
                           t->rows * t->columns * sizeof(ga_real));
     }
     ga_destroy(ungated);
-    if (result != GA_OK) return result;
     if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
     return gai_status(m, e);
 }
 
 GA_API ga_result ga_start_from(ga_model *m, const char *directory, char *changes, size_t size, ga_error *e) {
-    ga_config own = m->config, from;
+    ga_config from;
     changes[0] = '\0';
     ga_result result = gai_compare_start(&from, m, directory, changes, size, e);
     if (result != GA_OK) return result;
-    if (from.gate_position != own.gate_position) return gai_start_gate(m, from, directory, changes, size, e);
-    m->config = from; /* for the checks; the positions themselves were laid out when m was made */
-    result = ga_load(m, directory, NULL, e);
-    m->config = own;
-    return result;
+    if (from.gate_position != m->config.gate_position) return gai_start_gate(m, from, directory, changes, size, e);
+    return gai_load_from(m, from, directory, e);
+}
+
+GA_API ga_model *ga_open(const ga_config *c, const ga_device *device, ga_mode mode, const char *directory,
+                         ga_error *e) {
+    char changes[GA_TEXT] = "";
+    ga_config from;
+    ga_model *m = gai_create(c, device, mode, false, e);
+    ga_result result = m ? gai_compare_start(&from, m, directory, changes, sizeof changes, e) : GA_ERR_MEMORY;
+    if (result == GA_OK && from.gate_position != c->gate_position)
+        result = gai_fail(e, GA_ERR_MISMATCH, "%s: is a model without a gate", directory);
+    if (result == GA_OK) result = gai_load_from(m, from, directory, e);
+    if (result == GA_OK) return m;
+    ga_destroy(m);
+    return NULL;
 }
 
 GAI_FN bool gai_has_file(const char *directory, const char *name) {
@@ -6677,7 +6730,7 @@ GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *i
     if (result == GA_OK) result = gai_load_config(c, path, false, &source, e);
     if (result == GA_OK) result = ga_config_check(c, e);
     if (result != GA_OK) return result;
-    m.config = *c, m.sizes = ga_sizes_of(c), m.gate = ga_gate_of(c), m.mode = GA_INFERENCE;
+    gai_set_shape(&m, c, GA_INFERENCE);
     m.n_tensors = gai_list_tensors(c, NULL, &m.n_weights);
     m.tensors = (ga_tensor *)gai_zeroed(m.n_tensors * sizeof *m.tensors);
     if (!m.tensors) return gai_fail(e, GA_ERR_MEMORY, "%s: no memory for the list of its tensors", path);

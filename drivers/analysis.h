@@ -401,13 +401,9 @@ static ga_model *load_model(analysis *a, const report_model *m, size_t batch_siz
     c.batch_size = batch_size;
     c.max_seq_len = seq_len;
     ga_error e;
-    ga_model *model = ga_create(&c, &a->device.device, choose_weights(a, &c), &e);
-    if (!model) return fail(a, 1, "%s: %s", m->name, e.text), NULL;
-    char changes[128];
-    if (ga_start_from(model, m->directory, changes, sizeof changes, &e) == GA_OK) return model;
-    fail(a, 1, "%s: %s", m->name, e.text);
-    ga_destroy(model);
-    return NULL;
+    ga_model *model = ga_open(&c, &a->device.device, choose_weights(a, &c), m->directory, &e);
+    if (!model) fail(a, 1, "%s: %s", m->name, e.text);
+    return model;
 }
 
 static bool open_device(analysis *a) {

@@ -672,6 +672,29 @@ static void start_with_gate(const char *directory, const char *more) {
     ga_destroy(ungated);
 }
 
+static void test_open(void **state) {
+    (void)state;
+    ga_error e;
+    const char *directory = in_root("open");
+    ga_model *ungated = make_model("gate_position=none n_experts=3 experts_per_token=2", GA_INFERENCE, 1);
+    save(ungated, directory, NULL);
+    ga_config c = ungated->config;
+    c.seed = 77, c.rope_base = 5000; /* positions are the configuration's */
+    ga_model *m = ga_open(&c, NULL, GA_TRAINING, directory, &e);
+    if (!m) fail_msg("ga_open: %s", e.text);
+    assert_true(m->config.rope_base == 5000);
+    for (size_t k = 0; k < m->n_tensors; k++) assert_true(same_tensor(m, &m->tensors[k], ungated));
+    ga_destroy(m);
+
+    c.gate_position = GA_G1; /* would be left without weights */
+    assert_null(ga_open(&c, NULL, GA_INFERENCE, directory, &e));
+    assert_int_equal(e.result, GA_ERR_MISMATCH);
+    assert_non_null(strstr(e.text, "without a gate"));
+    assert_null(ga_open(&ungated->config, NULL, GA_INFERENCE, in_root("nowhere"), &e));
+    assert_int_equal(e.result, GA_ERR_FILE);
+    ga_destroy(ungated);
+}
+
 static void test_start_from(void **state) {
     (void)state;
     ga_error e;
@@ -1856,6 +1879,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_modes),
         cmocka_unit_test(test_keep_length),
         cmocka_unit_test(test_start_from),
+        cmocka_unit_test(test_open),
         cmocka_unit_test(test_hugging_face),
         cmocka_unit_test(test_outside_models),
         cmocka_unit_test(test_mixture_keys),
