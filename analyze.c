@@ -82,8 +82,8 @@ static void free_analysis(analysis *a) {
     data_tokenizer_close(a->tokenizer);
     for (size_t i = 0; i < arrlenu(a->texts); i++) free(a->texts[i]);
     arrfree(a->texts);
-    arrfree(a->options.models);
-    arrfree(a->options.describe);
+    arrfree(a->lengths);
+    free_lists(&a->options);
 }
 
 static bool run_all(analysis *a, int argc, char **argv) {
@@ -95,8 +95,7 @@ static bool run_all(analysis *a, int argc, char **argv) {
 #ifdef _OPENMP
     if (a->options.has_threads) omp_set_num_threads((int)a->options.threads);
 #endif
-    if (!open_device(a)) return false;
-    if (a->mode != DESCRIBE && !add_models(a)) return false;
+    if (a->mode != DESCRIBE && (!open_device(a) || !add_models(a))) return false;
 #define X(name, option, function) \
     if (a->mode == (name)) return function(a);
     ANALYSIS_MODES(X)

@@ -48,6 +48,7 @@ typedef struct {
     bool shuffle;            /* training windows in another order in each epoch */
     uint64_t seed;           /* of the order, and of what a generator draws */
     const char *tokenizer;   /* of text in .txt and .jsonl: tokenizer.json or its directory; NULL or "": bytes */
+    data_tokenizer *opened;  /* the same, opened already: the caller's, until the stream is closed; or NULL */
     data_progress *progress; /* of making tokens from text */
     long bos_token;          /* opens every window; -1: none. gen:backcopy brings its own */
 } data_options;
@@ -631,7 +632,7 @@ static bool datai_count_windows(data_stream *s, char *error, size_t error_size) 
 static bool datai_open_tokens(data_stream *s, char *error, size_t error_size) {
     const data_options *o = &s->options;
     ga_error e;
-    s->tokenizer = data_tokenizer_open(o->tokenizer, &e);
+    s->tokenizer = o->opened ? o->opened : data_tokenizer_open(o->tokenizer, &e);
     if (!s->tokenizer) return datai_fail(error, error_size, "%s", e.text);
     if (data_tokenizer_size(s->tokenizer) > o->vocab_size)
         return datai_fail(error, error_size, "%s: has tokens up to %zu, beyond the model's vocab_size %zu",
@@ -766,7 +767,7 @@ void data_close(data_stream *stream) {
     if (!stream) return;
     if (stream->type && stream->type->close) stream->type->close(&stream->generator);
     if (stream->fd >= 0) close(stream->fd);
-    data_tokenizer_close(stream->tokenizer);
+    if (stream->tokenizer != stream->options.opened) data_tokenizer_close(stream->tokenizer);
     arrfree(stream->points);
     free(stream->jsonl_buffer);
     free(stream->bytes);

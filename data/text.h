@@ -339,7 +339,10 @@ static ga_result datai_write_file(const char *path, const char *bytes, size_t n,
     FILE *file = fopen(partial, "wb");
     bool written = file && fwrite(bytes, 1, n, file) == n && fflush(file) == 0 && fsync(fileno(file)) == 0;
     if (file) written = (fclose(file) == 0) & written;
-    return written && rename(partial, path) == 0 ? GA_OK : gai_file_error(e, "write", path);
+    if (written && rename(partial, path) == 0) return GA_OK;
+    result = gai_file_error(e, "write", path);
+    if (file) unlink(partial);
+    return result;
 }
 
 ga_result data_copy_file(const char *from, const char *to, ga_error *e) {

@@ -1082,7 +1082,7 @@ static ga_result datai_read_model(data_tokenizer *t, gai_json model) {
     return GA_OK;
 }
 
-/* The objects of an array `name` (of a Sequence), or the value itself. */
+/* NFC, or a Sequence of such; null: none. */
 static ga_result datai_read_normalizer(data_tokenizer *t, gai_json value) {
     static const char *const names[] = {"type", "normalizers"};
     gai_json v[2], part;

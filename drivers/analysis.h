@@ -100,6 +100,7 @@ typedef struct {
     data_part part;
     data_tokenizer *tokenizer; /* of the model last asked for; NULL: it has none */
     const char *tokenizer_of;  /* where it was read from */
+    size_t *lengths;           /* stb_ds array: --lengths */
     int exit_code;
     char failure[2048];
 } analysis;
@@ -130,11 +131,6 @@ static const char *keep_text(analysis *a, const char *format, ...) {
     return text;
 }
 
-static bool exists(const char *path) {
-    struct stat status;
-    return stat(path, &status) == 0;
-}
-
 /* Left-aligned by characters, not bytes. */
 static void print_padded(const char *text, size_t width) {
     size_t characters = 0;
@@ -159,7 +155,7 @@ static void print_help(void) {
     ANALYSIS_OPTIONS(X)
 #undef X
     printf("\n"
-           "A model of bytes (trained on .txt or .jsonl, or with a vocabulary of 256 to 320) takes TEXT as it is; "
+           "A model of bytes, or with a tokenizer.json, takes TEXT as it is; "
            "others take\ntoken numbers or the labels of their generator: --prompt \"<s> t17 t4 T0\".\n\n"
            "SOURCE is one of\n");
     data_print_sources(stdout);
@@ -245,6 +241,18 @@ static bool choose_mode(analysis *a) {
     return true;
 }
 
+static void free_lists(options *o) {
+#define FREE_TEXT(field)
+#define FREE_LIST(field) arrfree(o->field);
+#define FREE_SIZE(field)
+#define FREE_REAL(field)
+#define FREE_SEED(field)
+#define FREE_FLAG(field)
+#define X(kind, modes, field, def, low, high, argument, meaning) FREE_##kind(field)
+    ANALYSIS_OPTIONS(X)
+#undef X
+}
+
 static bool parse_options(analysis *a, int argc, char **argv) {
     a->options = (options){
 #define X(kind, modes, name, def, low, high, argument, meaning) .name = def,
@@ -283,12 +291,11 @@ static bool find_checkpoint(analysis *a, report_model *m, const char *directory)
         m->directory = path;
         return true;
     }
-    if (!exists(directory)) return fail(a, 1, "%s: there is no %s", m->name, directory);
+    if (!gai_exists(directory)) return fail(a, 1, "%s: there is no %s", m->name, directory);
     return fail(a, 1, "%s: %s is not a checkpoint (no config.json with model.safetensors, in best or last neither)",
                 m->name, directory);
 }
 
-/* "G1 elementwise sigmoid", and what differs from the default of Eq. 5. */
 /* The gate, and what a model has in its place or beside it. */
 static void describe_gate(const ga_config *c, char text[128]) {
     char position[16], type[16], activation[16]; /* the longest words of these keys have 11 bytes */
@@ -380,7 +387,7 @@ static bool load_run(analysis *a, const report_model *m) {
     static const char *const places[] = {"/..", ""};
     for (size_t i = 0; i < 2 && !a->has_run; i++) {
         const char *path = keep_text(a, "%s%s/config.cfg", m->directory, places[i]);
-        if (!exists(path)) continue;
+        if (!gai_exists(path)) continue;
         ga_error e;
         if (ga_config_load(&a->run, path, &e)) return fail(a, 1, "%s", e.text);
         a->has_run = true;
@@ -455,6 +462,7 @@ static bool open_data(analysis *a, const report_model *m) {
     if (!load_tokenizer(a, m)) return false;
     data_options d = {.source = r->source,
                       .tokenizer = m->tokenizer,
+                      .opened = a->tokenizer,
                       .progress = show_progress,
                       .vocab_size = m->config.vocab_size,
                       .seq_len = r->seq_len,
@@ -521,8 +529,8 @@ static bool encode_text(analysis *a, const report_model *m, const char *text, si
 }
 
 static const char *label_token(const analysis *a, const report_model *m, int32_t token, char label[DATA_LABEL_SIZE]) {
-    if (a->tokenizer && a->tokenizer_of == m->tokenizer)
-        return data_tokenizer_label(a->tokenizer, token, label, DATA_LABEL_SIZE);
+    bool generated = a->stream && a->report.source && is_generator(a->report.source);
+    if (a->tokenizer && !generated) return data_tokenizer_label(a->tokenizer, token, label, DATA_LABEL_SIZE);
     if (a->stream) return data_token_text(a->stream, token, label, DATA_LABEL_SIZE);
     bool printable = reads_bytes(a, m) && token >= ' ' && token < 127;
     snprintf(label, DATA_LABEL_SIZE, printable ? "%c" : "%" PRId32, (int)token);
@@ -537,6 +545,31 @@ static bool label_tokens(analysis *a, const report_model *m, const int32_t *toke
     if (!r->labels) return fail(a, 1, "out of memory");
     for (size_t t = 0; t < r->map_len; t++) label_token(a, m, tokens[t], r->labels[t]);
     return true;
+}
+
+/* ---- what is printed and where it goes ---------------------------------------------------------------------------- */
+
+static void print_number(int width, const char *format, double x, bool absent) {
+    char text[64];
+    snprintf(text, sizeof text, format, x);
+    printf("  %*s", width, absent ? "-" : text);
+}
+
+static bool choose_output(analysis *a) {
+    const char *names = "reports/";
+    for (size_t i = 0; i < arrlenu(a->report.models); i++)
+        names = keep_text(a, "%s%s%s", names, i ? "-" : "", a->report.models[i].file);
+    a->report.directory = a->options.output ? a->options.output : names;
+    return report_make_directory(&a->report, a->report.directory) || fail(a, 1, "%s", a->report.error);
+}
+
+static void print_figures(const report *r) {
+    if (!r->has_gnuplot)
+        printf("gnuplot was not found: the figures are not drawn (data and scripts are in %s/figures)\n", r->directory);
+    for (size_t i = 0; r->has_gnuplot && i < arrlenu(r->figures); i++)
+        if (!r->figures[i].drawn)
+            printf("gnuplot failed on %s/figures/%s.gp: see %s.log beside it\n", r->directory, r->figures[i].stem,
+                   r->figures[i].stem);
 }
 
 #endif

@@ -1,4 +1,4 @@
-/* drivers/compare.h - analyze without --prompt: several models on the same tokens, as a table, summary.json, figures and
+/* drivers/compare.h - analyze without another mode: several models on the same tokens, as a table, summary.json, figures and
  * report.html.
  *
  * Needs interventions.h and measure_lengths.h before it.
@@ -34,12 +34,6 @@ static bool measure_model(analysis *a, report_model *m) {
 }
 
 /* ---- what is printed --------------------------------------------------------------------------------------------- */
-
-static void print_number(int width, const char *format, double x, bool absent) {
-    char text[64];
-    snprintf(text, sizeof text, format, x);
-    printf("  %*s", width, absent ? "-" : text);
-}
 
 static void print_table(const report *r) {
     size_t name_width = 12, gate_width = strlen("G1 input-independent sigmoid");
@@ -93,25 +87,9 @@ static void print_table(const report *r) {
 
 /* ---- comparing --------------------------------------------------------------------------------------------------- */
 
-static bool choose_output(analysis *a) {
-    const char *names = "reports/";
-    for (size_t i = 0; i < arrlenu(a->report.models); i++)
-        names = keep_text(a, "%s%s%s", names, i ? "-" : "", a->report.models[i].file);
-    a->report.directory = a->options.output ? a->options.output : names;
-    return report_make_directory(&a->report, a->report.directory) || fail(a, 1, "%s", a->report.error);
-}
-
-static void print_figures(const report *r) {
-    if (!r->has_gnuplot)
-        printf("gnuplot was not found: the figures are not drawn (data and scripts are in %s/figures)\n", r->directory);
-    for (size_t i = 0; r->has_gnuplot && i < arrlenu(r->figures); i++)
-        if (!r->figures[i].drawn)
-            printf("gnuplot failed on %s/figures/%s.gp: see %s.log beside it\n", r->directory, r->figures[i].stem,
-                   r->figures[i].stem);
-}
-
 static bool compare(analysis *a) {
     report *r = &a->report;
+    if (a->options.lengths && !parse_lengths(a)) return false;
     if (!load_run(a, &r->models[0]) || !check_tokenizers(a) || !open_data(a, &r->models[0]) || !choose_output(a))
         return false;
     r->map_len = r->seq_len < FIGURE_MAP ? r->seq_len : FIGURE_MAP;

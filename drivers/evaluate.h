@@ -380,11 +380,6 @@ static bool eval_model(analysis *a, const report_model *m, const eval_file *file
     for (size_t i = 0; good && i < arrlenu(a->options.eval); i++) {
         const eval_file *from = shots ? shots : &files[i];
         size_t first = shots ? 0 : a->options.shots;
-        if (arrlenu(from->questions) < a->options.shots + !shots) {
-            good = fail(a, 1, "%s: has %zu questions, too few for --shots %zu", from->path, arrlenu(from->questions),
-                        a->options.shots);
-            break;
-        }
         const char *name = keep_text(a, "eval_%s_%s", m->file, eval_stem(a, files[i].path));
         FILE *csv = report_open(&a->report, name, ".csv");
         if (!csv) good = fail(a, 1, "%s", a->report.error);
@@ -448,13 +443,22 @@ static bool evaluate(analysis *a) {
     size_t n = arrlenu(o->eval), models = arrlenu(a->report.models);
     if (strcmp(o->eval_form, "cloze") && strcmp(o->eval_form, "letters"))
         return fail(a, 2, "--eval_form %s: it is cloze or letters", o->eval_form);
-    if (n == 0 || models == 0) return fail(a, 2, "--eval needs --models NAME:DIR and FILE.jsonl");
     if (!choose_output(a)) return false;
-    eval_file *files = calloc(n, sizeof *files), shots = {0};
-    eval_score *scores = calloc(n * models, sizeof *scores);
-    bool good = (files && scores) || fail(a, 1, "out of memory");
-    for (size_t i = 0; good && i < n; i++) good = eval_read_file(a, &files[i], o->eval[i]);
+    eval_file *files = NULL, shots = {0}; /* stb_ds arrays, as are the scores: (models, files) */
+    eval_score *scores = NULL;
+    bool good = true;
+    for (size_t i = 0; good && i < n; i++) {
+        arrput(files, (eval_file){0});
+        good = eval_read_file(a, &files[i], o->eval[i]);
+    }
+    for (size_t i = 0; i < n * models; i++) arrput(scores, (eval_score){0});
     good = good && (!o->shots_from || eval_read_file(a, &shots, o->shots_from));
+    for (size_t i = 0; good && i < n; i++) {
+        const eval_file *from = o->shots_from ? &shots : &files[i];
+        size_t have = arrlenu(from->questions);
+        if (have < o->shots + !o->shots_from)
+            good = fail(a, 1, "%s: has %zu questions, too few for --shots %zu", from->path, have, o->shots);
+    }
     if (good) printf("%-12s  %-24s  %9s  %17s  %17s\n", "model", "file", "questions", "accuracy", "normalised");
     for (size_t m = 0; good && m < models; m++) {
         report_model *model = &a->report.models[m];
@@ -464,10 +468,10 @@ static bool evaluate(analysis *a) {
     }
     good = good && eval_write(a, scores);
     if (good) printf("+- is the standard error; all numbers: %s/evaluation.json\n", a->report.directory);
-    for (size_t i = 0; files && i < n; i++) eval_free_file(&files[i]);
+    for (size_t i = 0; i < arrlenu(files); i++) eval_free_file(&files[i]);
     eval_free_file(&shots);
-    free(files);
-    free(scores);
+    arrfree(files);
+    arrfree(scores);
     return good;
 }
 

@@ -75,7 +75,6 @@ typedef struct {
 
 /* Every figure of a comparison. False, with r->error, when a file cannot be written; gnuplot missing is no failure. */
 static bool figures_write(report *r);
-/* The attention maps of one model over a prompt of r->map_len tokens, from window_maps: as SVG and as PNG. */
 
 /* The model that the others are held against: the first without a gate, else the first. */
 static size_t report_baseline(const report *r);

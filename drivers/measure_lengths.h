@@ -11,7 +11,7 @@
 enum { LENGTH_ROWS = 64 }; /* of logits at one time */
 
 /* "1k,2k,4096": rising, k stands for 1024. */
-static bool parse_lengths(analysis *a, size_t **lengths) {
+static bool parse_lengths(analysis *a) {
     const char *text = a->options.lengths;
     for (const char *at = text;; at++) {
         char *end;
@@ -22,9 +22,9 @@ static bool parse_lengths(analysis *a, size_t **lengths) {
         bool number = *at >= '0' && *at <= '9' && errno == 0 && n >= 1 && n <= (16777216 / scale);
         if (!number || (*end && *end != ','))
             return fail(a, 2, "--lengths %s: it takes lengths up to 16384k, such as 512,1k,2k", text);
-        if (arrlenu(*lengths) > 0 && n * scale <= arrlast(*lengths))
+        if (arrlenu(a->lengths) > 0 && n * scale <= arrlast(a->lengths))
             return fail(a, 2, "--lengths %s: lengths rise from one to the next", text);
-        arrput(*lengths, (size_t)n * scale);
+        arrput(a->lengths, (size_t)n * scale);
         if (!*end) return true;
         at = end;
     }
@@ -183,8 +183,8 @@ static bool measure_length(analysis *a, length_measuring *w, report_model *m, si
 static bool measure_lengths(analysis *a) {
     report *r = &a->report, kept = *r;
     data_stream *stream = a->stream;
-    size_t *lengths = NULL;
-    bool good = parse_lengths(a, &lengths) && lengths;
+    const size_t *lengths = a->lengths;
+    bool good = arrlenu(lengths) > 0;
     for (size_t i = 0; good && i < arrlenu(r->models); i++) {
         length_measuring w = {0};
         good = allocate_length_measuring(a, &w, &r->models[i], arrlast(lengths));
@@ -200,7 +200,6 @@ static bool measure_lengths(analysis *a) {
     r->seq_len = kept.seq_len;
     r->samples = kept.samples;
     r->lowest_loss = kept.lowest_loss;
-    arrfree(lengths);
     return good;
 }
 
