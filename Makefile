@@ -7,8 +7,9 @@
 # make sweep      stability at rising rates    make late-gate  a gate added to a trained model (A.7)
 # make fuzz       every parser, FUZZ_SECONDS each (600)
 # make lengths    longer contexts (4.4)
-# make test-cuda  the GPU that is here, tested   make bench-cuda   and its speed beside PyTorch
-# make help       this list
+# make test-cuda  the GPU that is here, tested make bench-cuda and its speed beside PyTorch
+# make format     clang-format                 make clean      without what was built
+# make packages   what is missing, installed   make help       this list
 
 CC ?= cc
 OPT ?= -O3 -march=native -ffp-contract=fast
@@ -38,12 +39,12 @@ MPICC := $(shell command -v mpicc 2>/dev/null)
 comma := ,
 CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))),$(firstword $(wildcard /usr/local/cuda /opt/cuda)))
 CUDA_LIB = $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/x86_64-linux/lib /usr/lib/x86_64-linux-gnu))
-CUDA_LIBRARY := $(if $(NVCC),build/cuda/libgated_attention_cuda.so)
+CUDA_LIBRARY := $(if $(NVCC),$(BUILD)/cuda/libgated_attention_cuda.so)
 CUDA_CFLAGS = $(if $(NVCC),-DGA_CUDA_LIBRARY='"$(notdir $(CUDA_LIBRARY))"')
 CUDA_LIBS = $(if $(NVCC),-rdynamic -Wl$(comma)-rpath$(comma)'$$ORIGIN/$(dir $(CUDA_LIBRARY))' -ldl)
 
-.PHONY: all help packages packages-test test demo check format bench mutants fuzz reference sanitize pairs table4 curves
-.PHONY: sweep late-gate lengths clean
+.PHONY: all help packages packages-test test test-cuda demo check format bench bench-cuda mutants fuzz reference sanitize
+.PHONY: pairs table4 curves sweep late-gate lengths clean
 all: train analyze data/vocabulary
 	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   tokenizers: $(or $(and $(PCRE2),$(UTF8PROC)),PCRE2 or utf8proc not found)   nvcc: $(or $(NVCC),not found, no GPU)   MPI: $(or $(MPICC),not found)"
 
@@ -63,9 +64,9 @@ analyze: analyze.c $(HEADERS) | packages $(CUDA_LIBRARY)
 data/vocabulary: data/vocabulary.c $(HEADERS) | packages
 	$(CC) $(ALL_CFLAGS) data/vocabulary.c -o $@ $(LDLIBS)
 
-# The companion for NVIDIA GPUs, which the programs load where there is a driver: for the GPU that is here, else for all from compute capability 7.5 on (compiled by the driver
-# when the program starts, but for 8.x). NVCC= on the command line builds without. It is compiled again when its own text
-# or the declarations of gated_attention.h change.
+# The companion for NVIDIA GPUs, which the programs load where there is a driver: for the GPU that is here, else for all
+# from compute capability 7.5 on (compiled by the driver when the program starts, but for 8.x). NVCC= on the command line
+# builds without. It is compiled again when its own text or the declarations of gated_attention.h change.
 CUDA_GPU := $(if $(NVCC),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
 CUDA_ARCH ?= $(if $(CUDA_GPU),-arch=native,-gencode arch=compute_75$(comma)code=compute_75 -gencode arch=compute_80$(comma)code=[sm_80$(comma)compute_80])
 $(BUILD)/cuda/declarations: gated_attention.h
@@ -165,7 +166,8 @@ bench: train
 	@sh tests/bench/bench.sh $(BENCH)
 
 # ---- formatting and static analysis --------------------------------------------------------------------------------
-SOURCES = gated_attention.h train.c analyze.c $(wildcard data/*.h data/*.c drivers/*.h tests/*.c tests/*.h tests/*.cpp tests/fuzz/*.c tests/fuzz/*.h)
+SOURCES = $(wildcard $(foreach directory,. data drivers tests tests/bench tests/cuda tests/fuzz tests/reference, \
+	$(addprefix $(directory)/*.,c h cpp cuh)))
 format:
 	clang-format -i $(SOURCES)
 check: packages-test

@@ -638,7 +638,8 @@ GAI_FN bool gai_x86_head_gradients(gai_x86_state *s, const gai_x86_head *h, floa
     const float *e = (const float *)h->e;
     gai_x86_matrix e_rows = {e, h->stride, false, half}, w_columns = {w, C, true, false};
     gai_x86_matrix e_columns = {e, h->stride, true, half}, x_columns = {scaled, C, true, false};
-    gai_x86_product to_x = {dx, C, e_rows, w_columns, h->rows, C, V, false, NULL}; /* a kept copy is not worth it here */
+    gai_x86_product to_x = {dx, C, e_rows, w_columns, h->rows,
+                            C,  V, false,  NULL}; /* a kept copy is not worth it here */
     gai_x86_product to_w = {dw, C, e_columns, x_columns, V, C, h->rows, true, NULL};
     GAI_PARALLEL_FOR
     for (size_t i = 0; i < h->rows; i++)
