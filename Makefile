@@ -119,7 +119,7 @@ $(BUILD)/cuda/%.o: tests/cuda/%.cpp $(wildcard tests/cuda/*.h)
 $(BUILD)/cuda/kernels_cpu.o: gated_attention_cuda.cuh gated_attention.h $(wildcard tests/cuda/*.h)
 	@mkdir -p $(BUILD)/cuda
 	$(CXX) $(CUDA_CPU) -O1 --coverage -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c $< -o $@
-$(BUILD)/cuda/test_%.o: tests/cuda/test_%.c tests/cuda/cuda_cpu_control.h $(TEST_HEADERS) | packages-test
+$(BUILD)/cuda/test_%.o: tests/cuda/test_%.c tests/cuda/cuda_cpu_control.h tests/cuda/device.h $(TEST_HEADERS) | packages-test
 	@mkdir -p $(BUILD)/cuda
 	$(CC) $(TEST_CFLAGS) -DGAI_CUDA_CPU -Itests/cuda -c $< -o $@
 $(BUILD)/cuda/%_cpu: $(BUILD)/cuda/test_%.o $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
@@ -141,7 +141,7 @@ $(BUILD)/cuda/train_cpu: train.c $(HEADERS) $(BUILD)/cuda/kernels_cpu.o $(CUDA_C
 	$(CXX) --coverage $(BUILD)/cuda/train.o $(filter %.o,$^) -o $@ $(OPENMP) $(LDLIBS)
 
 # On a machine with a GPU: the same tests for real, then speed and memory beside PyTorch.
-$(BUILD)/cuda/%_gpu: tests/cuda/test_%.c $(CUDA_LIBRARY) $(TEST_HEADERS) | packages-test
+$(BUILD)/cuda/%_gpu: tests/cuda/test_%.c tests/cuda/device.h $(CUDA_LIBRARY) $(TEST_HEADERS) | packages-test
 	$(CC) $(TEST_CFLAGS) $< $(CUDA_LIBRARY) -o $@ -Wl,-rpath,'$$ORIGIN' -lcmocka $(LDLIBS)
 test-cuda: train $(BUILD)/cuda/cuda_gpu $(BUILD)/cuda/sdpa_gpu
 	@sh tests/cuda/gpu.sh

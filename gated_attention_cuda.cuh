@@ -94,7 +94,7 @@ static __device__ __forceinline__ void gai_mma_m16n8k16(float (&d)[4], const uin
 }
 #endif
 
-/* ---- state, errors, memory ---------------------------------------------------------------------------------------- */
+/* ---- state, errors, memory --------------------------------------------------------------------------------------- */
 
 enum {
     GAI_CUDA_BLOCKS = 16,          /* of weights with a packed copy */
@@ -116,8 +116,7 @@ typedef struct {
     bool bf16, tf32;
     cudaStream_t stream;
     cublasHandle_t blas;
-    void *
-        workspace; /* of cuBLAS: its own, so that its choices, and with them the bits, do not depend on anything else */
+    void *workspace; /* of cuBLAS: given, so that its choices, and with them the bits, depend on nothing else */
     gai_cuda_packed packed[GAI_CUDA_BLOCKS];
     char *scratch;                  /* for the time of one operator */
     size_t scratch_bytes, reserved; /* reserved: the most that an operator of the models so far needs */
@@ -232,7 +231,7 @@ static ga_result gai_cuda_status(void *state, ga_error *e) {
     return result;
 }
 
-/* ---- what kernels share ------------------------------------------------------------------------------------------- */
+/* ---- what kernels share ------------------------------------------------------------------------------------------ */
 
 static const unsigned GAI_WARP = 0xffffffffu; /* all lanes */
 
@@ -394,7 +393,7 @@ static __device__ __forceinline__ float gai_k_sigmoid(float x) {
     return 1 / (1 + expf(-x));
 }
 
-/* ---- products ----------------------------------------------------------------------------------------------------- */
+/* ---- products ---------------------------------------------------------------------------------------------------- */
 
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS) gai_k_to_bf16(__nv_bfloat16 *y, const float *x, size_t n) {
@@ -507,7 +506,7 @@ static void gai_cuda_linear_backward(void *state, float *dx, float *dw, const fl
     if (dx) gai_cuda_product_dx(d, dx, dys, gai_cuda_weights_of(d, w, O * I, &at), M, O, I);
 }
 
-/* The first I of `stride` channels of each row, as products read them; *columns: what its rows are apart then. */
+/* y (M, I): the first I of `stride` channels of each row of x. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     gai_k_channels_to_bf16(__nv_bfloat16 *y, const float *x, size_t stride, size_t M, size_t I) {
     size_t i = gai_index<1>();
@@ -516,6 +515,7 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     gai_store<1>(y + i, one);
 }
 
+/* The first I of `stride` channels of each row, as products read them; *columns: how far apart its rows then are. */
 static gai_cuda_operand gai_cuda_channels_of(gai_cuda *d, const float *x, size_t stride, size_t M, size_t I, char **at,
                                              size_t *columns) {
     gai_cuda_operand plain = {x, CUDA_R_32F}, rounded = {*at, CUDA_R_16BF};
@@ -548,7 +548,7 @@ static void gai_cuda_linear_channels_backward(void *state, float *dx, float *dw,
     gai_cuda_gemm(d, dw, I, xs, false, columns, dys, true, O, I, O, M, true);
 }
 
-/* ---- embedding ---------------------------------------------------------------------------------------------------- */
+/* ---- embedding --------------------------------------------------------------------------------------------------- */
 
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
@@ -602,7 +602,7 @@ static void gai_cuda_embedding_backward(void *state, float *dw, const int32_t *t
         GAI_LAUNCH(d, gai_k_embedding_backward<1>, dim3((unsigned)N, gai_blocks(C, 128)), 128, 0, dw, tokens, dx, N, C);
 }
 
-/* ---- RMSNorm ------------------------------------------------------------------------------------------------------ */
+/* ---- RMSNorm ----------------------------------------------------------------------------------------------------- */
 
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
@@ -675,7 +675,7 @@ static void gai_cuda_rmsnorm_backward(void *state, float *dx, float *dw, const f
     gai_cuda_add_parts(d, dw, part, parts, C, true);
 }
 
-/* ---- heads: QK-norm and RoPE -------------------------------------------------------------------------------------- */
+/* ---- heads: QK-norm and RoPE ------------------------------------------------------------------------------------- */
 
 /* `lanes` threads work on a head; each has pairs (i, i + D/2) of its values, VEC neighbours at a time, ROUNDS times. */
 template <int VEC>
@@ -830,7 +830,7 @@ static void gai_cuda_heads_backward(void *state, float *dx, float *dw, const flo
     if (w) gai_cuda_add_parts(d, dw, parts, blocks, D, true);
 }
 
-/* ==== attention ==================================================================================================== */
+/* ==== attention =================================================================================================== */
 /* Flash attention (Dao 2022, 2023): one block of threads owns 64 rows of one head and walks over the other side in tiles,
  * so that no T x T matrix exists in memory. Three kernels,
  *
@@ -879,7 +879,7 @@ static __device__ __forceinline__ int gai_keys_seen(int i0, const gai_attention 
     return keys < n.S ? keys : n.S;
 }
 
-/* ---- on tensor cores ------------------------------------------------------------------------------------------------ */
+/* ---- on tensor cores --------------------------------------------------------------------------------------------- */
 
 enum { GAI_FLASH_ROWS = 64, GAI_FLASH_THREADS = 128 }; /* 16 rows for each of four warps */
 
@@ -1279,7 +1279,7 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     gai_flash_write(dv + to, stride, n.T - j0, n.D, sum_dv, 1, 1);
 }
 
-/* ---- in float32 ----------------------------------------------------------------------------------------------------- */
+/* ---- in float32 -------------------------------------------------------------------------------------------------- */
 
 enum { GAI_PLAIN_THREADS = 256, GAI_PLAIN_PITCH = 68 }; /* 16 x 16 threads, each with 4 x 4 values of a 64 x 64 tile */
 
@@ -1497,7 +1497,7 @@ static __global__ void __launch_bounds__(GAI_PLAIN_THREADS, CHUNKS == 1 ? 2 : 1)
     gai_plain_write(dv + to, stride, n.T - j0, n.D, sum_dv, one);
 }
 
-/* ---- for both versions ---------------------------------------------------------------------------------------------- */
+/* ---- for both versions ------------------------------------------------------------------------------------------- */
 
 static __device__ __forceinline__ float gai_round_to(float x, bool bf16) {
     return bf16 ? __bfloat162float(__float2bfloat16_rn(x)) : x;
@@ -1556,7 +1556,7 @@ static __global__ void __launch_bounds__(128)
     if (row < rows && threadIdx.x % 32 == 0) p[row] = j <= n.S - n.T + i ? expf(sum * n.scale - lse[row]) : 0;
 }
 
-/* ---- the operators -------------------------------------------------------------------------------------------------- */
+/* ---- the operators ----------------------------------------------------------------------------------------------- */
 
 static gai_attention gai_attention_of(ga_shape n) {
     return {(int)n.T, (int)n.S, (int)n.HQ, (int)n.HK, (int)n.D, 1 / sqrtf((float)n.D)};
@@ -1582,9 +1582,9 @@ static size_t gai_flash_shared(size_t D, size_t stay) {
     return 2 * (stay + step) * (width + 8) * sizeof(__nv_bfloat16);
 }
 
-/* More than 48 KB of shared memory has to be asked for. */
+/* More than GAI_CUDA_SHARED has to be asked for. */
 static bool gai_allow_shared(gai_cuda *d, const void *kernel, size_t bytes) {
-    return bytes <= (48 << 10) ||
+    return bytes <= GAI_CUDA_SHARED ||
            GAI_CUDA(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 }
 
@@ -1652,9 +1652,9 @@ static void gai_cuda_sdpa_column(void *state, float *p, const float *q, const fl
                gai_takes_flash(d, n, gai_bits(q) | gai_bits(k)), gai_attention_of(n));
 }
 
-/* ==== end of attention ============================================================================================= */
+/* ==== end of attention ============================================================================================ */
 
-/* ---- the gate ----------------------------------------------------------------------------------------------------- */
+/* ---- the gate ---------------------------------------------------------------------------------------------------- */
 
 /* sigma of Eq. 5 and its derivative. */
 static __device__ __forceinline__ float gai_k_activation(float x, ga_gate_activation activation) {
@@ -1916,7 +1916,7 @@ static void gai_cuda_gate_backward(void *state, float *dy, size_t dy_stride, flo
                    ds, ds_stride, d_o, y, y_stride, s, s_stride, g);
 }
 
-/* ---- SwiGLU, clip, add -------------------------------------------------------------------------------------------- */
+/* ---- SwiGLU, clip, add ------------------------------------------------------------------------------------------- */
 
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
@@ -2000,7 +2000,7 @@ static void gai_cuda_add(void *state, float *y, const float *a, const float *b, 
     GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(y, a, b, n)), gai_k_add, n, y, a, b, n);
 }
 
-/* ---- mixture of experts and switch heads --------------------------------------------------------------------------- */
+/* ---- mixture of experts ------------------------------------------------------------------------------------------ */
 
 /* Order of floats as unsigned integers: -0 as 0, NaN above all, so that there is always exactly one order. */
 static __device__ __forceinline__ unsigned gai_order(float x) {
@@ -2244,7 +2244,7 @@ static void gai_cuda_expert_swiglu_backward(void *state, float *du, float *d_wei
                     weights, slots, F);
 }
 
-/* ---- grouped products ---------------------------------------------------------------------------------------------- */
+/* ---- grouped products -------------------------------------------------------------------------------------------- */
 
 /* Products of the experts' rows, whose numbers only the device knows. One tile of C, 64 x 64, for each block of four
  * warps, each with 32 x 32 of it; the contraction goes in steps of 32 through shared memory.
@@ -2435,7 +2435,7 @@ static void gai_cuda_grouped_backward(void *state, float *dx, float *dw, const f
                    dw, dy, x, w_stride, offsets, O, I);
 }
 
-/* ---- switch heads -------------------------------------------------------------------------------------------------- */
+/* ---- switch heads ------------------------------------------------------------------------------------------------ */
 
 /* A warp for each head of each position: probabilities of the chosen experts in shared memory, -1 for the others. */
 static __device__ __forceinline__ void gai_switch_choice(float *p, const float *s, int E, int K) {
@@ -2494,7 +2494,7 @@ static void gai_cuda_switch_backward(void *state, float *dx, float *ds, const fl
                GAI_ROUTE_WARPS * w.E * sizeof *dx, dx, ds, dy, x, s, stride, N, w);
 }
 
-/* ---- output head and cross-entropy -------------------------------------------------------------------------------- */
+/* ---- output head and cross-entropy ------------------------------------------------------------------------------- */
 
 /* A block for each row: the loss, and unless `gradients` is NULL scale (softmax - onehot), which may be written over the
  * logits. The first pass keeps a running maximum, so that there are two passes, the second from the cache. */
@@ -2592,7 +2592,7 @@ static void gai_cuda_head_loss(void *state, float *losses, float *dx, float *dw,
     }
 }
 
-/* ---- optimiser ---------------------------------------------------------------------------------------------------- */
+/* ---- optimiser --------------------------------------------------------------------------------------------------- */
 
 /* What a step needs of the settings, in float. */
 typedef struct {
@@ -2664,7 +2664,7 @@ static void gai_cuda_sum_of_squares(void *state, double *sum, const float *x, si
     gai_cuda_copy_out(state, sum, parts, sizeof *sum);
 }
 
-/* ---- analysis ----------------------------------------------------------------------------------------------------- */
+/* ---- analysis ---------------------------------------------------------------------------------------------------- */
 
 /* Without its sign a float's bits grow with its value, and NaN stands above all: an integer maximum. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS) gai_k_max_abs(unsigned *top, const float *x, size_t n) {
@@ -2701,9 +2701,10 @@ static __device__ __forceinline__ float gai_one_score(const float *s, size_t j, 
     return sum / (float)g.H;
 }
 
-/* A block takes every gridDim-th item. Counts are integers; the sums are added in order by the last step. */
 enum { GAI_CUDA_SUMS = sizeof(ga_gate_sums) / sizeof(double) };
 
+/* A thread takes every score whose number is its own plus a multiple of the grid's threads. Counts are integers, in any
+ * order; sums go from thread to thread of a block, then by gai_k_add_statistics from block to block, in order. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS, 1) /* 1: else ptxas saves registers, and spills */
     gai_k_gate_statistics(ga_gate_sums *parts, const float *s, size_t s_stride, size_t N, size_t scores, ga_gate g) {
     GAI_SHARED(unsigned, counts, [GA_BINS + 2]);
@@ -2952,7 +2953,7 @@ static void gai_cuda_sdpa_statistics(void *state, float *received, float *entrop
                gai_attention_of(n));
 }
 
-/* ---- device ------------------------------------------------------------------------------------------------------- */
+/* ---- device ------------------------------------------------------------------------------------------------------ */
 
 /* Memory beside the model's own blocks: packed weights, and the scratch of the most demanding operator. */
 static size_t gai_cuda_own_bytes(void *state, const ga_config *c, ga_mode mode) {

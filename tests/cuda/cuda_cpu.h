@@ -106,7 +106,6 @@ static inline void __syncthreads(CUCPU_LINE) {
 static inline void __syncwarp(unsigned mask = 0xffffffffu, CUCPU_LINE) {
     cucpu_warp(mask, 0, line, true);
 }
-static inline void __threadfence() {}
 
 template <class T>
 static inline uint64_t cucpu_pack(T v) {
@@ -122,30 +121,11 @@ static inline T cucpu_unpack(uint64_t bits) {
     return v;
 }
 
-/* source counts within the segment of `width` lanes. */
 template <class T>
-static inline T cucpu_shuffle(unsigned mask, T v, int source, int width, int line) {
-    int base = cucpu_current->lane & ~(width - 1);
+static inline T __shfl_xor_sync(unsigned mask, T v, int bits, CUCPU_LINE) {
+    int source = cucpu_current->lane ^ bits;
     const uint64_t *slots = cucpu_warp(mask, cucpu_pack(v), line, false);
-    if (source < 0 || source >= width) return v;
-    if (!(mask >> (base + source) & 1)) return cucpu_unpack<T>(~0ull); /* undefined on the GPU: NaN */
-    return cucpu_unpack<T>(slots[base + source]);
-}
-template <class T>
-static inline T __shfl_sync(unsigned mask, T v, int source, int width = 32, CUCPU_LINE) {
-    return cucpu_shuffle(mask, v, source & (width - 1), width, line);
-}
-template <class T>
-static inline T __shfl_xor_sync(unsigned mask, T v, int bits, int width = 32, CUCPU_LINE) {
-    return cucpu_shuffle(mask, v, (cucpu_current->lane & (width - 1)) ^ bits, width, line);
-}
-template <class T>
-static inline T __shfl_down_sync(unsigned mask, T v, int by, int width = 32, CUCPU_LINE) {
-    return cucpu_shuffle(mask, v, (cucpu_current->lane & (width - 1)) + by, width, line);
-}
-template <class T>
-static inline T __shfl_up_sync(unsigned mask, T v, int by, int width = 32, CUCPU_LINE) {
-    return cucpu_shuffle(mask, v, (cucpu_current->lane & (width - 1)) - by, width, line);
+    return cucpu_unpack<T>(mask >> source & 1 ? slots[source] : ~0ull); /* undefined on the GPU: NaN */
 }
 static inline unsigned __ballot_sync(unsigned mask, int predicate, CUCPU_LINE) {
     const uint64_t *slots = cucpu_warp(mask, predicate != 0, line, false);
@@ -183,10 +163,6 @@ static inline T atomicMax(T *p, T v) {
     return cucpu_update(p, [=](T old) { return old > v ? old : v; });
 }
 
-template <class T>
-static inline T __ldg(const T *p) {
-    return *p;
-}
 static inline uint32_t __float_as_uint(float x) {
     return cucpu_unpack<uint32_t>(cucpu_pack(x));
 }
@@ -199,15 +175,6 @@ static inline int __ffs(int x) {
 static inline int __popc(unsigned x) {
     return __builtin_popcount(x);
 }
-static inline float rsqrtf(float x) {
-    return 1.0f / sqrtf(x);
-}
-static inline float __fdividef(float a, float b) {
-    return a / b;
-}
-#define __expf(x)  expf(x)
-#define __exp2f(x) exp2f(x)
-#define __logf(x)  logf(x)
 
 /* Tensor core: D (16, 8) += A (16, 16) B (16, 8), float32 += bfloat16, fragments as in the PTX ISA (mma.m16n8k16). */
 struct cucpu_fragments {

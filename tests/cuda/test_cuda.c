@@ -5,27 +5,12 @@
 #include "gated_attention.h"
 #include "gated_attention_cuda.cuh"
 #include "testing.h"
+#include "device.h"
 #ifdef GAI_CUDA_CPU
 #include "cuda_cpu_control.h"
 #endif
 
-/* ---- a device, and numbers that are on both sides -------------------------------------------------------------------- */
-
-static ga_device device; /* of the test that runs */
-static bool bf16;
-
-static void open_device(bool with_bf16) {
-    ga_cuda_settings settings = {0, with_bf16, false};
-    ga_error e;
-    expect_ok(ga_device_cuda(&device, settings, &e), &e);
-    bf16 = ga_device_cuda_bf16(&device);
-}
-
-static void close_device(void) {
-    ga_error e;
-    expect_ok(device.status(device.state, &e), &e);
-    ga_device_cuda_destroy(&device);
-}
+/* ---- numbers that are on both sides ---------------------------------------------------------------------------------- */
 
 typedef struct {
     size_t n;
@@ -48,14 +33,6 @@ static pair normal_pair(size_t n, double deviation) {
     pair p = pair_of(x, n);
     free(x);
     return p;
-}
-
-static float rounded(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-    memcpy(&x, &bits, sizeof bits);
-    return x;
 }
 
 /* What a product reads: with bfloat16, values that it holds exactly. */

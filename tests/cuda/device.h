@@ -1,0 +1,31 @@
+/* device.h - the GPU under test, or its emulation by cuda_cpu.h. Include it after testing.h and gated_attention_cuda.cuh,
+ * in one file of a program. */
+#ifndef CUDA_TEST_DEVICE_H
+#define CUDA_TEST_DEVICE_H
+
+static ga_device device; /* of the test that runs */
+static bool bf16;        /* whether its products read bfloat16 */
+
+static void open_device(bool with_bf16) {
+    ga_cuda_settings settings = {0, with_bf16, false};
+    ga_error e;
+    expect_ok(ga_device_cuda(&device, settings, &e), &e);
+    bf16 = ga_device_cuda_bf16(&device);
+}
+
+static void close_device(void) {
+    ga_error e;
+    expect_ok(device.status(device.state, &e), &e);
+    ga_device_cuda_destroy(&device);
+}
+
+/* x as a bfloat16 product reads it: to nearest even. */
+static float rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
+#endif
