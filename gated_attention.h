@@ -213,7 +213,8 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(CHOICE, RUN, use_amp, 0, 0, 2, "auto off on", "bfloat16 matrix products where the device has them")              \
     X(FLAG, RUN, tf32, 0, 0, 1, "", "float32 matrix products by TF32 where the device has it")                         \
     X(FLAG, RUN, recompute, 0, 0, 1, "", "keep one layer's activations, recompute them in the backward pass")          \
-    X(SIZE, RUN, threads, 0, 0, 4096, "", "OpenMP threads; 0: all cores")
+    X(SIZE, RUN, threads, 0, 0, 4096, "", "OpenMP threads; 0: all cores, shared by the ranks on a machine")            \
+    X(CHOICE, RUN, exchange, 0, 0, 1, "float32 bfloat16", "between ranks: how gradients are sent; bfloat16 rounds them")
 /* clang-format on */
 
 #define GAI_MEMBER_SIZE(name)    size_t name;
@@ -444,6 +445,43 @@ GA_API const char *ga_operator_name(size_t i);
 
 enum { GA_HEAD_ROWS = 256 }; /* rows of logits that exist at one time */
 
+/* ---- ranks -------------------------------------------------------------------------------------------------------- */
+
+/* Data parallel training, with the optimiser's state spread over the ranks (ZeRO stage 1, Rajbhandari et al. 2020): `count`
+ * processes hold the same weights, each computes gradients of its own micro-batches, and each keeps 1 / count of the
+ * moments and updates the weights that these belong to:
+ *
+ *     g_r  += d loss / d w                    ga_forward_backward, on rank r
+ *     g     = sum_r g_r, each part where its moments are            reduce_scatter
+ *     |g|^2 = sum over the parts                                    sum
+ *     w     = AdamW(w, g) of the own part, then of all of them      all_gather
+ *
+ * This table moves the values: drivers/ranks_mpi.c fills it with MPI, gated_attention_cuda.cuh with NCCL. A model takes it
+ * from its device (ga_device.ranks). All ranks make the same calls, in the same order, with the same sizes.
+ *
+ * The first three entries exchange values where the model's device has them, in place: count * per_rank values, of which
+ * part i, per_rank values from i * per_rank on, is rank i's; per_rank is a multiple of GA_RANK_UNIT. An exchange is begun by
+ * its call, behind all that the device was asked for until then, and goes on in the background, several of them in the
+ * order of the calls; nobody touches its values before `wait`. The same values give the same bits in every run. */
+enum { GA_RANK_UNIT = 16 };
+
+typedef struct {
+    size_t rank, count; /* rank < count */
+    void *state;        /* handed to every entry */
+    /* The own part becomes the sum of all ranks' values there, the other parts undefined. Addends may be rounded to
+     * bfloat16 on their way, if the table was made so; sums are in float32. */
+    void (*reduce_scatter)(void *state, ga_real *values, size_t per_rank);
+    /* Part i becomes that of rank i, bit for bit. */
+    void (*all_gather)(void *state, ga_real *values, size_t per_rank);
+    /* What the device is asked for from now on finds the exchanges done. */
+    void (*wait)(void *state);
+    /* Host memory, done on return, the same bits on all ranks: sums over the ranks; the bytes of rank 0. */
+    void (*sum)(void *state, double *values, size_t n);
+    void (*broadcast)(void *state, void *bytes, size_t n);
+    ga_result (*status)(void *state,
+                        ga_error *e); /* the first failure since the last call; after one, calls do nothing */
+} ga_ranks;
+
 /* ---- device ------------------------------------------------------------------------------------------------------- */
 
 typedef enum {
@@ -470,6 +508,7 @@ typedef struct {
     /* What it takes beside the model; may be NULL. */
     size_t (*own_bytes)(void *state, const ga_config *c, ga_mode mode);
     size_t (*free_bytes)(void *state); /* memory that is left; NULL: not known */
+    const ga_ranks *ranks;             /* of which this process is one; NULL: it trains alone */
 #define GAI_JOIN(...)                      __VA_ARGS__
 #define GAI_STRIP(...)                     GAI_JOIN __VA_ARGS__
 #define GAI_X(name, parameters, arguments) void (*name)(void *state, GAI_STRIP(parameters));
@@ -2816,7 +2855,7 @@ GA_API ga_device ga_device_cpu(void) {
     d.name = "cpu, plain C", d.state = NULL;
     d.allocate = gai_cpu_allocate, d.release = gai_cpu_release;
     d.copy_in = gai_cpu_copy, d.copy_out = gai_cpu_copy, d.zero = gai_cpu_zero;
-    d.weights_changed = NULL, d.status = NULL, d.wait = NULL, d.own_bytes = NULL, d.free_bytes = NULL;
+    d.weights_changed = NULL, d.status = NULL, d.wait = NULL, d.own_bytes = NULL, d.free_bytes = NULL, d.ranks = NULL;
 #define GAI_X(name, parameters, arguments) d.name = gai_cpu_##name;
     GA_OPERATORS(GAI_X)
 #undef GAI_X
