@@ -406,8 +406,11 @@ typedef struct {
     X(add, (ga_real *y, const ga_real *a, const ga_real *b, size_t n), (y, a, b, n))                                   \
     X(head_loss,                                                                                                       \
       (ga_real *losses, ga_real *dx, ga_real *dw, ga_real *logits, const ga_real *x, const ga_real *w,                 \
-       const int32_t *targets, size_t N, size_t C, size_t V, ga_real scale),                                           \
+       const int32_t *targets, size_t N, size_t C, size_t V, const ga_real *scale),                                    \
       (losses, dx, dw, logits, x, w, targets, N, C, V, scale))                                                         \
+    X(mean_loss,                                                                                                       \
+      (double *mean, double *total, const ga_real *losses, const int32_t *targets, size_t N, double scale),            \
+      (mean, total, losses, targets, N, scale))                                                                        \
     X(adamw, (ga_real *p, const ga_real *g, ga_real *m, ga_real *v, size_t n, ga_adamw_settings a),                    \
       (p, g, m, v, n, a))                                                                                              \
     X(sum_of_squares, (double *sum, const ga_real *x, size_t n), (sum, x, n))                                          \
@@ -505,6 +508,11 @@ typedef struct {
     void (*weights_changed)(void *state, const ga_real *weights, size_t n); /* packed copies are stale; may be NULL */
     ga_result (*status)(void *state, ga_error *e); /* the first failure since the last call; NULL: nothing can fail */
     void (*wait)(void *state);                     /* until all operators are done; NULL: they are when they return */
+    /* Passes that repeat; NULL, both: a call is cheap. replay: true when this pass, known by the bytes that its operators
+     * and their arguments follow from, is under way; else the model calls the operators, then `recorded`: false when they
+     * have been taken down only, and it has to ask again. Recordings end with the first memory that is released. */
+    bool (*replay)(void *state, const void *key, size_t bytes);
+    bool (*recorded)(void *state);
     /* What it takes beside the model; may be NULL. */
     size_t (*own_bytes)(void *state, const ga_config *c, ga_mode mode);
     size_t (*free_bytes)(void *state); /* memory that is left; NULL: not known */
@@ -663,8 +671,10 @@ typedef struct {
     ga_real *activation_block;    /* all of the following */
     ga_layer_activations *layers; /* L of them; they share memory in GA_INFERENCE and with `recompute`, but for x */
     ga_real *x_final, *h_final, *rstd_final, *losses, *logits;
-    ga_real *rope;     /* (max_seq_len, D): cos for D/2 frequencies, then sin */
-    ga_real *sink_one; /* (HQ) zeros: sink logits of attention_sink = one; else NULL */
+    ga_real *row_scale; /* (1) what a row's loss is worth to the gradients */
+    double *loss;       /* (2) mean loss of the last pass; sum of scale * mean since the last update */
+    ga_real *rope;      /* (max_seq_len, D): cos for D/2 frequencies, then sin */
+    ga_real *sink_one;  /* (HQ) zeros: sink logits of attention_sink = one; else NULL */
     ga_real *dx, *dh, *d_qgkv, *ds, *dq, *dk, *dv, *dy, *d_o, *du, *da, *scratch;
     ga_real *d_rows, *d_router, *d_weights; /* of a mixture: (K * max_rows, C), (max_rows, E), (max_rows, K) */
     int32_t *expert_counts;    /* (L, E) rows of each expert since the last update, of all micro-batches: c_e of 3.1 */
@@ -705,9 +715,12 @@ typedef struct ga_observer ga_observer;
 GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                             const ga_observer *observer, double *loss, ga_error *e);
 /* The same, and adds scale * d loss / d weights to m->gradients; with experts the routers' two losses are part of that loss
- * (section 3.1 below), but not of *loss. Their counts go on from call to call until ga_update. */
+ * (section 3.1 below), but not of *loss. Their counts go on from call to call until ga_update. With loss NULL it does not
+ * wait for a device of its own pace. */
 GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                                      double scale, const ga_observer *observer, double *loss, ga_error *e);
+/* The sum of scale * loss over the calls of ga_forward_backward since ga_update; waits until they are done. */
+GA_API ga_result ga_batch_loss(ga_model *m, double *loss, ga_error *e);
 /* What the routers of a mixture did with the batch so far: the micro-batches of ga_forward_backward since ga_update. */
 typedef struct {
     double load_balance; /* L_lb = E sum_e f_e P_e over all of them; K when the load is even */
@@ -2570,21 +2583,41 @@ GAI_FN ga_real gai_cross_entropy(ga_real *logits, size_t V, int32_t target, ga_r
  *     dx       (N, C)  out; NULL, with dw: losses only
  *     dw       (V, C)  added to
  *     logits   scratch of GA_HEAD_ROWS * V values
- *     x (N, C),  w (V, C),  targets (N),  scale: what each row's loss is worth
+ *     x (N, C),  w (V, C),  targets (N),  scale (1): what each row's loss is worth; not read when dx is NULL
  */
 GA_API void ga_head_loss(ga_real *losses, ga_real *dx, ga_real *dw, ga_real *logits, const ga_real *x, const ga_real *w,
-                         const int32_t *targets, size_t N, size_t C, size_t V, ga_real scale) {
+                         const int32_t *targets, size_t N, size_t C, size_t V, const ga_real *scale) {
+    ga_real worth = dx ? *scale : 0;
     for (size_t n0 = 0; n0 < N; n0 += GA_HEAD_ROWS) {
         size_t rows = gai_min(GA_HEAD_ROWS, N - n0);
         ga_linear_forward(logits, x + n0 * C, w, rows, V, C);
         GAI_PARALLEL_FOR
         for (size_t n = 0; n < rows; n++) {
             bool counted = targets[n0 + n] >= 0;
-            losses[n0 + n] = counted ? gai_cross_entropy(logits + n * V, V, targets[n0 + n], scale) : 0;
+            losses[n0 + n] = counted ? gai_cross_entropy(logits + n * V, V, targets[n0 + n], worth) : 0;
             if (!counted) memset(logits + n * V, 0, V * sizeof *logits);
         }
         if (dx) ga_linear_backward(dx + n0 * C, dw, logits, x + n0 * C, w, rows, V, C);
     }
+}
+
+GAI_FN size_t gai_count_targets(const int32_t *targets, size_t N) {
+    size_t count = 0;
+    for (size_t n = 0; n < N; n++) count += targets[n] >= 0;
+    return count;
+}
+
+/* The mean loss, in double: mean = sum_n losses_n / |{n: targets_n >= 0}|, NaN where there is no target; total += scale mean.
+ *
+ *     mean (1) out,  total (1) added to, may be NULL    losses, targets (N)
+ */
+GA_API void ga_mean_loss(double *mean, double *total, const ga_real *losses, const int32_t *targets, size_t N,
+                         double scale) {
+    double sum = 0;
+    size_t count = gai_count_targets(targets, N);
+    for (size_t n = 0; n < N; n++) sum += (double)losses[n];
+    *mean = count ? sum / (double)count : (double)NAN;
+    if (total) *total += scale * *mean;
 }
 
 /* ==== optimiser operators ========================================================================================== */
@@ -2856,6 +2889,7 @@ GA_API ga_device ga_device_cpu(void) {
     d.allocate = gai_cpu_allocate, d.release = gai_cpu_release;
     d.copy_in = gai_cpu_copy, d.copy_out = gai_cpu_copy, d.zero = gai_cpu_zero;
     d.weights_changed = NULL, d.status = NULL, d.wait = NULL, d.own_bytes = NULL, d.free_bytes = NULL, d.ranks = NULL;
+    d.replay = NULL, d.recorded = NULL;
 #define GAI_X(name, parameters, arguments) d.name = gai_cpu_##name;
     GA_OPERATORS(GAI_X)
 #undef GAI_X
@@ -3027,6 +3061,7 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->h_final = gai_take_reals(arena, N * z.C);
     m->rstd_final = gai_take_reals(arena, N);
     m->losses = gai_take_reals(arena, N);
+    m->loss = (double *)gai_take(arena, 2, sizeof(double));
     m->logits = gai_take_reals(arena, gai_min(N, GA_HEAD_ROWS) * z.V);
     m->rope = gai_take_reals(arena, c->max_seq_len * z.D);
     m->sink_one = gai_take_reals(arena, c->attention_sink == GA_SINK_ONE ? z.HQ : 0);
@@ -3036,6 +3071,7 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
         m->scratch = gai_take_reals(arena, gai_observed_values(z, N));
         return;
     }
+    m->row_scale = gai_take_reals(arena, 1);
     m->dx = gai_take_reals(arena, N * z.C);
     m->dh = gai_take_reals(arena, N * z.C);
     m->d_o = gai_take_reals(arena, N * z.C);
@@ -3918,22 +3954,11 @@ GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer, bool co
             (ga_real)m->config.norm_eps);
 }
 
-GAI_FN size_t gai_count_targets(const int32_t *targets, size_t N) {
-    size_t count = 0;
-    for (size_t n = 0; n < N; n++) count += targets[n] >= 0;
-    return count;
-}
-
-/* Mean of m->losses over `count` targets. */
-GAI_FN double gai_mean_loss(ga_model *m, size_t N, size_t count) {
-    ga_real part[GAI_PIECE];
-    double sum = 0;
-    for (size_t n = 0; n < N; n += GAI_PIECE) {
-        size_t rows = gai_min(GAI_PIECE, N - n);
-        m->device.copy_out(m->device.state, part, m->losses + n, rows * sizeof *part);
-        for (size_t i = 0; i < rows; i++) sum += (double)part[i];
-    }
-    return count ? sum / (double)count : (double)NAN;
+/* One of m->loss; the host waits here for a device of its own pace. */
+GAI_FN double gai_fetch_loss(ga_model *m, const double *from) {
+    double loss = (double)NAN;
+    m->device.copy_out(m->device.state, &loss, from, sizeof loss);
+    return loss;
 }
 
 GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
@@ -3944,8 +3969,10 @@ GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *t
     if (!targets) return gai_status(m, e);
     gai_parameters w = gai_weights(m, GA_ALL);
     GAI_RUN(m, head_loss, m->losses, NULL, NULL, m->logits, m->h_final, w.head, m->targets, B * T, m->sizes.C,
-            m->sizes.V, 0);
-    if (loss) *loss = gai_mean_loss(m, B * T, gai_count_targets(targets, B * T));
+            m->sizes.V, NULL);
+    if (!loss) return gai_status(m, e);
+    GAI_RUN(m, mean_loss, m->loss, NULL, m->losses, m->targets, B * T, 0);
+    *loss = gai_fetch_loss(m, m->loss);
     return gai_status(m, e);
 }
 
@@ -3967,17 +3994,14 @@ GA_API ga_result ga_forward_with(ga_model *m, const ga_intervention *change, con
     return result;
 }
 
-GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
-                                     double scale, const ga_observer *observer, double *loss, ga_error *e) {
-    if (m->mode != GA_TRAINING)
-        return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
-    ga_result result = gai_take_batch(m, tokens, targets, B, T, e);
-    if (result != GA_OK) return result;
-    size_t N = B * T, count = gai_count_targets(targets, N);
+/* The operators of ga_forward_backward, over m->tokens and m->targets. */
+GAI_FN void gai_run_pass(ga_model *m, double scale, const ga_observer *observer) {
+    size_t B = m->B, T = m->T, N = B * T;
     gai_forward_layers(m, observer, true);
     gai_parameters w = gai_layer_parameters(m, m->weights, 0), dw = gai_layer_parameters(m, m->gradients, 0);
     GAI_RUN(m, head_loss, m->losses, m->dh, dw.head, m->logits, m->h_final, w.head, m->targets, N, m->sizes.C,
-            m->sizes.V, (ga_real)(count ? scale / (double)count : 0));
+            m->sizes.V, m->row_scale);
+    GAI_RUN(m, mean_loss, m->loss, m->loss + 1, m->losses, m->targets, N, scale);
     GAI_RUN(m, rmsnorm_backward, m->dx, dw.final_norm, m->dh, m->x_final, w.final_norm, m->rstd_final, N, m->sizes.C,
             false);
     for (size_t l = m->sizes.L; l-- > 0;) {
@@ -3986,7 +4010,44 @@ GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const i
         gai_layer_backward(m, l, &w, &dw, m->config.recompute || l + 1 == m->sizes.L, scale, B, T);
     }
     GAI_RUN(m, embedding_backward, dw.embed, m->tokens, m->dx, N, m->sizes.C);
-    if (loss) *loss = gai_mean_loss(m, N, count); /* last: the host waits here for a device of its own pace */
+}
+
+/* The same, which the device may know by heart: without an observer nothing in it depends on more than this. Tokens,
+ * targets and row_scale are in its memory by now. */
+GAI_FN void gai_repeat_pass(ga_model *m, double scale) {
+    struct {
+        const ga_model *model;
+        size_t B, T;
+        double scale;
+    } key;
+    memset(&key, 0, sizeof key);
+    key.model = m, key.B = m->B, key.T = m->T, key.scale = scale;
+    while (!m->device.replay(m->device.state, &key, sizeof key)) {
+        gai_run_pass(m, scale, NULL);
+        if (m->device.recorded(m->device.state)) break;
+    }
+}
+
+GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
+                                     double scale, const ga_observer *observer, double *loss, ga_error *e) {
+    if (m->mode != GA_TRAINING)
+        return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
+    ga_result result = gai_take_batch(m, tokens, targets, B, T, e);
+    if (result != GA_OK) return result;
+    size_t count = gai_count_targets(targets, B * T);
+    ga_real row_scale = (ga_real)(count ? scale / (double)count : 0);
+    m->device.copy_in(m->device.state, m->row_scale, &row_scale, sizeof row_scale);
+    if (m->device.replay && !observer && !m->profile)
+        gai_repeat_pass(m, scale);
+    else
+        gai_run_pass(m, scale, observer);
+    if (loss) *loss = gai_fetch_loss(m, m->loss);
+    return gai_status(m, e);
+}
+
+GA_API ga_result ga_batch_loss(ga_model *m, double *loss, ga_error *e) {
+    if (m->mode != GA_TRAINING) return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it has no batch");
+    *loss = gai_fetch_loss(m, m->loss + 1);
     return gai_status(m, e);
 }
 
@@ -4094,6 +4155,7 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
                 m->moment2 + t->offset, values, a);
     }
     m->device.zero(m->device.state, m->gradients, m->n_weights * sizeof(ga_real));
+    m->device.zero(m->device.state, m->loss + 1, sizeof *m->loss);
     if (m->sizes.E > 0) {
         m->device.zero(m->device.state, m->expert_counts, m->sizes.L * m->sizes.E * sizeof *m->expert_counts);
         m->device.zero(m->device.state, m->router_sums, m->sizes.L * (m->sizes.E + 1) * sizeof(ga_real));

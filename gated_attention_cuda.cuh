@@ -2500,7 +2500,7 @@ static void gai_cuda_switch_backward(void *state, float *dx, float *ds, const fl
  * logits. The first pass keeps a running maximum, so that there are two passes, the second from the cache. */
 template <int VEC, class GRADIENT>
 static __device__ __forceinline__ void gai_cross_entropy_row(float *losses, GRADIENT *gradients, const float *logits,
-                                                             const int32_t *targets, size_t V, float scale) {
+                                                             const int32_t *targets, size_t V, const float *worth) {
     const float *row = logits + blockIdx.x * V;
     int32_t target = targets[blockIdx.x];
     float top = -INFINITY, sum = 0;
@@ -2517,6 +2517,7 @@ static __device__ __forceinline__ void gai_cross_entropy_row(float *losses, GRAD
     __syncthreads(); /* before anybody writes over the logits */
     if (threadIdx.x == 0) losses[blockIdx.x] = target >= 0 ? logf(sum) + highest - at_target : 0;
     if (!gradients) return;
+    float scale = *worth;
     for (size_t v = threadIdx.x * VEC; v < V; v += blockDim.x * VEC) {
         gai_pack<VEC> x = gai_load<VEC>(row + v);
         GAI_EACH(i) {
@@ -2528,15 +2529,16 @@ static __device__ __forceinline__ void gai_cross_entropy_row(float *losses, GRAD
 }
 
 template <int VEC>
-static __global__ void __launch_bounds__(1024) gai_k_cross_entropy(float *losses, float *gradients, const float *logits,
-                                                                   const int32_t *targets, size_t V, float scale) {
+static __global__ void __launch_bounds__(1024)
+    gai_k_cross_entropy(float *losses, float *gradients, const float *logits, const int32_t *targets, size_t V,
+                        const float *scale) {
     gai_cross_entropy_row<VEC>(losses, gradients, logits, targets, V, scale);
 }
 
 template <int VEC>
 static __global__ void __launch_bounds__(1024)
     gai_k_cross_entropy_bf16(float *losses, __nv_bfloat16 *gradients, const float *logits, const int32_t *targets,
-                             size_t V, float scale) {
+                             size_t V, const float *scale) {
     gai_cross_entropy_row<VEC>(losses, gradients, logits, targets, V, scale);
 }
 
@@ -2554,7 +2556,8 @@ static size_t gai_cuda_head_rows(const gai_cuda *d, size_t N, size_t V) {
 }
 
 static void gai_cuda_head_loss(void *state, float *losses, float *dx, float *dw, float *logits, const float *x,
-                               const float *w, const int32_t *targets, size_t N, size_t C, size_t V, float scale) {
+                               const float *w, const int32_t *targets, size_t N, size_t C, size_t V,
+                               const float *scale) {
     gai_cuda *d = (gai_cuda *)state;
     size_t group = gai_cuda_head_rows(d, N, V);
     bool four = gai_aligned(gai_bits(logits, V));
@@ -2590,6 +2593,28 @@ static void gai_cuda_head_loss(void *state, float *losses, float *dx, float *dw,
         gai_cuda_product_dw(d, dw, gradients, xs, count, V, C);
         gai_cuda_product_dx(d, dx + g0 * C, gradients, ws, count, V, C);
     }
+}
+
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_mean_loss(double *mean, double *total, const float *losses, const int32_t *targets, size_t N, double scale) {
+    GAI_SHARED(double, sums, [GAI_CUDA_THREADS]);
+    GAI_SHARED(unsigned long long, counts, [GAI_CUDA_THREADS]);
+    double sum = 0;
+    unsigned long long count = 0;
+    for (size_t n = threadIdx.x; n < N; n += GAI_CUDA_THREADS) sum += (double)losses[n], count += targets[n] >= 0;
+    sums[threadIdx.x] = sum, counts[threadIdx.x] = count;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int t = 1; t < GAI_CUDA_THREADS; t++) sum += sums[t], count += counts[t];
+    sum = count ? sum / (double)count : (double)NAN;
+    *mean = sum;
+    if (total) *total += scale * sum;
+}
+
+static void gai_cuda_mean_loss(void *state, double *mean, double *total, const float *losses, const int32_t *targets,
+                               size_t N, double scale) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_mean_loss, 1, GAI_CUDA_THREADS, 0, mean, total, losses, targets, N, scale);
 }
 
 /* ---- optimiser --------------------------------------------------------------------------------------------------- */

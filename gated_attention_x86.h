@@ -691,7 +691,8 @@ GAI_FN bool gai_x86_head_slice(gai_x86_state *s, gai_x86_head *h, float *losses,
 }
 
 GAI_FN void gai_x86_head_loss(void *state, float *losses, float *dx, float *dw, float *logits, const float *x,
-                              const float *w, const int32_t *targets, size_t N, size_t C, size_t V, float scale) {
+                              const float *w, const int32_t *targets, size_t N, size_t C, size_t V,
+                              const float *scale) {
     gai_x86_state *s = (gai_x86_state *)state;
     size_t most = gai_min(N, GAI_X86_HEAD_ROWS), stride = gai_x86_round_up(V, 32);
     size_t e_words = dx ? most * stride / s->linear.word : 0, scaled_words = dx ? most * C : 0;
@@ -714,7 +715,7 @@ GAI_FN void gai_x86_head_loss(void *state, float *losses, float *dx, float *dw, 
                               stride,
                               C,
                               gai_max(gai_ceil_div(rows, GAI_X86_BLOCK), gai_min(rows, gai_x86_threads()))};
-            done = gai_x86_head_slice(s, &h, losses + n, dxn, dw, factor, scaled, w, V, scale);
+            done = gai_x86_head_slice(s, &h, losses + n, dxn, dw, factor, scaled, w, V, dx ? *scale : 0);
         }
         if (!done) ga_head_loss(losses + n, dxn, dw, logits, x + n * C, w, targets + n, rows, C, V, scale);
     }

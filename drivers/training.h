@@ -28,7 +28,8 @@ static void look_at_attention(run *r) {
     r->progress.gate_mean = ga_gate_mean(r->live, GA_ALL);
 }
 
-/* Gradients of a whole step, as the mean over its micro-batches. A stop is heeded between two of them: the step is then
+/* Gradients of a whole step, as the mean over its micro-batches. The next windows are read while a device computes: their
+ * loss is asked for at the end only, but for the very first that is seen. A stop is heeded between two of them: the step is then
  * left out (false, without a failure), and the run goes on from before it. */
 static bool accumulate(run *r, measurement *m) {
     const ga_config *c = &r->config;
@@ -37,21 +38,18 @@ static bool accumulate(run *r, measurement *m) {
     bool look = step == r->first_step + 1 || step % c->log_every == 0;
     if (look) ga_statistics_reset(r->live);
     double share = 1.0 / (double)c->gradient_accumulation_steps;
-    m->loss = 0;
     for (size_t k = 0; k < c->gradient_accumulation_steps; k++) {
         if (stop_requested) return false;
         if (!read_windows(r, DATA_TRAIN, r->state.windows + k * c->batch_size, c->batch_size)) return false;
-        double loss;
+        double *latest = &r->progress.latest.loss;
         if (ga_forward_backward(r->model, r->inputs, r->targets, c->batch_size, c->max_seq_len, share,
-                                look && k == 0 ? &observer : NULL, &loss, &r->error))
+                                look && k == 0 ? &observer : NULL, isnan(*latest) ? latest : NULL, &r->error))
             return fail_library(r);
-        m->loss += loss * share;
-        if (!isfinite(loss)) return diverge(r, step, m, "the loss is not finite");
         if (look && k == 0) look_at_attention(r);
-        if (isnan(r->progress.latest.loss)) r->progress.latest.loss = loss;
         draw_bar(r, (double)r->state.step + (double)(k + 1) * share);
     }
-    return true;
+    if (ga_batch_loss(r->model, &m->loss, &r->error)) return fail_library(r);
+    return isfinite(m->loss) || diverge(r, step, m, "the loss is not finite");
 }
 
 /* Tells of a spike in the loss; ends a run that has unlearned all that it knew, finite as its numbers may be. */

@@ -98,8 +98,8 @@ static void check(const ga_device *d, size_t M, size_t O, size_t I) {
     ga_linear_backward(dx_expected, dw_expected, dy, x, w, M, O, I);
     expect_same(dx, dx_expected, M * I, 1e-5, "dx", size);
     expect_same(dw, dw_expected, O * I, 1e-5, "dw", size);
-    d->head_loss(d->state, y, dx, dw, logits, x, w, targets, M, I, O, 1);
-    ga_head_loss(y_expected, dx_expected, dw_expected, logits, x, w, targets, M, I, O, 1);
+    d->head_loss(d->state, y, dx, dw, logits, x, w, targets, M, I, O, (ga_real[]){1});
+    ga_head_loss(y_expected, dx_expected, dw_expected, logits, x, w, targets, M, I, O, (ga_real[]){1});
     expect_same(y, y_expected, M, 1e-5, "losses", size);
     expect_same(dx, dx_expected, M * I, 3e-2, "dx of the loss", size);
     expect_same(dw, dw_expected, O * I, 3e-2, "dw of the loss", size);

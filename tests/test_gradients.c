@@ -483,7 +483,7 @@ static void test_clip(void **state) {
 
 static double head_loss(void *context) {
     operands *a = (operands *)context;
-    ga_head_loss(a->out, NULL, NULL, a->extra, a->x, a->w, a->targets, a->N, a->C, a->V, 0);
+    ga_head_loss(a->out, NULL, NULL, a->extra, a->x, a->w, a->targets, a->N, a->C, a->V, NULL);
     return weighted(a);
 }
 
@@ -499,7 +499,7 @@ static void test_head_loss(void **state) {
     a.weight = reals(N);
     double *dx = numbers(N * C), *dw = reals(V * C), scale = -0.6;
     for (size_t i = 0; i < N; i++) a.weight[i] = scale;
-    ga_head_loss(a.out, dx, dw, a.extra, a.x, a.w, targets, N, C, V, scale);
+    ga_head_loss(a.out, dx, dw, a.extra, a.x, a.w, targets, N, C, V, (ga_real[]){scale});
     check_all(head_loss, &a, a.x, dx, N * C, "head dx");
     check_all(head_loss, &a, a.w, dw, V * C, "head dw");
     free(a.x), free(a.w), free(a.out), free(a.extra), free(a.weight), free(dx), free(dw);

@@ -627,10 +627,68 @@ static void test_accumulation(void **state) {
         expected[i] = (double)m->gradients[i];
         m->gradients[i] = 0;
     }
+    ga_error e;
+    double norm, total = (double)NAN, start = (double)NAN;
+    expect_ok(ga_update(m, 0, &norm, &e), &e); /* a new batch of the same weights */
     double mean = accumulate(m, &first, 0.5) / 2 + accumulate(m, &second, 0.5) / 2;
     expect_near(mean, loss, 1e-6, "mean of the losses");
     expect_below(difference(m->gradients, expected, m->n_weights), 1e-6, "accumulated gradient");
+    expect_ok(ga_batch_loss(m, &total, &e), &e);
+    assert_true(fabs(total - mean) < 1e-15);
+    expect_ok(ga_update(m, 0, &norm, &e), &e);
+    expect_ok(ga_batch_loss(m, &start, &e), &e);
+    assert_true(start == 0);
     free(expected);
+    ga_destroy(m);
+}
+
+/* A device that knows a pass by heart from its second time on, but plays nothing: what the model asks of it. */
+typedef struct {
+    char key[64];
+    size_t bytes;
+    int asked, played, recorded, refused; /* refused: times that `recorded` asks for the operators once more */
+} parrot;
+
+static bool parrot_replay(void *state, const void *key, size_t bytes) {
+    parrot *p = (parrot *)state;
+    assert_true(bytes <= sizeof p->key);
+    bool known = p->bytes == bytes && memcmp(p->key, key, bytes) == 0;
+    memcpy(p->key, key, bytes), p->bytes = bytes;
+    p->asked++, p->played += known;
+    return known;
+}
+
+static bool parrot_recorded(void *state) {
+    parrot *p = (parrot *)state;
+    p->recorded++;
+    if (p->refused == 0) return true;
+    p->refused--, p->bytes = 0;
+    return false;
+}
+
+static void test_replay(void **state) {
+    (void)state;
+    ga_config c = tiny_config("");
+    parrot p = {.refused = 1};
+    ga_device device = ga_device_cpu();
+    device.state = &p, device.replay = parrot_replay, device.recorded = parrot_recorded;
+    ga_error e;
+    ga_model *m = ga_create(&c, &device, GA_TRAINING, &e);
+    assert_non_null(m);
+    batch b = make_batch(m, 2, 10, 5), shorter = b;
+    shorter.T = 9;
+    double loss = accumulate(m, &b, 1); /* taken down, and then done */
+    assert_true(p.asked == 2 && p.recorded == 2 && p.played == 0);
+    assert_true(accumulate(m, &b, 1) == loss && p.played == 1 && p.recorded == 2);
+    accumulate(m, &b, 0.5), accumulate(m, &shorter, 0.5); /* other passes */
+    assert_true(p.played == 1 && p.recorded == 4);
+    ga_statistics *s = ga_statistics_create(m);
+    ga_observer observer = {.statistics = s};
+    expect_ok(ga_forward_backward(m, b.tokens, b.targets, b.B, b.T, 1, &observer, NULL, &e), &e);
+    m->profile = true;
+    accumulate(m, &b, 1);
+    assert_true(p.asked == 5); /* an observer, or a profile, sees every operator */
+    ga_statistics_destroy(s);
     ga_destroy(m);
 }
 
@@ -1428,6 +1486,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_two_models_at_once),
         cmocka_unit_test(test_modes_agree),
         cmocka_unit_test(test_accumulation),
+        cmocka_unit_test(test_replay),
         cmocka_unit_test(test_thread_counts),
         cmocka_unit_test(test_tensors),
         cmocka_unit_test(test_seeds),

@@ -766,14 +766,25 @@ static void check_head_loss(size_t N, size_t C, size_t V) {
             }
         }
     }
-    ga_head_loss(losses, dx, dw, logits, x, w, targets, N, C, V, (ga_real)scale);
+    ga_head_loss(losses, dx, dw, logits, x, w, targets, N, C, V, (ga_real[]){(ga_real)scale});
     for (size_t n = 0; n < N; n++) expect_near((double)losses[n], rl[n], 1e-5, "cross-entropy");
     if (V > 1) expect_below(difference(dx, rdx, N * C), 1e-5, "head dx (%zu, %zu, %zu)", N, C, V);
     expect_below(difference(dw, rdw, V * C), 1e-5, "head dw (%zu, %zu, %zu)", N, C, V);
-    ga_head_loss(again, NULL, NULL, logits, x, w, targets, N, C, V, (ga_real)scale);
+    ga_head_loss(again, NULL, NULL, logits, x, w, targets, N, C, V, NULL);
     assert_memory_equal(again, losses, N * sizeof *losses);
     free(x), free(w), free(dw), free(losses), free(again), free(dx), free(logits);
     free(rl), free(rdx), free(rdw), free(z), free(targets);
+}
+
+static void test_mean_loss(void **state) {
+    (void)state;
+    const ga_real losses[4] = {1, 2, 0, 6};
+    const int32_t targets[4] = {3, 0, -1, 2}, none[2] = {-1, -1};
+    double mean = 7, total = 10;
+    ga_mean_loss(&mean, &total, losses, targets, 4, 0.5);
+    assert_true(mean == 3 && total == 11.5);
+    ga_mean_loss(&mean, NULL, losses, none, 2, 0.5);
+    assert_true(isnan(mean));
 }
 
 static void test_head_loss(void **state) {
@@ -787,7 +798,7 @@ static void test_head_loss(void **state) {
     enum { C = 2, V = 20 };
     ga_real x[C * 2] = {NAN, 1, 1, 1}, w[V * C] = {0}, losses[2], *logits = reals(GA_HEAD_ROWS * V);
     const int32_t targets[2] = {3, 4};
-    ga_head_loss(losses, NULL, NULL, logits, x, w, targets, 2, C, V, 1);
+    ga_head_loss(losses, NULL, NULL, logits, x, w, targets, 2, C, V, NULL);
     assert_true(isnan(losses[0]) && fabs((double)losses[1] - log(V)) < 1e-6);
     free(logits);
 }
@@ -889,7 +900,7 @@ static void run_operators(ga_real *out) {
     ga_shape n = {2, T, T, HQ, HK, D};
     ga_real *in = normal_reals(WORKSPACE, 1, &random), *rope = rope_table(T, D, 100), *next = out;
     ga_real *w = in + 20000, *dy = in + 30000;
-    double *sums = doubles(1);
+    double *sums = doubles(2);
     int32_t tokens[N];
     fill_tokens(tokens, N, O, &random);
 #define TAKE(count) (next += (count), next - (count))
@@ -945,7 +956,8 @@ static void run_operators(ga_real *out) {
     ga_expert_swiglu_backward(dx, dw, dy, in, weights, slots, R, C / 2);
     ga_real *losses = TAKE(N), *logits = reals(GA_HEAD_ROWS * O);
     dx = TAKE(N * C), dw = TAKE(O * C);
-    ga_head_loss(losses, dx, dw, logits, in, w, tokens, N, C, O, 0.1f);
+    ga_head_loss(losses, dx, dw, logits, in, w, tokens, N, C, O, (ga_real[]){0.1f});
+    ga_mean_loss(sums, sums + 1, losses, tokens, N, 0.1);
     ga_adamw(w, dy, TAKE(5000), scratch, 5000, (ga_adamw_settings){1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 1});
     ga_sum_of_squares(sums, in, WORKSPACE);
     *TAKE(1) = (ga_real)(sums[0] - WORKSPACE);
@@ -980,14 +992,15 @@ static void test_names(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exp),           cmocka_unit_test(test_linear),        cmocka_unit_test(test_linear_nan),
-        cmocka_unit_test(test_embedding),     cmocka_unit_test(test_add),           cmocka_unit_test(test_clip),
-        cmocka_unit_test(test_rmsnorm),       cmocka_unit_test(test_heads),         cmocka_unit_test(test_sdpa),
-        cmocka_unit_test(test_sdpa_cached),   cmocka_unit_test(test_sdpa_nan),      cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_switch),        cmocka_unit_test(test_route),         cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_grouped),       cmocka_unit_test(test_expert_swiglu), cmocka_unit_test(test_swiglu),
-        cmocka_unit_test(test_head_loss),     cmocka_unit_test(test_adamw),         cmocka_unit_test(test_sums),
-        cmocka_unit_test(test_learning_rate), cmocka_unit_test(test_threads),       cmocka_unit_test(test_names),
+        cmocka_unit_test(test_exp),         cmocka_unit_test(test_linear),        cmocka_unit_test(test_linear_nan),
+        cmocka_unit_test(test_embedding),   cmocka_unit_test(test_add),           cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_rmsnorm),     cmocka_unit_test(test_heads),         cmocka_unit_test(test_sdpa),
+        cmocka_unit_test(test_sdpa_cached), cmocka_unit_test(test_sdpa_nan),      cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_switch),      cmocka_unit_test(test_route),         cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_grouped),     cmocka_unit_test(test_expert_swiglu), cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_head_loss),   cmocka_unit_test(test_mean_loss),     cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_sums),        cmocka_unit_test(test_learning_rate), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_names),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     use_default_threads();

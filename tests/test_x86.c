@@ -228,9 +228,10 @@ static void check_head(const subject *s, size_t N, size_t C, size_t V, double de
     ga_real *losses_expected = reals(N), *dx_expected = reals(N * C), *dw_expected = copy_of(dw, V * C);
     char where[128];
     snprintf(where, sizeof where, "%s, N %zu C %zu V %zu", s->what, N, C, V);
-    d->head_loss(d->state, losses, dx, dw, logits, x, w, targets, N, C, V, (ga_real)0.125);
-    d->head_loss(d->state, only, NULL, NULL, logits, x, w, targets, N, C, V, 1);
-    ga_head_loss(losses_expected, dx_expected, dw_expected, logits, xr, wr, targets, N, C, V, (ga_real)0.125);
+    const ga_real scale = (ga_real)0.125;
+    d->head_loss(d->state, losses, dx, dw, logits, x, w, targets, N, C, V, &scale);
+    d->head_loss(d->state, only, NULL, NULL, logits, x, w, targets, N, C, V, NULL);
+    ga_head_loss(losses_expected, dx_expected, dw_expected, logits, xr, wr, targets, N, C, V, &scale);
     double tolerance = bf16 ? 4e-3 : 1e-5; /* the probabilities are rounded too: 2^-8 */
     expect_same(losses, losses_expected, N, 1e-5, "head_loss, losses", where);
     expect_same(only, losses_expected, N, 1e-5, "head_loss without gradients", where);

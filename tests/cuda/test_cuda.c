@@ -306,6 +306,21 @@ static void test_elementwise(void **unused) {
     close_device();
 }
 
+static void check_mean_loss(pair losses, const int32_t *targets, const int32_t *there, const char *where) {
+    double start[2] = {7, 10}, here[2] = {7, 10}, got[2];
+    double *sums = (double *)device.allocate(device.state, sizeof start);
+    device.copy_in(device.state, sums, start, sizeof start);
+    BOTH(mean_loss, (here, here + 1, losses.host, targets, losses.n, 0.5),
+         (sums, sums + 1, losses.there, there, losses.n, 0.5));
+    device.copy_out(device.state, got, sums, sizeof got);
+    expect_near(got[0], here[0], 1e-6, where);
+    expect_near(got[1], here[1], 1e-6, where);
+    device.mean_loss(device.state, sums, NULL, losses.there, there, 0, 1);
+    device.copy_out(device.state, got, sums, sizeof got);
+    assert_true(isnan(got[0]));
+    device.release(device.state, sums);
+}
+
 static void check_head(size_t N, size_t C, size_t V) {
     const char *where = place("N %zu C %zu V %zu %s", N, C, V, bf16 ? "bf16" : "f32");
     int32_t *targets = (int32_t *)calloc(N, sizeof *targets);
@@ -316,15 +331,17 @@ static void check_head(size_t N, size_t C, size_t V) {
     pair x = operand_pair(N * C, 1), w = operand_pair(V * C, 1), losses = normal_pair(N, 1), dx = normal_pair(N * C, 1);
     pair dw = normal_pair(V * C, 1), logits = normal_pair(slice * V, 1);
     double tolerance = bf16 ? 4e-3 : 1e-5; /* the gradients of the logits become bfloat16 operands */
-    BOTH(head_loss, (losses.host, dx.host, dw.host, logits.host, x.host, w.host, targets, N, C, V, 2),
-         (losses.there, dx.there, dw.there, logits.there, x.there, w.there, there, N, C, V, 2));
+    pair scale = pair_of((ga_real[]){2}, 1);
+    BOTH(head_loss, (losses.host, dx.host, dw.host, logits.host, x.host, w.host, targets, N, C, V, scale.host),
+         (losses.there, dx.there, dw.there, logits.there, x.there, w.there, there, N, C, V, scale.there));
     expect_same(losses, 1e-5, "head_loss", where);
     expect_same(dx, tolerance, "head_loss, dx", where);
     expect_same(dw, tolerance, "head_loss, dw", where);
-    BOTH(head_loss, (losses.host, NULL, NULL, logits.host, x.host, w.host, targets, N, C, V, 0),
-         (losses.there, NULL, NULL, logits.there, x.there, w.there, there, N, C, V, 0));
+    BOTH(head_loss, (losses.host, NULL, NULL, logits.host, x.host, w.host, targets, N, C, V, NULL),
+         (losses.there, NULL, NULL, logits.there, x.there, w.there, there, N, C, V, NULL));
     expect_same(losses, 1e-5, "head_loss without gradients", where);
-    DROP(x, w, losses, dx, dw, logits);
+    check_mean_loss(losses, targets, there, where);
+    DROP(x, w, losses, dx, dw, logits, scale);
     free(targets);
     device.release(device.state, there);
 }
