@@ -107,14 +107,16 @@ typedef struct {
 
 /* ---- small things ------------------------------------------------------------------------------------------------ */
 
-/* Notes why the program ends; main prints it. */
-static bool fail(analysis *a, int exit_code, const char *format, ...) {
+/* fail(a, exit_code, format, ...): notes why the program ends, which main prints, and is false. A macro, since a static
+ * analyser does not look into a function of variable arguments: it would take "false" for "perhaps". */
+#define fail(...) (note_failure(__VA_ARGS__), false)
+
+GAI_PRINTF(3, 4) static void note_failure(analysis *a, int exit_code, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(a->failure, sizeof a->failure, format, arguments);
     va_end(arguments);
     a->exit_code = exit_code;
-    return false;
 }
 
 static const char *keep_text(analysis *a, const char *format, ...) {
@@ -409,7 +411,7 @@ static ga_model *load_model(analysis *a, const report_model *m, size_t batch_siz
     c.max_seq_len = seq_len;
     ga_error e;
     ga_model *model = ga_open(&c, &a->device.device, choose_weights(a, &c), m->directory, &e);
-    if (!model) fail(a, 1, "%s: %s", m->name, e.text);
+    if (!model) note_failure(a, 1, "%s: %s", m->name, e.text);
     return model;
 }
 

@@ -118,6 +118,7 @@ static void print_domains(const analysis *a, const report_model *m, const domain
 static bool domains(analysis *a) {
     size_t n = arrlenu(a->options.domains), models = arrlenu(a->report.models);
     if (!choose_output(a)) return false;
+    assert(n > 0 && models > 0);
     domain_score *scores = calloc(n * models, sizeof *scores);
     bool good = scores || fail(a, 1, "out of memory");
     if (good) {

@@ -119,8 +119,8 @@ static bool eval_read_question(analysis *a, const eval_file *f, char *line, size
 }
 
 static bool eval_read_file(analysis *a, eval_file *f, const char *path) {
-    FILE *file;
-    uint64_t size;
+    FILE *file = NULL;
+    uint64_t size = 0;
     ga_error e;
     f->path = path;
     if (gai_open(path, &file, &size, &e)) return fail(a, 1, "%s", e.text);
@@ -444,14 +444,14 @@ static bool evaluate(analysis *a) {
     if (strcmp(o->eval_form, "cloze") && strcmp(o->eval_form, "letters"))
         return fail(a, 2, "--eval_form %s: it is cloze or letters", o->eval_form);
     if (!choose_output(a)) return false;
-    eval_file *files = NULL, shots = {0}; /* stb_ds arrays, as are the scores: (models, files) */
-    eval_score *scores = NULL;
-    bool good = true;
+    assert(n > 0 && models > 0);
+    eval_file *files = NULL, shots = {0};                    /* an stb_ds array */
+    eval_score *scores = calloc(n * models, sizeof *scores); /* (models, files) */
+    bool good = scores || fail(a, 1, "out of memory");
     for (size_t i = 0; good && i < n; i++) {
         arrput(files, (eval_file){0});
         good = eval_read_file(a, &files[i], o->eval[i]);
     }
-    for (size_t i = 0; i < n * models; i++) arrput(scores, (eval_score){0});
     good = good && (!o->shots_from || eval_read_file(a, &shots, o->shots_from));
     for (size_t i = 0; good && i < n; i++) {
         const eval_file *from = o->shots_from ? &shots : &files[i];
@@ -471,7 +471,7 @@ static bool evaluate(analysis *a) {
     for (size_t i = 0; i < arrlenu(files); i++) eval_free_file(&files[i]);
     eval_free_file(&shots);
     arrfree(files);
-    arrfree(scores);
+    free(scores);
     return good;
 }
 

@@ -29,8 +29,8 @@ static size_t choose_layers(analysis *a, const report_model *m, size_t layers[PR
     for (const char *at = a->options.layers; *at;) {
         size_t length = strcspn(at, ",");
         if (n == PROMPT_LAYERS || !read_size(keep_text(a, "%.*s", (int)length, at), 0, (double)L - 1, &layers[n])) {
-            fail(a, 2, "--layers %s: it takes up to %d layers of %s, 0 to %zu, with commas between them",
-                 a->options.layers, PROMPT_LAYERS, m->name, L - 1);
+            note_failure(a, 2, "--layers %s: it takes up to %d layers of %s, 0 to %zu, with commas between them",
+                         a->options.layers, PROMPT_LAYERS, m->name, L - 1);
             return 0;
         }
         n++;
