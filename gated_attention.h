@@ -663,6 +663,12 @@ typedef struct {
     ga_tensor *tensors;
     ga_real *weights, *gradients, *moment1, *moment2; /* one block each; the last three only in GA_TRAINING */
     uint64_t updates;                                 /* optimiser steps taken */
+    /* Of the blocks, n_buckets parts that are exchanged between ranks one by one: the embedding, each layer, what follows;
+     * part b from buckets[b] to buckets[b + 1], cut at multiples of count * GA_RANK_UNIT, with up to that many unused
+     * values at the end. A rank's moments stand one part behind the other, 1 / count of each. Alone: one part. */
+    size_t n_buckets, *buckets;
+    size_t begun;      /* of them, from the last one on, whose gradients are on their way */
+    bool last_of_step; /* set before a step's last ga_forward_backward: a layer's gradients leave when they are done */
     /* GA_MAPPED: what ga_load has mapped. `weights` then holds one layer, or GA_ALL: final norm and output head. */
     ga_mapped_files *mapped;
     size_t expanded;
@@ -679,6 +685,7 @@ typedef struct {
     ga_real *d_rows, *d_router, *d_weights; /* of a mixture: (K * max_rows, C), (max_rows, E), (max_rows, K) */
     int32_t *expert_counts;    /* (L, E) rows of each expert since the last update, of all micro-batches: c_e of 3.1 */
     ga_real *router_sums;      /* (L, E + 1) in the same time: sum of p_e, sum of lse^2 */
+    double *routed;            /* with ranks: both, of all of them; then room to exchange them */
     int32_t *tokens, *targets; /* (max_rows) on the device */
     size_t B, T;               /* of the last forward pass */
     const ga_intervention *intervention; /* of the pass that is running, else NULL */
@@ -698,10 +705,13 @@ typedef struct {
 } ga_summary;
 
 GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, ga_error *e);
+/* The same of one of `ranks` processes that train the model together: each has 1 / ranks of the moments. */
+GA_API ga_result ga_summarize_rank(const ga_config *c, ga_mode mode, size_t ranks, ga_summary *s, ga_error *e);
 
 /* A model with weights drawn from config.seed: each tensor has its own stream, by its name, so that models which differ
  * in the gate only start from the same weights everywhere else. device NULL: ga_device_cpu(). NULL on failure.
- * GA_MAPPED: it has no weights, and computes nothing, before ga_load. */
+ * GA_MAPPED: it has no weights, and computes nothing, before ga_load. With device->ranks and GA_TRAINING all ranks call it,
+ * as they do ga_update, ga_load, ga_start_from and ga_save, which writes on rank 0. */
 GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e);
 GA_API void ga_destroy(ga_model *m);
 /* The tensor GA_TENSOR_<id> of a layer (GA_ALL for those outside), of its first expert; NULL when there is none. */
@@ -716,10 +726,10 @@ GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *t
                             const ga_observer *observer, double *loss, ga_error *e);
 /* The same, and adds scale * d loss / d weights to m->gradients; with experts the routers' two losses are part of that loss
  * (section 3.1 below), but not of *loss. Their counts go on from call to call until ga_update. With loss NULL it does not
- * wait for a device of its own pace. */
+ * wait for a device of its own pace. With ranks each calls it equally often: micro-batch k of a step is rank k mod count's. */
 GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                                      double scale, const ga_observer *observer, double *loss, ga_error *e);
-/* The sum of scale * loss over the calls of ga_forward_backward since ga_update; waits until they are done. */
+/* The sum of scale * loss over the calls of ga_forward_backward since ga_update, on all ranks; waits until they are done. */
 GA_API ga_result ga_batch_loss(ga_model *m, double *loss, ga_error *e);
 /* What the routers of a mixture did with the batch so far: the micro-batches of ga_forward_backward since ga_update. */
 typedef struct {
@@ -778,6 +788,8 @@ GA_API ga_statistics *ga_statistics_create(const ga_model *m);
  * and the residual stream, in each layer; no T x T matrix. NULL: no memory. */
 GA_API ga_statistics *ga_statistics_create_detailed(const ga_model *m);
 GA_API void ga_statistics_reset(ga_statistics *s);
+/* Adds up, on all ranks, what each of them has seen. GA_ERR_INPUT: s has details. */
+GA_API ga_result ga_statistics_merge(ga_statistics *s, const ga_ranks *ranks, ga_error *e);
 GA_API void ga_statistics_destroy(ga_statistics *s);
 
 /* layer, head: an index or GA_ALL for the mean over them. Query 0, which sees only itself, is counted. */
@@ -924,7 +936,8 @@ typedef struct {
 } ga_training_state;
 
 /* Writes a Hugging Face directory: config.json, model.safetensors, and with `state` optimizer.safetensors (moments) and
- * training_state.json. Written under another name, synced and renamed: whole or not at all. */
+ * training_state.json. Written under another name, synced and renamed: whole or not at all. With ranks: rank 0 writes what
+ * one process alone would, which any number of ranks can load; with `state` between two steps only. */
 GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_state *state, ga_error *e);
 /* Sets the model's keys (groups MODEL and GATE, but for max_seq_len when `keep_length`) from a config.json. */
 GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_length, ga_error *e);
@@ -2922,8 +2935,16 @@ GAI_FN double gai_seconds(void) {
     } while (0)
 
 /* Operators return nothing: what failed in them is asked for once at the end of a pass. */
+/* The ranks that train m together, or NULL. */
+GAI_INLINE const ga_ranks *gai_ranks(const ga_model *m) {
+    const ga_ranks *ranks = m->device.ranks;
+    return ranks && ranks->count > 1 && m->mode == GA_TRAINING ? ranks : NULL;
+}
+
 GAI_FN ga_result gai_status(const ga_model *m, ga_error *e) {
-    return m->device.status ? m->device.status(m->device.state, e) : GA_OK;
+    const ga_ranks *ranks = gai_ranks(m);
+    ga_result result = m->device.status ? m->device.status(m->device.state, e) : GA_OK;
+    return result == GA_OK && ranks ? ranks->status(ranks->state, e) : result;
 }
 
 /* ==== memory ======================================================================================================= */
@@ -2995,6 +3016,12 @@ GAI_FN size_t gai_weight_values(const ga_config *c, ga_mode mode) {
     gai_list_tensors(c, NULL, &all);
     if (mode != GA_MAPPED) return all;
     return gai_max(head, (all - head - (c->tied_embeddings ? 0 : matrix)) / c->n_layers);
+}
+
+/* The block of weights, and that of gradients, of one of `ranks`: a whole number of equal parts. */
+GAI_FN size_t gai_block_values(const ga_config *c, ga_mode mode, size_t ranks) {
+    size_t values = gai_weight_values(c, mode), unit = ranks * GA_RANK_UNIT;
+    return ranks > 1 && mode == GA_TRAINING ? gai_ceil_div(values, unit) * unit : values;
 }
 
 /* GA_MAPPED: the layers share one block, and so do the tensors around them, of which the embedding is never there as a
@@ -3115,7 +3142,7 @@ GAI_FN size_t gai_activation_bytes(const ga_config *c, ga_mode mode) {
     return arena.used;
 }
 
-GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, ga_error *e) {
+GA_API ga_result ga_summarize_rank(const ga_config *c, ga_mode mode, size_t ranks, ga_summary *s, ga_error *e) {
     ga_result result = ga_config_check(c, e);
     if (result != GA_OK) return result;
     ga_sizes z = ga_sizes_of(c);
@@ -3132,9 +3159,9 @@ GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, g
     size_t channels = z.G_channels * c->gate_input_dims;
     s->gate_parameters = z.L * (z.G * z.C + channels + z.G_free);
     s->activated_parameters = s->parameters - (z.E > 0 ? z.L * (z.E - z.K) * gai_expert_stride(z) : 0);
-    s->weight_bytes = gai_weight_values(c, mode) * sizeof(ga_real);
+    s->weight_bytes = gai_block_values(c, mode, ranks) * sizeof(ga_real);
     s->gradient_bytes = mode == GA_TRAINING ? s->weight_bytes : 0;
-    s->optimizer_bytes = 2 * s->gradient_bytes;
+    s->optimizer_bytes = 2 * s->gradient_bytes / ranks;
     s->activation_bytes = gai_activation_bytes(c, mode);
     s->total_bytes = s->weight_bytes + s->gradient_bytes + s->optimizer_bytes + s->activation_bytes;
     double layer = (double)z.C * ((double)(z.Z + z.HQ * z.D + z.E) + 3 * (double)z.K * (double)z.F) + (double)channels;
@@ -3142,6 +3169,10 @@ GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, g
     s->forward_flops = 2 * ((double)z.L * (layer + attention) + (double)z.V * (double)z.C);
     s->training_flops = 3 * s->forward_flops + (c->recompute ? 2 * (double)z.L * (layer + attention) : 0);
     return GA_OK;
+}
+
+GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, ga_error *e) {
+    return ga_summarize_rank(c, mode, 1, s, e);
 }
 
 /* ==== the model ==================================================================================================== */
@@ -3224,16 +3255,36 @@ GAI_FN void *gai_zeroed(size_t bytes) {
     return p;
 }
 
+/* Cuts the blocks where layers begin, rounded up to equal parts: the first values of a layer, which the backward pass comes
+ * to last, belong to the part before it. */
+GAI_FN bool gai_cut_buckets(ga_model *m) {
+    const ga_ranks *ranks = gai_ranks(m);
+    size_t unit = (ranks ? ranks->count : 1) * GA_RANK_UNIT, part = 0;
+    m->n_buckets = ranks ? m->sizes.L + 2 : 1;
+    m->buckets = (size_t *)gai_zeroed((m->n_buckets + 1) * sizeof *m->buckets);
+    if (!m->buckets) return false;
+    for (size_t i = 1; ranks && i < m->n_tensors; i++)
+        if (m->tensors[i].layer != m->tensors[i - 1].layer)
+            m->buckets[++part] = gai_ceil_div(m->tensors[i].offset, unit) * unit;
+    m->buckets[m->n_buckets] = gai_block_values(&m->config, m->mode, ranks ? ranks->count : 1);
+    if (!ranks || m->sizes.E == 0) return true;
+    size_t counts = m->sizes.L * m->sizes.E, sums = m->sizes.L * (m->sizes.E + 1);
+    m->routed = (double *)gai_zeroed((counts + sums + ranks->count * counts + sums) * sizeof *m->routed);
+    return m->routed != NULL;
+}
+
 GAI_FN bool gai_allocate_model(ga_model *m) {
     m->n_tensors = gai_list_tensors(&m->config, NULL, &m->n_weights);
     m->tensors = (ga_tensor *)gai_zeroed(m->n_tensors * sizeof *m->tensors);
     m->layers = (ga_layer_activations *)gai_zeroed(m->sizes.L * sizeof *m->layers);
     if (!m->tensors || !m->layers) return false;
     gai_list_tensors(&m->config, m->tensors, NULL);
-    size_t values = gai_weight_values(&m->config, m->mode);
+    if (!gai_cut_buckets(m)) return false;
+    size_t values = m->buckets[m->n_buckets], shares = gai_ranks(m) ? gai_ranks(m)->count : 1;
     ga_real **blocks[] = {&m->weights, &m->gradients, &m->moment1, &m->moment2};
     for (size_t i = 0; i < (m->mode == GA_TRAINING ? 4u : 1u); i++) {
-        *blocks[i] = (ga_real *)m->device.allocate(m->device.state, values * sizeof(ga_real));
+        size_t own = i < 2 ? values : values / shares; /* the moments are spread over the ranks */
+        *blocks[i] = (ga_real *)m->device.allocate(m->device.state, own * sizeof(ga_real));
         if (!*blocks[i]) return false;
     }
     size_t bytes = gai_activation_bytes(&m->config, m->mode);
@@ -3246,15 +3297,43 @@ GAI_FN bool gai_allocate_model(ga_model *m) {
     return true;
 }
 
+/* The values of bucket b that this rank updates; `moment` is where their moments begin. */
+typedef struct {
+    size_t begin, values, moment;
+} gai_share;
+
+GAI_FN gai_share gai_share_of(const ga_model *m, size_t b) {
+    const ga_ranks *ranks = gai_ranks(m);
+    size_t count = ranks ? ranks->count : 1, values = (m->buckets[b + 1] - m->buckets[b]) / count;
+    gai_share s = {m->buckets[b] + (ranks ? ranks->rank * values : 0), values, m->buckets[b] / count};
+    return s;
+}
+
+/* Begins to send bucket b of a block to all ranks, each its share. */
+GAI_FN void gai_gather_bucket(ga_model *m, ga_real *block, size_t b) {
+    const ga_ranks *ranks = gai_ranks(m);
+    size_t values = gai_share_of(m, b).values;
+    if (ranks && values > 0) ranks->all_gather(ranks->state, block + m->buckets[b], values);
+}
+
+/* After weights were set in another way than by ga_update. Each share becomes that of the rank which updates it: weights that
+ * were drawn on machines with another libm would differ in their last bits. */
+GAI_FN void gai_weights_are_set(ga_model *m) {
+    const ga_ranks *ranks = gai_ranks(m);
+    for (size_t b = 0; b < m->n_buckets; b++) gai_gather_bucket(m, m->weights, b);
+    if (ranks) ranks->wait(ranks->state);
+    if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
+}
+
 GAI_FN void gai_initialise_weights(ga_model *m) {
     for (size_t i = 0; i < m->n_tensors; i++) gai_initialise_tensor(m, &m->tensors[i]);
-    if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
+    gai_weights_are_set(m);
 }
 
 /* What a model takes of a device, with what its operators need beside. */
 GAI_FN double gai_needed_bytes(const ga_device *d, const ga_config *c, ga_mode mode) {
     ga_summary s;
-    if (ga_summarize(c, mode, &s, NULL) != GA_OK) return INFINITY;
+    if (ga_summarize_rank(c, mode, d->ranks ? d->ranks->count : 1, &s, NULL) != GA_OK) return INFINITY;
     return (double)s.total_bytes + (double)(d->own_bytes ? d->own_bytes(d->state, c, mode) : 0);
 }
 
@@ -3283,7 +3362,9 @@ GAI_FN ga_result gai_check_memory(const ga_device *d, const ga_config *c, ga_mod
 GAI_FN ga_model *gai_create(const ga_config *c, const ga_device *device, ga_mode mode, bool start, ga_error *e) {
     ga_summary summary;
     ga_device d = device ? *device : ga_device_cpu();
-    if (ga_summarize(c, mode, &summary, e) != GA_OK || gai_check_memory(&d, c, mode, e) != GA_OK) return NULL;
+    if (ga_summarize_rank(c, mode, d.ranks ? d.ranks->count : 1, &summary, e) != GA_OK ||
+        gai_check_memory(&d, c, mode, e) != GA_OK)
+        return NULL;
     ga_model *m = (ga_model *)gai_zeroed(sizeof *m);
     if (!m) {
         gai_fail(e, GA_ERR_MEMORY, "no memory for the model");
@@ -3316,10 +3397,13 @@ GAI_FN void gai_unmap(ga_mapped_files *mapped);
 
 GA_API void ga_destroy(ga_model *m) {
     if (!m) return;
+    if (m->begun > 0) gai_ranks(m)->wait(gai_ranks(m)->state);
     ga_real *blocks[] = {m->weights, m->gradients, m->moment1, m->moment2, m->activation_block};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         if (blocks[i]) m->device.release(m->device.state, blocks[i]);
     gai_unmap(m->mapped);
+    GA_FREE(m->routed);
+    GA_FREE(m->buckets);
     GA_FREE(m->tensors);
     GA_FREE(m->layers);
     GA_FREE(m);
@@ -3954,6 +4038,65 @@ GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer, bool co
             (ga_real)m->config.norm_eps);
 }
 
+/* ---- ranks: exchanges of a pass ---- */
+
+/* Begins to add up the gradients of the next bucket, in the order in which the backward pass completes them. */
+GAI_FN void gai_exchange_next(ga_model *m) {
+    const ga_ranks *ranks = gai_ranks(m);
+    size_t b = m->n_buckets - ++m->begun, values = gai_share_of(m, b).values;
+    if (values > 0) ranks->reduce_scatter(ranks->state, m->gradients + m->buckets[b], values);
+}
+
+/* 3.1 with ranks: before a forward pass what it will count starts from zero ... */
+GAI_FN void gai_clear_routing(ga_model *m) {
+    size_t L = m->sizes.L, E = m->sizes.E;
+    m->device.zero(m->device.state, m->expert_counts, L * E * sizeof *m->expert_counts);
+    m->device.zero(m->device.state, m->router_sums, L * (E + 1) * sizeof *m->router_sums);
+}
+
+/* ... between forward and backward pass the counts become c_e over micro-batches 1..m of the global batch, that is, of all
+ * earlier rounds, of the ranks before this one, and its own, as if one rank had computed them in turn ... */
+GAI_FN void gai_pool_routing(ga_model *m) {
+    const ga_ranks *ranks = gai_ranks(m);
+    size_t L = m->sizes.L, E = m->sizes.E, n = L * E, n_sums = L * (E + 1);
+    double *counts = m->routed, *sums = counts + n, *of_rank = sums + n_sums, *new_sums = of_rank + ranks->count * n;
+    int32_t own[GA_MAX_EXPERTS];
+    ga_real own_sums[GA_MAX_EXPERTS + 1];
+    memset(of_rank, 0, ranks->count * n * sizeof *of_rank);
+    for (size_t l = 0; l < L; l++) {
+        m->device.copy_out(m->device.state, own, m->expert_counts + l * E, E * sizeof *own);
+        m->device.copy_out(m->device.state, own_sums, m->router_sums + l * (E + 1), (E + 1) * sizeof *own_sums);
+        for (size_t e = 0; e < E; e++) of_rank[ranks->rank * n + l * E + e] = (double)own[e];
+        for (size_t e = 0; e <= E; e++) new_sums[l * (E + 1) + e] = (double)own_sums[e];
+    }
+    ranks->sum(ranks->state, of_rank, ranks->count * n + n_sums);
+    for (size_t l = 0; l < L; l++) {
+        for (size_t e = 0; e < E; e++) {
+            double *total = &counts[l * E + e];
+            for (size_t r = 0; r < ranks->count; r++) {
+                *total += of_rank[r * n + l * E + e];
+                if (r == ranks->rank) own[e] = (int32_t)*total;
+            }
+        }
+        m->device.copy_in(m->device.state, m->expert_counts + l * E, own, E * sizeof *own);
+    }
+    for (size_t i = 0; i < n_sums; i++) sums[i] += new_sums[i];
+}
+
+/* ... and after it they are those of all ranks, for ga_routing_of. */
+GAI_FN void gai_put_routing(ga_model *m) {
+    size_t L = m->sizes.L, E = m->sizes.E;
+    const double *counts = m->routed, *sums = counts + L * E;
+    int32_t all[GA_MAX_EXPERTS];
+    ga_real all_sums[GA_MAX_EXPERTS + 1];
+    for (size_t l = 0; l < L; l++) {
+        for (size_t e = 0; e < E; e++) all[e] = (int32_t)counts[l * E + e];
+        for (size_t e = 0; e <= E; e++) all_sums[e] = (ga_real)sums[l * (E + 1) + e];
+        m->device.copy_in(m->device.state, m->expert_counts + l * E, all, E * sizeof *all);
+        m->device.copy_in(m->device.state, m->router_sums + l * (E + 1), all_sums, (E + 1) * sizeof *all_sums);
+    }
+}
+
 /* One of m->loss; the host waits here for a device of its own pace. */
 GAI_FN double gai_fetch_loss(ga_model *m, const double *from) {
     double loss = (double)NAN;
@@ -3997,19 +4140,27 @@ GA_API ga_result ga_forward_with(ga_model *m, const ga_intervention *change, con
 /* The operators of ga_forward_backward, over m->tokens and m->targets. */
 GAI_FN void gai_run_pass(ga_model *m, double scale, const ga_observer *observer) {
     size_t B = m->B, T = m->T, N = B * T;
+    const ga_ranks *ranks = gai_ranks(m);
+    bool exchange = ranks && m->last_of_step, routed = ranks && m->sizes.E > 0;
+    if (routed) gai_clear_routing(m);
     gai_forward_layers(m, observer, true);
+    if (routed) gai_pool_routing(m);
     gai_parameters w = gai_layer_parameters(m, m->weights, 0), dw = gai_layer_parameters(m, m->gradients, 0);
     GAI_RUN(m, head_loss, m->losses, m->dh, dw.head, m->logits, m->h_final, w.head, m->targets, N, m->sizes.C,
             m->sizes.V, m->row_scale);
     GAI_RUN(m, mean_loss, m->loss, m->loss + 1, m->losses, m->targets, N, scale);
     GAI_RUN(m, rmsnorm_backward, m->dx, dw.final_norm, m->dh, m->x_final, w.final_norm, m->rstd_final, N, m->sizes.C,
             false);
+    if (exchange) gai_exchange_next(m);
     for (size_t l = m->sizes.L; l-- > 0;) {
         if (m->config.recompute && l + 1 < m->sizes.L) gai_run_layer(m, l, B, T); /* the last is still there */
         w = gai_layer_parameters(m, m->weights, l), dw = gai_layer_parameters(m, m->gradients, l);
         gai_layer_backward(m, l, &w, &dw, m->config.recompute || l + 1 == m->sizes.L, scale, B, T);
+        if (exchange) gai_exchange_next(m);
     }
     GAI_RUN(m, embedding_backward, dw.embed, m->tokens, m->dx, N, m->sizes.C);
+    if (exchange) gai_exchange_next(m);
+    if (routed) gai_put_routing(m);
 }
 
 /* The same, which the device may know by heart: without an observer nothing in it depends on more than this. Tokens,
@@ -4034,20 +4185,27 @@ GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const i
         return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
     ga_result result = gai_take_batch(m, tokens, targets, B, T, e);
     if (result != GA_OK) return result;
+    if (m->begun > 0)
+        return gai_fail(e, GA_ERR_INPUT,
+                        "the gradients of this step are on their way to other ranks: ga_update is next");
     size_t count = gai_count_targets(targets, B * T);
     ga_real row_scale = (ga_real)(count ? scale / (double)count : 0);
     m->device.copy_in(m->device.state, m->row_scale, &row_scale, sizeof row_scale);
-    if (m->device.replay && !observer && !m->profile)
+    bool exchanges = gai_ranks(m) && (m->last_of_step || m->sizes.E > 0);
+    if (m->device.replay && !observer && !m->profile && !exchanges)
         gai_repeat_pass(m, scale);
     else
         gai_run_pass(m, scale, observer);
+    m->last_of_step = false;
     if (loss) *loss = gai_fetch_loss(m, m->loss);
     return gai_status(m, e);
 }
 
 GA_API ga_result ga_batch_loss(ga_model *m, double *loss, ga_error *e) {
     if (m->mode != GA_TRAINING) return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it has no batch");
+    const ga_ranks *ranks = gai_ranks(m);
     *loss = gai_fetch_loss(m, m->loss + 1);
+    if (ranks) ranks->sum(ranks->state, loss, 1);
     return gai_status(m, e);
 }
 
@@ -4126,19 +4284,54 @@ GAI_FN size_t gai_alike(const ga_model *m, size_t *i, bool decay) {
     return values;
 }
 
+GAI_FN void gai_clear_gradients(ga_model *m) {
+    m->device.zero(m->device.state, m->gradients, m->buckets[m->n_buckets] * sizeof(ga_real));
+}
+
+/* What lies of the values from *offset on within a share; 0: none of them. */
+GAI_FN size_t gai_within(gai_share s, size_t *offset, size_t values) {
+    size_t end = gai_min(*offset + values, s.begin + s.values);
+    *offset = gai_max(*offset, s.begin);
+    return *offset < end ? end - *offset : 0;
+}
+
+/* Sum of squares of the gradients in a share. */
+GAI_FN double gai_squares(ga_model *m, gai_share s) {
+    double sum = 0;
+    for (size_t i = 0; i < m->n_tensors;) {
+        const ga_tensor *t = &m->tensors[i];
+        size_t offset = t->offset, values = gai_within(s, &offset, gai_alike(m, &i, false));
+        double part;
+        if (t->frozen || values == 0) continue;
+        GAI_RUN(m, sum_of_squares, &part, m->gradients + offset, values);
+        sum += part;
+    }
+    return sum;
+}
+
+GAI_FN void gai_step(ga_model *m, gai_share s, ga_adamw_settings a) {
+    for (size_t i = 0; i < m->n_tensors;) {
+        const ga_tensor *t = &m->tensors[i];
+        size_t offset = t->offset, values = gai_within(s, &offset, gai_alike(m, &i, true));
+        if (t->frozen || values == 0) continue;
+        size_t moment = s.moment + (offset - s.begin);
+        a.weight_decay = t->decays ? m->config.weight_decay : 0;
+        GAI_RUN(m, adamw, m->weights + offset, m->gradients + offset, m->moment1 + moment, m->moment2 + moment, values,
+                a);
+    }
+}
+
 GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_error *e) {
     const ga_config *c = &m->config;
+    const ga_ranks *ranks = gai_ranks(m);
     double sum = 0;
     if (m->mode != GA_TRAINING)
         return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
-    for (size_t i = 0; i < m->n_tensors;) {
-        const ga_tensor *t = &m->tensors[i];
-        size_t values = gai_alike(m, &i, false);
-        double part;
-        if (t->frozen) continue;
-        GAI_RUN(m, sum_of_squares, &part, m->gradients + t->offset, values);
-        sum += part;
-    }
+    while (ranks && m->begun < m->n_buckets) gai_exchange_next(m);
+    if (ranks) ranks->wait(ranks->state);
+    m->begun = 0;
+    for (size_t b = 0; b < m->n_buckets; b++) sum += gai_squares(m, gai_share_of(m, b));
+    if (ranks) ranks->sum(ranks->state, &sum, 1);
     ga_result result = gai_status(m, e);
     if (result != GA_OK) return result;
     double length = sqrt(sum);
@@ -4146,20 +4339,15 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
     if (!isfinite(length)) return gai_fail(e, GA_ERR_DIVERGED, "the gradient is not finite: its norm is %g", length);
     ga_adamw_settings a = {learning_rate, c->beta1, c->beta2, c->eps, 0, 1, ++m->updates};
     if (c->grad_clip > 0 && length > c->grad_clip) a.gradient_scale = c->grad_clip / (length + 1e-6);
-    for (size_t i = 0; i < m->n_tensors;) {
-        const ga_tensor *t = &m->tensors[i];
-        size_t values = gai_alike(m, &i, true);
-        if (t->frozen) continue;
-        a.weight_decay = t->decays ? c->weight_decay : 0;
-        GAI_RUN(m, adamw, m->weights + t->offset, m->gradients + t->offset, m->moment1 + t->offset,
-                m->moment2 + t->offset, values, a);
+    for (size_t b = 0; b < m->n_buckets; b++) {
+        gai_step(m, gai_share_of(m, b), a);
+        gai_gather_bucket(m, m->weights, b);
     }
-    m->device.zero(m->device.state, m->gradients, m->n_weights * sizeof(ga_real));
+    if (ranks) ranks->wait(ranks->state);
+    gai_clear_gradients(m);
     m->device.zero(m->device.state, m->loss + 1, sizeof *m->loss);
-    if (m->sizes.E > 0) {
-        m->device.zero(m->device.state, m->expert_counts, m->sizes.L * m->sizes.E * sizeof *m->expert_counts);
-        m->device.zero(m->device.state, m->router_sums, m->sizes.L * (m->sizes.E + 1) * sizeof(ga_real));
-    }
+    if (m->sizes.E > 0) gai_clear_routing(m);
+    if (m->routed) memset(m->routed, 0, m->sizes.L * (2 * m->sizes.E + 1) * sizeof *m->routed);
     if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
     return gai_status(m, e);
 }
@@ -4230,6 +4418,61 @@ GA_API void ga_statistics_reset(ga_statistics *s) {
     memset(s->expert_rows, 0, s->L * s->E * sizeof(double));
 }
 
+/* Gate scores seen elsewhere as well. */
+GAI_FN void gai_add_gate_sums(ga_gate_sums *all, const ga_gate_sums *g) {
+    if (!(g->count > 0)) return;
+    if (!(all->count > 0) || g->min < all->min) all->min = g->min;
+    if (!(all->count > 0) || g->max > all->max) all->max = g->max;
+    all->count += g->count, all->sum += g->sum, all->sum_of_squares += g->sum_of_squares;
+    all->below_01 += g->below_01, all->below_05 += g->below_05;
+    for (size_t b = 0; b < GA_BINS; b++) all->bins[b] += g->bins[b];
+}
+
+/* What statistics consist of, as numbers: the first GAI_ADDED are sums, then follow maxima, then the gate's. */
+enum { GAI_ADDED = 4, GAI_MAXIMA = GAI_ADDED, GAI_GATE, GAI_PARTS };
+typedef struct {
+    double *values;
+    size_t n;
+} gai_part;
+
+GAI_FN void gai_list_parts(ga_statistics *s, gai_part parts[GAI_PARTS]) {
+    size_t heads = s->L * s->HQ, gate = s->L * s->gate_heads * (sizeof *s->gate / sizeof(double));
+    const gai_part list[GAI_PARTS] = {
+        {&s->rows, 1},      {s->attention, heads},     {s->sink, heads}, {s->expert_rows, s->L * s->E},
+        {s->max_abs, s->L}, {(double *)s->gate, gate},
+    };
+    memcpy(parts, list, sizeof list);
+}
+
+/* Each rank has a place for its own numbers, zero on the others: a sum over the ranks brings all of them to all. */
+GA_API ga_result ga_statistics_merge(ga_statistics *s, const ga_ranks *ranks, ga_error *e) {
+    gai_part parts[GAI_PARTS];
+    size_t n = 0, at = 0;
+    if (s->details) return gai_fail(e, GA_ERR_INPUT, "statistics with details are not merged over ranks");
+    gai_list_parts(s, parts);
+    for (size_t i = 0; i < GAI_PARTS; i++) n += parts[i].n;
+    double *all = (double *)gai_zeroed(ranks->count * n * sizeof *all);
+    if (!all) return gai_fail(e, GA_ERR_MEMORY, "no memory to merge statistics");
+    for (size_t i = 0; i < GAI_PARTS; at += parts[i++].n)
+        memcpy(all + ranks->rank * n + at, parts[i].values, parts[i].n * sizeof *all);
+    ranks->sum(ranks->state, all, ranks->count * n);
+    ga_statistics_reset(s);
+    const double *next = all;
+    for (size_t r = 0; r < ranks->count; r++) {
+        for (size_t i = 0; i < GAI_GATE; next += parts[i++].n)
+            for (size_t k = 0; k < parts[i].n; k++)
+                if (i < GAI_ADDED)
+                    parts[i].values[k] += next[k];
+                else if (!(next[k] <= parts[i].values[k])) /* a NaN stays one */
+                    parts[i].values[k] = next[k];
+        for (size_t k = 0; k < s->L * s->gate_heads; k++)
+            gai_add_gate_sums(&s->gate[k], (const ga_gate_sums *)(const void *)next + k);
+        next += parts[GAI_GATE].n;
+    }
+    GA_FREE(all);
+    return ranks->status(ranks->state, e);
+}
+
 GA_API void ga_statistics_destroy(ga_statistics *s) {
     if (!s) return;
     if (s->details) {
@@ -4293,12 +4536,7 @@ GAI_FN ga_gate_sums gai_gate_sums(const ga_statistics *s, size_t layer, size_t h
     for (size_t i = 0; i < s->L * s->gate_heads; i++) {
         const ga_gate_sums *g = &s->gate[i];
         bool wanted = (layer == GA_ALL || i / s->gate_heads == layer) && (head == GA_ALL || i % s->gate_heads == head);
-        if (!wanted || !(g->count > 0)) continue;
-        if (!(all.count > 0) || g->min < all.min) all.min = g->min;
-        if (!(all.count > 0) || g->max > all.max) all.max = g->max;
-        all.count += g->count, all.sum += g->sum, all.sum_of_squares += g->sum_of_squares;
-        all.below_01 += g->below_01, all.below_05 += g->below_05;
-        for (size_t b = 0; b < GA_BINS; b++) all.bins[b] += g->bins[b];
+        if (wanted) gai_add_gate_sums(&all, g);
     }
     return all;
 }
@@ -5156,19 +5394,42 @@ GAI_FN bool gai_gate_is_packed(const ga_config *c) {
 typedef struct {
     const char *prefixes[2];
     ga_real *blocks[2];
+    ga_real
+        *shares[2]; /* where the blocks are spread over the ranks: what this one has; the block is only room for all */
     size_t n_blocks;
     gai_layout layout;
 } gai_contents;
 
 GAI_FN gai_contents gai_weights_of(const ga_model *m) {
     gai_layout layout = gai_gate_is_packed(&m->config) ? GAI_GATE_BY_GROUP : GAI_GATE_APART;
-    gai_contents c = {{"", NULL}, {m->weights, NULL}, 1, layout};
+    gai_contents c = {{"", NULL}, {m->weights, NULL}, {NULL, NULL}, 1, layout};
     return c;
 }
 
+/* Between two steps the gradients are zero: their block is where the moments of all ranks come together. */
 GAI_FN gai_contents gai_moments_of(const ga_model *m) {
-    gai_contents c = {{"moment1.", "moment2."}, {m->moment1, m->moment2}, 2, GAI_GATE_APART};
+    gai_contents c = {{"moment1.", "moment2."}, {m->moment1, m->moment2}, {NULL, NULL}, 2, GAI_GATE_APART};
+    for (size_t i = 0; gai_ranks(m) && i < 2; i++) c.shares[i] = c.blocks[i], c.blocks[i] = m->gradients;
     return c;
+}
+
+/* From each rank's share to the whole block, or from that to the own share: a sum with zeros is a copy on the device. */
+GAI_FN void gai_gather_shares(ga_model *m, ga_real *block, const ga_real *shares) {
+    gai_clear_gradients(m);
+    for (size_t b = 0; b < m->n_buckets; b++) {
+        gai_share s = gai_share_of(m, b);
+        GAI_RUN(m, add, block + s.begin, block + s.begin, shares + s.moment, s.values);
+        gai_gather_bucket(m, block, b);
+    }
+    gai_ranks(m)->wait(gai_ranks(m)->state);
+}
+
+GAI_FN void gai_take_shares(ga_model *m, ga_real *shares, const ga_real *block) {
+    for (size_t b = 0; b < m->n_buckets; b++) {
+        gai_share s = gai_share_of(m, b);
+        m->device.zero(m->device.state, shares + s.moment, s.values * sizeof(ga_real));
+        GAI_RUN(m, add, shares + s.moment, shares + s.moment, block + s.begin, s.values);
+    }
 }
 
 typedef struct {
@@ -5738,13 +5999,18 @@ GAI_FN ga_result gai_load_values(gai_tensor_files *all, gai_stream *stream, cons
     gai_entry *t = NULL;
     ga_real *values;
     size_t n;
-    for (size_t i = 0; i < gai_stored_count(stream->m, c); i++) {
-        if (!gai_stored_tensor(stream->m, c, i, &s)) continue;
-        ga_result result = gai_find_stored(all, &s, &f, &t);
-        if (result == GA_OK) result = gai_stream_seek(stream, f->path, t->begin);
-        for (size_t k = 0; result == GA_OK && gai_stored_run(stream->m, &s, k, &values, &n); k++)
-            result = gai_stream_read(stream, values, n, t->type, s.shift);
-        if (result != GA_OK) return result;
+    ga_model *m = stream->m;
+    for (size_t i = 0; i < gai_stored_count(m, c); i++) {
+        size_t block = i / m->n_tensors;
+        if (gai_stored_tensor(m, c, i, &s)) {
+            ga_result result = gai_find_stored(all, &s, &f, &t);
+            if (result == GA_OK) result = gai_stream_seek(stream, f->path, t->begin);
+            for (size_t k = 0; result == GA_OK && gai_stored_run(m, &s, k, &values, &n); k++)
+                result = gai_stream_read(stream, values, n, t->type, s.shift);
+            if (result != GA_OK) return result;
+        }
+        bool complete = (i + 1) % m->n_tensors == 0;
+        if (complete && c->shares[block]) gai_take_shares(m, c->shares[block], c->blocks[block]);
     }
     return GA_OK;
 }
@@ -5911,11 +6177,45 @@ GAI_FN ga_result gai_write_header(gai_stream *s, const gai_contents *c) {
     return result;
 }
 
+/* What rank 0, which writes a checkpoint, tells the others: to give their shares of a block of moments, or how it went. */
+enum { GAI_SAVED = 2 };
+typedef struct {
+    size_t block; /* of gai_moments_of; GAI_SAVED: `end` is the result */
+    ga_error end;
+} gai_order;
+
+GAI_FN void gai_gather_moments(ga_model *m, size_t block) {
+    gai_contents moments = gai_moments_of(m);
+    gai_gather_shares(m, moments.blocks[block], moments.shares[block]);
+}
+
+GAI_FN void gai_call_for_shares(ga_model *m, size_t block) {
+    gai_order order = {block, {GA_OK, ""}};
+    gai_ranks(m)->broadcast(gai_ranks(m)->state, &order, sizeof order);
+    gai_gather_moments(m, block);
+}
+
+/* On the other ranks, until rank 0 has written the checkpoint. */
+GAI_FN ga_result gai_serve_rank_0(ga_model *m, ga_error *e) {
+    const ga_ranks *ranks = gai_ranks(m);
+    for (;;) {
+        gai_order order = {GAI_SAVED, {GA_OK, ""}};
+        ranks->broadcast(ranks->state, &order, sizeof order);
+        ga_result result = gai_status(m, e);
+        if (result != GA_OK) return result;
+        if (order.block == GAI_SAVED)
+            return order.end.result == GA_OK ? GA_OK : gai_fail(e, order.end.result, "%s", order.end.text);
+        gai_gather_moments(m, order.block);
+    }
+}
+
 GAI_FN ga_result gai_write_values(gai_stream *s, const gai_contents *c) {
     gai_stored stored;
     ga_real *values;
     size_t n;
     for (size_t i = 0; i < gai_stored_count(s->m, c); i++) {
+        size_t block = i / s->m->n_tensors;
+        if (i % s->m->n_tensors == 0 && c->shares[block]) gai_call_for_shares(s->m, block);
         if (!gai_stored_tensor(s->m, c, i, &stored)) continue;
         for (size_t k = 0; gai_stored_run(s->m, &stored, k, &values, &n); k++) {
             ga_result result = gai_stream_write(s, values, n);
@@ -6582,6 +6882,7 @@ GAI_FN ga_result gai_load_state(ga_model *m, const char *directory, ga_training_
     if (result == GA_OK) result = gai_json_load(&object, path, &text, e);
     if (result == GA_OK) result = gai_parse_state(&read, &updates, object);
     if (result == GA_OK) result = gai_load_tensors(m, directory, "/optimizer", &moments, e);
+    if (moments.shares[0]) gai_clear_gradients(m);
     GA_FREE(text);
     if (result != GA_OK) return result;
     *state = read;
@@ -6600,7 +6901,7 @@ GAI_FN ga_result gai_save_files(ga_model *m, const char *directory, const ga_tra
     return result == GA_OK ? gai_sync_directory(directory, e) : result;
 }
 
-GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_state *state, ga_error *e) {
+GAI_FN ga_result gai_save(ga_model *m, const char *directory, const ga_training_state *state, ga_error *e) {
     char path[GAI_PATH], partial[GAI_PATH], replaced[GAI_PATH];
     struct stat s;
     if (state && m->mode != GA_TRAINING)
@@ -6624,6 +6925,20 @@ GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_s
     if (result == GA_OK) result = gai_replace(path, partial, replaced, e);
     if (result != GA_OK) gai_clear(partial, NULL);
     return result;
+}
+
+GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_state *state, ga_error *e) {
+    const ga_ranks *ranks = gai_ranks(m);
+    if (!ranks) return gai_save(m, directory, state, e);
+    gai_order order = {GAI_SAVED, {GA_OK, ""}};
+    ga_result result = ranks->rank > 0 ? gai_serve_rank_0(m, e) : gai_save(m, directory, state, &order.end);
+    if (ranks->rank == 0) {
+        order.end.result = result;
+        ranks->broadcast(ranks->state, &order, sizeof order);
+        if (result != GA_OK) gai_fail(e, result, "%s", order.end.text);
+    }
+    if (state) gai_clear_gradients(m);
+    return result == GA_OK ? gai_status(m, e) : result;
 }
 
 GAI_FN ga_result gai_load_config(ga_config *c, const char *directory, bool keep_length, gai_source *source,
@@ -6678,8 +6993,7 @@ GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *
     if (result == GA_OK && source.by_head) weights.layout = GAI_GATE_BY_HEAD;
     if (result == GA_OK) result = gai_load_tensors(m, path, "/model", &weights, e);
     if (result == GA_OK && state) result = gai_load_state(m, path, state, e);
-    if (result == GA_OK && m->mode != GA_MAPPED && m->device.weights_changed)
-        m->device.weights_changed(m->device.state, m->weights, m->n_weights);
+    if (result == GA_OK && m->mode != GA_MAPPED) gai_weights_are_set(m);
     return result == GA_OK ? gai_status(m, e) : result;
 }
 
@@ -6744,7 +7058,7 @@ GAI_FN ga_result gai_start_gate(ga_model *m, ga_config from, const char *directo
                           t->rows * t->columns * sizeof(ga_real));
     }
     ga_destroy(ungated);
-    if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
+    gai_weights_are_set(m);
     return gai_status(m, e);
 }
 

@@ -29,10 +29,10 @@ export OMP_NUM_THREADS=2
 omp=
 printf '#include <omp.h>\nint main(void){return omp_get_max_threads()<1;}\n' |
     gcc -fopenmp -x c - -o "$out/omp" 2>/dev/null && omp=-fopenmp
-check address gcc "-fsanitize=address,undefined -fno-sanitize-recover=all $omp" operators fixtures model checkpoint data \
+check address gcc "-fsanitize=address,undefined -fno-sanitize-recover=all $omp" operators fixtures model checkpoint ranks data \
     tokenizer
 # Two models in two threads, without OpenMP, whose own barriers gcc's thread sanitizer cannot see ...
-check thread gcc "-fsanitize=thread" model
+check thread gcc "-fsanitize=thread" model ranks
 # ... and with OpenMP where clang's runtime brings the tool that shows them to the sanitizer.
 archer=$(ls /usr/lib/llvm-*/lib/libarcher.so 2>/dev/null | tail -n 1)
 if [ -n "$archer" ] && command -v clang >/dev/null 2>&1; then
