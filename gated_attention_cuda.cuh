@@ -5,7 +5,7 @@
  *     #include "gated_attention.h"
  *     #include "gated_attention_cuda.cuh"
  *
- *     ga_cuda_settings settings = {0, true, false};   // the first GPU, bfloat16 products
+ *     ga_cuda_settings settings = {.bf16 = true};   // the first GPU, bfloat16 products
  *     ga_device device;
  *     if (ga_device_cuda(&device, settings, &e) != GA_OK) ...
  *     ga_model *m = ga_create(&c, &device, GA_TRAINING, &e);
@@ -34,9 +34,10 @@ extern "C" {
 #endif
 
 typedef struct {
-    int index; /* of the GPU, as CUDA counts them */
-    bool bf16; /* bfloat16 products and attention where the GPU has them (compute capability 8.0) */
-    bool tf32; /* float32 products by TF32 */
+    int index;  /* of the GPU, as CUDA counts them */
+    bool bf16;  /* bfloat16 products and attention where the GPU has them (compute capability 8.0) */
+    bool tf32;  /* float32 products by TF32 */
+    bool plain; /* every kernel launched by itself: no CUDA graphs of passes that repeat */
 } ga_cuda_settings;
 
 /* GA_ERR_DEVICE when there is no such GPU, or it is too old. */
@@ -45,6 +46,8 @@ ga_result ga_device_cuda(ga_device *device, ga_cuda_settings settings, ga_error 
 void ga_device_cuda_destroy(ga_device *device);
 /* Whether its products read bfloat16. */
 bool ga_device_cuda_bf16(const ga_device *device);
+/* Why passes that repeat could not be recorded, and are launched kernel by kernel; NULL: nothing has been in the way. */
+const char *ga_device_cuda_unrecorded(const ga_device *device);
 
 #ifdef __cplusplus
 }
@@ -99,7 +102,9 @@ static __device__ __forceinline__ void gai_mma_m16n8k16(float (&d)[4], const uin
 enum {
     GAI_CUDA_BLOCKS = 16,          /* of weights with a packed copy */
     GAI_CUDA_WORKSPACE = 32 << 20, /* bytes of cuBLAS's own memory */
-    GAI_CUDA_SHARED = 48 << 10     /* bytes of shared memory that a block gets without asking */
+    GAI_CUDA_SHARED = 48 << 10,    /* bytes of shared memory that a block gets without asking */
+    GAI_CUDA_PASSES = 4,           /* that are known by heart at a time */
+    GAI_CUDA_KEY = 64              /* bytes of a pass's key, at most */
 };
 
 /* A block of weights and its copy in bfloat16. */
@@ -108,6 +113,14 @@ typedef struct {
     size_t n;
     __nv_bfloat16 *packed;
 } gai_cuda_packed;
+
+/* A pass that has run, and from its second time on its graph. */
+typedef struct {
+    char key[GAI_CUDA_KEY];
+    size_t bytes; /* of the key; 0: this place is free */
+    cudaGraphExec_t graph;
+    uint64_t used; /* when, in passes */
+} gai_cuda_pass;
 
 typedef struct {
     ga_error error; /* the first since it was asked for */
@@ -120,6 +133,9 @@ typedef struct {
     gai_cuda_packed packed[GAI_CUDA_BLOCKS];
     char *scratch;                  /* for the time of one operator */
     size_t scratch_bytes, reserved; /* reserved: the most that an operator of the models so far needs */
+    gai_cuda_pass passes[GAI_CUDA_PASSES], *recording; /* recording: the one whose operators are taken down */
+    uint64_t passes_asked;
+    ga_error unrecorded; /* why passes are not recorded any more */
 } gai_cuda;
 
 static void gai_cuda_fail(gai_cuda *d, ga_result result, const char *file, int line, const char *call,
@@ -166,6 +182,14 @@ static inline size_t gai_cuda_max(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
+/* Kernels of recorded passes read and write where memory was: called when any of it has gone. */
+static void gai_cuda_forget_passes(gai_cuda *d) {
+    for (int i = 0; i < GAI_CUDA_PASSES; i++)
+        if (d->passes[i].graph)
+            gai_cuda_checked(d, cudaGraphExecDestroy(d->passes[i].graph), __FILE__, __LINE__, "cudaGraphExecDestroy");
+    memset(d->passes, 0, sizeof d->passes);
+}
+
 /* Memory for the time of one operator, aligned to 256 bytes; NULL after a failure. What is asked for in one call is all
  * that the operator gets. */
 static char *gai_cuda_scratch(gai_cuda *d, size_t bytes) {
@@ -174,6 +198,7 @@ static char *gai_cuda_scratch(gai_cuda *d, size_t bytes) {
     if (bytes < d->reserved) bytes = d->reserved;
     if (d->scratch && !GAI_CUDA(d, cudaFree(d->scratch))) return NULL;
     d->scratch = NULL, d->scratch_bytes = 0;
+    gai_cuda_forget_passes(d); /* of the scratch that was */
     if (!GAI_CUDA(d, cudaMalloc((void **)&d->scratch, bytes))) return NULL;
     d->scratch_bytes = bytes;
     return d->scratch;
@@ -195,11 +220,13 @@ static void *gai_cuda_allocate(void *state, size_t bytes) {
 static void gai_cuda_drop_packed(gai_cuda *d, gai_cuda_packed *b) {
     if (b->packed) gai_cuda_checked(d, cudaFree(b->packed), __FILE__, __LINE__, "cudaFree of packed weights");
     memset(b, 0, sizeof *b);
+    gai_cuda_forget_passes(d);
 }
 
 static void gai_cuda_release(void *state, void *p) {
     gai_cuda *d = (gai_cuda *)state;
     if (!p) return;
+    gai_cuda_forget_passes(d); /* of the memory that goes */
     for (int i = 0; i < GAI_CUDA_BLOCKS; i++)
         if (d->packed[i].weights == p) gai_cuda_drop_packed(d, &d->packed[i]);
     gai_cuda_checked(d, cudaFree(p), __FILE__, __LINE__, "cudaFree");
@@ -229,6 +256,61 @@ static ga_result gai_cuda_status(void *state, ga_error *e) {
     if (result != GA_OK && e) *e = d->error;
     memset(&d->error, 0, sizeof d->error);
     return result;
+}
+
+/* ---- passes that repeat ------------------------------------------------------------------------------------------- */
+
+/* The failure so far is why, and no failure of the run. */
+static void gai_cuda_record_no_more(gai_cuda *d) {
+    d->unrecorded = d->error;
+    memset(&d->error, 0, sizeof d->error);
+    gai_cuda_forget_passes(d);
+}
+
+/* A pass of a small model is hundreds of kernels, each shorter than its launch. One that comes again with the same key is
+ * launched as one CUDA graph: the first time it runs as it is, so that scratch has its size and the libraries their
+ * kernels; the second time it is captured; from then on the graph is launched. Arguments are part of it, so the key has to
+ * hold what they follow from. Where a capture fails, that and all later passes run as they are. */
+static bool gai_cuda_replay(void *state, const void *key, size_t bytes) {
+    gai_cuda *d = (gai_cuda *)state;
+    if (d->error.result != GA_OK || d->unrecorded.result != GA_OK || bytes > GAI_CUDA_KEY) return false;
+    gai_cuda_pass *oldest = d->passes, *known = NULL;
+    for (gai_cuda_pass *p = d->passes; p < d->passes + GAI_CUDA_PASSES; p++) {
+        if (p->bytes == bytes && memcmp(p->key, key, bytes) == 0) known = p;
+        if (p->used < oldest->used) oldest = p;
+    }
+    if (!known) { /* its first time */
+        if (oldest->graph) (void)GAI_CUDA(d, cudaGraphExecDestroy(oldest->graph));
+        memset(oldest, 0, sizeof *oldest);
+        memcpy(oldest->key, key, bytes);
+        oldest->bytes = bytes, oldest->used = ++d->passes_asked;
+        return false;
+    }
+    known->used = ++d->passes_asked;
+    if (known->graph) {
+        (void)GAI_CUDA(d, cudaGraphLaunch(known->graph, d->stream));
+        return true;
+    }
+    if (GAI_CUDA(d, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal)))
+        d->recording = known;
+    else
+        gai_cuda_record_no_more(d);
+    return false;
+}
+
+static bool gai_cuda_recorded(void *state) {
+    gai_cuda *d = (gai_cuda *)state;
+    gai_cuda_pass *p = d->recording;
+    if (!p) return true;
+    d->recording = NULL;
+    cudaGraph_t graph = NULL;
+    /* Also after a failure: the stream is to run again. */
+    gai_cuda_checked(d, cudaStreamEndCapture(d->stream, &graph), __FILE__, __LINE__, "cudaStreamEndCapture");
+    (void)GAI_CUDA(d, cudaGraphInstantiateWithFlags(&p->graph, graph, 0));
+    if (graph) gai_cuda_checked(d, cudaGraphDestroy(graph), __FILE__, __LINE__, "cudaGraphDestroy");
+    if (GAI_CUDA(d, cudaGraphLaunch(p->graph, d->stream))) return true;
+    gai_cuda_record_no_more(d);
+    return false;
 }
 
 /* ---- what kernels share ------------------------------------------------------------------------------------------ */
@@ -3039,6 +3121,7 @@ static ga_result gai_cuda_open(gai_cuda *d, ga_cuda_settings settings) {
 }
 
 static void gai_cuda_close(gai_cuda *d) {
+    gai_cuda_forget_passes(d);
     if (d->blas) (void)cublasDestroy(d->blas);
     (void)cudaFree(d->workspace);
     (void)cudaFree(d->scratch);
@@ -3066,6 +3149,7 @@ ga_result ga_device_cuda(ga_device *device, ga_cuda_settings settings, ga_error 
     device->status = gai_cuda_status, device->wait = gai_cuda_wait;
     device->weights_changed = gai_cuda_weights_changed;
     device->own_bytes = gai_cuda_own_bytes, device->free_bytes = gai_cuda_free_bytes;
+    if (!settings.plain) device->replay = gai_cuda_replay, device->recorded = gai_cuda_recorded;
 #define GAI_X(name, parameters, arguments) device->name = gai_cuda_##name; /* all of them, or this does not compile */
     GA_OPERATORS(GAI_X)
 #undef GAI_X
@@ -3079,6 +3163,11 @@ void ga_device_cuda_destroy(ga_device *device) {
 
 bool ga_device_cuda_bf16(const ga_device *device) {
     return ((const gai_cuda *)device->state)->bf16;
+}
+
+const char *ga_device_cuda_unrecorded(const ga_device *device) {
+    const gai_cuda *d = (const gai_cuda *)device->state;
+    return d->unrecorded.result == GA_OK ? NULL : d->unrecorded.text;
 }
 
 #endif /* GATED_ATTENTION_CUDA_IMPLEMENTATION */

@@ -22,7 +22,9 @@
 typedef struct {
     ga_device device;
     bool cuda, bf16;
-    void (*destroy)(ga_device *); /* of the companion that made it */
+    /* Of the companion that made it. */
+    void (*destroy)(ga_device *);
+    const char *(*unrecorded)(const ga_device *); /* NULL: it records no passes */
     char why[640];
 } device_choice;
 
@@ -30,18 +32,24 @@ static void device_close(device_choice *d) {
     if (d->device.name) d->destroy(&d->device);
 }
 
+/* Why passes that repeat are launched kernel by kernel; NULL: they are not. */
+static const char *device_unrecorded(const device_choice *d) {
+    return d->unrecorded ? d->unrecorded(&d->device) : NULL;
+}
+
 #if defined(GA_CUDA) || defined(GA_CUDA_LIBRARY)
 typedef struct {
     ga_result (*create)(ga_device *, ga_cuda_settings, ga_error *);
     void (*destroy)(ga_device *);
     bool (*bf16)(const ga_device *);
+    const char *(*unrecorded)(const ga_device *);
 } device_cuda;
 #endif
 
 #ifdef GA_CUDA
 static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
     (void)e;
-    *cuda = (device_cuda){ga_device_cuda, ga_device_cuda_destroy, ga_device_cuda_bf16};
+    *cuda = (device_cuda){ga_device_cuda, ga_device_cuda_destroy, ga_device_cuda_bf16, ga_device_cuda_unrecorded};
     return true;
 }
 #elif defined(GA_CUDA_LIBRARY)
@@ -56,6 +64,7 @@ static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
     *(void **)&cuda->create = dlsym(library, "ga_device_cuda");
     *(void **)&cuda->destroy = dlsym(library, "ga_device_cuda_destroy");
     *(void **)&cuda->bf16 = dlsym(library, "ga_device_cuda_bf16");
+    *(void **)&cuda->unrecorded = dlsym(library, "ga_device_cuda_unrecorded");
     return true;
 }
 #endif
@@ -63,10 +72,10 @@ static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
 /* The GPU, when it is wanted and there; `e` says why not. */
 static bool device_open_cuda(device_choice *d, bool bf16, bool tf32, ga_error *e) {
 #if defined(GA_CUDA) || defined(GA_CUDA_LIBRARY)
-    ga_cuda_settings settings = {0, bf16, tf32};
+    ga_cuda_settings settings = {.bf16 = bf16, .tf32 = tf32};
     device_cuda cuda;
     if (!device_find_cuda(&cuda, e) || cuda.create(&d->device, settings, e) != GA_OK) return false;
-    d->cuda = true, d->destroy = cuda.destroy, d->bf16 = cuda.bf16(&d->device);
+    d->cuda = true, d->destroy = cuda.destroy, d->unrecorded = cuda.unrecorded, d->bf16 = cuda.bf16(&d->device);
     return true;
 #else
     (void)d, (void)bf16, (void)tf32;

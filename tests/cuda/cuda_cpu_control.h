@@ -17,6 +17,9 @@ long cucpu_allocations(void); /* of device memory, ever */
 size_t cucpu_live_allocations(void);
 size_t cucpu_memory_used(void);
 long cucpu_kernels_run(void);
+long cucpu_launches(void);   /* of kernels, copies and graphs, that the host has put into streams, ever */
+long cucpu_waits(void);      /* of the host, for a stream that had work left, ever */
+void cucpu_set_dry(bool on); /* streams take work, and do not do it: to count launches of large models */
 #ifdef __cplusplus
 }
 #endif

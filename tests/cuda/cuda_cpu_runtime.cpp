@@ -21,6 +21,7 @@ void cucpu_check_free(void *p), cucpu_check_host_write(void *p, size_t n),
 
 struct CUevent_st {
     uint64_t recorded = 0, reached = 0;
+    bool captured = false; /* its latest record is a part of a graph */
 };
 struct work {
     std::shared_ptr<void> closure;
@@ -31,6 +32,8 @@ struct work {
 };
 struct CUgraph_st {
     std::vector<work> steps;
+    cudaStreamCaptureMode mode;
+    bool invalid = false; /* a call was made that a capture does not allow */
 };
 struct CUgraphExec_st {
     std::vector<work> steps;
@@ -48,7 +51,8 @@ std::map<char *, size_t> pinned;
 cudaError_t last_error;
 cudaError_t failure = cudaErrorLaunchFailure;
 size_t memory_used, memory_size = (size_t)8 << 30;
-long calls, failing_call, allocations, devices = 1;
+long calls, failing_call, allocations, launches, waits, devices = 1;
+bool dry;
 uint64_t turn = 0x9E3779B97F4A7C15ull;
 const size_t SHARED_DEFAULT = 48 << 10, SHARED_MOST = 99 << 10;
 
@@ -70,15 +74,13 @@ bool can_run(const CUstream_st *s) {
 void run_head(CUstream_st *s) {
     work w = s->queue.front();
     s->queue.pop_front();
-    if (w.run)
-        w.run(w.closure.get());
-    else if (!w.wait)
-        w.event->reached = w.ticket;
+    if (w.run && !dry) w.run(w.closure.get());
+    if (!w.run && !w.wait) w.event->reached = w.ticket;
 }
 
 /* Streams take turns at random until `s` is empty; NULL: until all are. */
 void drain(CUstream_st *s) {
-    for (;;) {
+    for (bool idle = true;; idle = false) {
         std::vector<CUstream_st *> able;
         bool left = false;
         for (CUstream_st *other : streams) {
@@ -86,6 +88,7 @@ void drain(CUstream_st *s) {
             if (can_run(other)) able.push_back(other);
         }
         if (!left) return;
+        waits += idle;
         if (able.empty()) {
             fprintf(stderr, "cucpu: streams wait for each other\n");
             exit(86);
@@ -99,19 +102,32 @@ CUstream_st *stream_of(cudaStream_t s) {
     return s ? s : &null_stream;
 }
 
-void put(cudaStream_t stream, const work &w) {
+cudaError_t put(cudaStream_t stream, const work &w) {
     CUstream_st *s = stream_of(stream);
+    if (s->capture && s->capture->invalid) return fail(cudaErrorStreamCaptureInvalidated);
     if (s->capture)
         s->capture->steps.push_back(w);
     else
         s->queue.push_back(w);
+    launches += !s->capture && w.run;
+    return cudaSuccess;
 }
 
-bool capturing() {
-    for (CUstream_st *s : streams)
-        if (s->capture) return true;
-    return false;
+cudaError_t invalidate(CUstream_st *s, cudaError_t e) {
+    s->capture->invalid = true;
+    return fail(e);
 }
+
+/* A call that no capture allows: it fails, and so will the capture. */
+cudaError_t forbidden() {
+    cudaError_t e = cudaSuccess;
+    for (CUstream_st *s : streams)
+        if (s->capture && s->capture->mode != cudaStreamCaptureModeRelaxed)
+            e = invalidate(s, cudaErrorStreamCaptureUnsupported);
+    return e;
+}
+#define NOT_CAPTURED \
+    if (forbidden()) return last_error
 
 bool is_pinned(const void *p) {
     auto at = pinned.upper_bound((char *)p);
@@ -142,6 +158,15 @@ long cucpu_calls() {
 bool cucpu_call_fails() {
     return fails();
 }
+void cucpu_set_dry(bool on) {
+    dry = on;
+}
+long cucpu_launches() {
+    return launches;
+}
+long cucpu_waits() {
+    return waits;
+}
 long cucpu_allocations() {
     return allocations;
 }
@@ -157,8 +182,7 @@ size_t cucpu_live_allocations() {
 cudaError_t cucpu_enqueue(cudaStream_t stream, void *closure, void (*run)(void *), void (*destroy)(void *)) {
     work w;
     w.closure = std::shared_ptr<void>(closure, destroy), w.run = run;
-    put(stream, w);
-    return cudaSuccess;
+    return put(stream, w);
 }
 
 cudaError_t cucpu_check_launch(const void *kernel, dim3 g, dim3 b, size_t shared_bytes) {
@@ -187,6 +211,7 @@ const char *cudaGetErrorString(cudaError_t e) {
            : e == cudaErrorLaunchFailure            ? "unspecified launch failure"
            : e == cudaErrorInvalidValue             ? "invalid argument"
            : e == cudaErrorStreamCaptureUnsupported ? "operation not permitted when stream is capturing"
+           : e == cudaErrorStreamCaptureInvalidated ? "operation failed due to a previous error during capture"
                                                     : "another error";
 }
 
@@ -231,7 +256,7 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
 cudaError_t cudaMalloc(void **p, size_t n) {
     CALL;
     *p = nullptr;
-    if (capturing()) return fail(cudaErrorStreamCaptureUnsupported);
+    NOT_CAPTURED;
     if (n > memory_size - memory_used) return fail(cudaErrorMemoryAllocation);
 #ifdef CUCPU_CHECK
     *p = cucpu_check_malloc(n);
@@ -247,6 +272,7 @@ cudaError_t cudaMalloc(void **p, size_t n) {
 cudaError_t cudaFree(void *p) {
     CALL;
     if (!p) return cudaSuccess;
+    NOT_CAPTURED;
     drain(nullptr);
     if (!allocated.count(p)) return fail(cudaErrorInvalidValue);
     memory_used -= allocated[p], allocated.erase(p);
@@ -260,6 +286,7 @@ cudaError_t cudaFree(void *p) {
 
 cudaError_t cudaMallocHost(void **p, size_t n) {
     CALL;
+    NOT_CAPTURED;
     *p = malloc(n ? n : 1);
     if (!*p) return fail(cudaErrorMemoryAllocation);
     memset(*p, 0xff, n);
@@ -269,6 +296,7 @@ cudaError_t cudaMallocHost(void **p, size_t n) {
 
 cudaError_t cudaFreeHost(void *p) {
     CALL;
+    NOT_CAPTURED;
     drain(nullptr);
     pinned.erase((char *)p);
     free(p);
@@ -281,12 +309,12 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind
     CALL;
     CUstream_st *s = stream_of(stream);
     if (kind == cudaMemcpyHostToDevice && !is_pinned(from)) {
-        if (s->capture) return fail(cudaErrorStreamCaptureUnsupported);
+        if (s->capture) return invalidate(s, cudaErrorStreamCaptureUnsupported);
         std::vector<char> bytes((const char *)from, (const char *)from + n);
         return cucpu_submit(stream, [=] { copy_now(to, bytes.data(), n); });
     }
     if (kind == cudaMemcpyDeviceToHost && !is_pinned(to)) {
-        if (s->capture) return fail(cudaErrorStreamCaptureUnsupported);
+        if (s->capture) return invalidate(s, cudaErrorStreamCaptureUnsupported);
         drain(s);
         copy_now(to, from, n);
         return cudaSuccess;
@@ -321,14 +349,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     CALL;
-    if (stream_of(s)->capture) return fail(cudaErrorStreamCaptureUnsupported);
+    if (stream_of(s)->capture) return invalidate(stream_of(s), cudaErrorStreamCaptureUnsupported);
     drain(stream_of(s));
     return cudaSuccess;
 }
 
 cudaError_t cudaDeviceSynchronize() {
     CALL;
-    if (capturing()) return fail(cudaErrorStreamCaptureUnsupported);
+    NOT_CAPTURED;
     drain(nullptr);
     return cudaSuccess;
 }
@@ -348,40 +376,52 @@ cudaError_t cudaEventDestroy(cudaEvent_t e) {
 
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
     CALL;
+    e->captured = stream_of(s)->capture;
+    if (e->captured) return cudaSuccess; /* one stream's order is the graph's */
     work w;
     w.event = e, w.ticket = ++e->recorded;
-    put(s, w);
-    return cudaSuccess;
+    return put(s, w);
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
     CALL;
+    bool inside = stream_of(s)->capture;
+    if (inside && e->captured) return cudaSuccess;
+    if (inside) return invalidate(stream_of(s), cudaErrorStreamCaptureIsolation);
+    if (e->captured) return fail(cudaErrorNotSupported); /* a second stream of one capture */
     work w;
     w.event = e, w.ticket = e->recorded, w.wait = true;
-    put(s, w);
-    return cudaSuccess;
+    return put(s, w);
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     CALL;
+    if (e->captured) return fail(cudaErrorCapturedEvent);
     uint64_t ticket = e->recorded;
     if (e->reached < ticket) drain(nullptr);
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode) {
     CALL;
+    if (!s) return fail(cudaErrorStreamCaptureUnsupported);
+    if (s->capture) return fail(cudaErrorIllegalState);
     s->capture = new CUgraph_st();
+    s->capture->mode = mode;
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) {
-    CALL;
-    *g = s->capture, s->capture = nullptr;
-    return *g ? cudaSuccess : fail(cudaErrorInvalidValue);
+    CUgraph_st *ended = s->capture;
+    bool broken = fails(), good = ended && !ended->invalid && !broken;
+    *g = good ? ended : nullptr, s->capture = nullptr; /* it ends all the same */
+    if (good) return cudaSuccess;
+    cudaError_t e = broken ? failure : ended ? cudaErrorStreamCaptureInvalidated : cudaErrorIllegalState;
+    delete ended;
+    return fail(e);
 }
 
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long) {
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long) {
     CALL;
     *e = new CUgraphExec_st();
     (*e)->steps = g->steps;
@@ -403,7 +443,9 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) {
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
     CALL;
-    for (const work &w : e->steps) put(s, w);
+    if (stream_of(s)->capture) return invalidate(stream_of(s), cudaErrorStreamCaptureUnsupported);
+    stream_of(s)->queue.insert(stream_of(s)->queue.end(), e->steps.begin(), e->steps.end());
+    launches++;
     return cudaSuccess;
 }
 }

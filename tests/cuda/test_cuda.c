@@ -633,6 +633,13 @@ static ga_model *create_there(const ga_config *c, ga_mode mode) {
     return m;
 }
 
+static void randomise_there(ga_model *m) {
+    ga_real *w = normal_reals(m->n_weights, 0.3, &(uint64_t){7});
+    device.copy_in(device.state, m->weights, w, m->n_weights * sizeof *w);
+    device.weights_changed(device.state, m->weights, m->n_weights);
+    free(w);
+}
+
 /* Gives both models the same random weights. */
 static void copy_weights(ga_model *to, ga_model *from) {
     randomise_weights(from, 5);
@@ -763,6 +770,73 @@ static void test_repeatable(void **unused) {
     free(first), free(second);
 }
 
+/* ---- passes that repeat ------------------------------------------------------------------------------------------------ */
+
+enum { REPEATS = 9, ROWS = 14 };
+
+/* Passes of two models after each other, with what changes between passes in all ways: tokens, how many targets count, the
+ * length, the scale, an update, an observer. The gradients after each pass go to `seen`, REPEATS times both models. */
+static ga_real *repeat_passes(const char *variant, size_t *n) {
+    ga_real *seen = NULL; /* (2, REPEATS, n): gradients, then the loss */
+    for (int round = 0; round < 2; round++) {
+        ga_config c = ga_config_default();
+        configure(&c, "vocab_size=19 d_model=12 n_layers=1 n_heads=2 n_kv_heads=1 head_dim=8 max_seq_len=7"),
+            configure(&c, round ? "batch_size=2 d_ff=8" : "batch_size=2 d_ff=12"), configure(&c, variant);
+        ga_model *m = create_there(&c, GA_TRAINING);
+        randomise_there(m);
+        ga_statistics *s = ga_statistics_create(m);
+        ga_observer observer = {.statistics = s};
+        if (!seen) seen = reals(2 * REPEATS * (*n = m->n_weights + 1)); /* the second model is smaller */
+        uint64_t random = 3;
+        ga_model *larger = NULL; /* needs more scratch: a recording must not keep the old one */
+        for (size_t i = 0; i < REPEATS; i++) {
+            int32_t tokens[ROWS], targets[ROWS];
+            ga_error e;
+            double loss = 0, norm;
+            fill_tokens(tokens, ROWS, c.vocab_size, &random), fill_tokens(targets, ROWS, c.vocab_size, &random);
+            for (size_t t = 0; t < i; t++) targets[t] = -1;
+            size_t T = i == 4 ? 5 : 7;
+            double scale = i >= 6 ? 0.5 : 1;
+            expect_ok(ga_forward_backward(m, tokens, targets, 2, T, scale, i == 5 ? &observer : NULL,
+                                          i % 2 ? &loss : NULL, &e),
+                      &e);
+            ga_real *to = seen + ((size_t)round * REPEATS + i) * *n;
+            device.copy_out(device.state, to, m->gradients, m->n_weights * sizeof *to);
+            to[m->n_weights] = (ga_real)loss;
+            if (i == 2) expect_ok(ga_update(m, 1e-2, &norm, &e), &e);
+            if (i != 7 || round > 0) continue;
+            configure(&c, "batch_size=64");
+            larger = create_there(&c, GA_INFERENCE);
+        }
+        ga_destroy(larger);
+        ga_statistics_destroy(s);
+        ga_destroy(m);
+    }
+    return seen;
+}
+
+static void check_repeats(const char *variant, bool half) {
+    ga_real *seen[2];
+    size_t n = 0;
+    for (int recorded = 0; recorded < 2; recorded++) {
+        open_device_with((ga_cuda_settings){.bf16 = half, .plain = !recorded});
+        seen[recorded] = repeat_passes(variant, &n);
+        assert_null(ga_device_cuda_unrecorded(&device));
+        close_device();
+    }
+    for (size_t i = 0; i < 2 * REPEATS; i++)
+        if (memcmp(seen[0] + i * n, seen[1] + i * n, n * sizeof(ga_real)) != 0)
+            fail_msg("%s: pass %zu of model %zu differs when it is recorded", variant, i % REPEATS, i / REPEATS);
+    free(seen[0]), free(seen[1]);
+}
+
+/* The same bits with and without graphs. */
+static void test_training_recorded(void **unused) {
+    (void)unused;
+    check_repeats("", true), check_repeats("n_experts=4 experts_per_token=2", false);
+    check_repeats("n_layers=2 recompute=1 gate_position=G2 tied_embeddings=1", true);
+}
+
 /* ---- memory and failures, on the emulated device ----------------------------------------------------------------------- */
 
 #ifdef GAI_CUDA_CPU
@@ -842,7 +916,7 @@ static void test_too_small(void **unused) {
 static ga_result use_device(ga_error *e) {
     ga_config c = ga_config_default();
     configure(&c, SMALL), configure(&c, "n_layers=1");
-    ga_cuda_settings settings = {0, true, false};
+    ga_cuda_settings settings = {.bf16 = true, .plain = true};
     ga_result result = ga_device_cuda(&device, settings, e);
     if (result != GA_OK) return result;
     ga_model *m = ga_create(&c, &device, GA_TRAINING, e);
@@ -855,6 +929,83 @@ static ga_result use_device(ga_error *e) {
     ga_destroy(m);
     ga_device_cuda_destroy(&device);
     return result;
+}
+
+/* Three passes; the second is captured, and call `fails` since then fails. Its gradients, NULL where the pass fails. */
+static ga_real *capture_with_failure(long fails, long *calls, char *why) {
+    ga_config c = ga_config_default();
+    configure(&c, SMALL), configure(&c, "n_layers=1");
+    open_device(true);
+    ga_model *m = create_there(&c, GA_TRAINING);
+    randomise_there(m);
+    int32_t tokens[19] = {1, 2, 3};
+    double loss;
+    ga_error e;
+    ga_result result = GA_OK;
+    for (int i = 0; i < 3; i++) {
+        cucpu_fail_call(i == 1 ? fails : 0);
+        ga_result here = ga_forward_backward(m, tokens, tokens, 1, 19, 1, NULL, &loss, &e);
+        if (i == 1) result = here, *calls = cucpu_calls();
+    }
+    cucpu_fail_call(0);
+    const char *reason = ga_device_cuda_unrecorded(&device);
+    strcpy(why, reason ? reason : "");
+    ga_real *g = reals(m->n_weights + 1);
+    device.copy_out(device.state, g, m->gradients, m->n_weights * sizeof *g);
+    g[m->n_weights] = (ga_real)loss;
+    if (result != GA_OK) free(g), g = NULL;
+    ga_destroy(m);
+    close_device();
+    return g;
+}
+
+/* Whatever call fails while a pass is captured: it and the next run plainly, with the same bits, and one line says why. */
+static void test_failing_captures(void **unused) {
+    (void)unused;
+    char why[512];
+    long calls, other, heard = 0, plain = 0;
+    ga_real *expected = capture_with_failure(0, &calls, why);
+    assert_string_equal(why, "");
+    for (long n = 1; n <= calls; n += n < 20 || n > calls - 10 ? 1 : 4) {
+        ga_real *g = capture_with_failure(n, &other, why);
+        if (!g) {
+            heard++; /* before the capture or after it */
+            continue;
+        }
+        plain++;
+        if (!strstr(why, "gated_attention_cuda.cuh:")) fail_msg("call %ld: \"%s\"", n, why);
+        assert_memory_equal(g, expected, 100 * sizeof *g);
+        free(g);
+    }
+    assert_true(plain > 20 && heard < 10);
+    free(expected);
+}
+
+/* What a micro-batch of the seed's shape costs the host; the sizes of matrices do not matter for that. */
+static void test_launches(void **unused) {
+    (void)unused;
+    ga_config c = ga_config_default();
+    configure(&c, "vocab_size=64 d_model=64 d_ff=64 head_dim=16 batch_size=1"); /* the rest is that of rtx4060.cfg */
+    int32_t *tokens = (int32_t *)calloc(c.max_seq_len, sizeof *tokens);
+    long launches[2], waits[2];
+    for (int recorded = 0; recorded < 2; recorded++) {
+        open_device_with((ga_cuda_settings){.bf16 = true, .plain = !recorded});
+        cucpu_set_dry(true);
+        ga_model *m = create_there(&c, GA_TRAINING);
+        for (int i = 0; i < 3; i++) {
+            ga_error e;
+            launches[recorded] = cucpu_launches(), waits[recorded] = cucpu_waits();
+            expect_ok(ga_forward_backward(m, tokens, tokens, 1, c.max_seq_len, 1, NULL, NULL, &e), &e);
+        }
+        launches[recorded] = cucpu_launches() - launches[recorded], waits[recorded] = cucpu_waits() - waits[recorded];
+        ga_destroy(m);
+        cucpu_set_dry(false);
+        close_device();
+    }
+    printf("a micro-batch of the seed model: %ld launches; as a graph %ld, waits %ld\n", launches[0], launches[1],
+           waits[1]);
+    assert_true(launches[0] > 200 && launches[1] <= 4 && waits[1] == 0);
+    free(tokens);
 }
 
 /* Each call of CUDA and cuBLAS fails once: the program hears of it, in one line with file and line, and goes on. */
@@ -880,7 +1031,7 @@ static void test_failures(void **unused) {
     }
     cucpu_fail_call(0);
     assert_true(heard > 50);
-    ga_cuda_settings none = {7, true, false};
+    ga_cuda_settings none = {.index = 7};
     assert_int_equal(ga_device_cuda(&device, none, &e), GA_ERR_DEVICE);
     assert_non_null(strstr(e.text, "there are 1"));
     cucpu_set_devices(0);
@@ -910,10 +1061,13 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_training_bf16),
         cmocka_unit_test(test_inference),
         cmocka_unit_test(test_repeatable),
+        cmocka_unit_test(test_training_recorded),
 #ifdef GAI_CUDA_CPU
         cmocka_unit_test(test_no_late_memory),
         cmocka_unit_test(test_too_small),
         cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_failing_captures),
+        cmocka_unit_test(test_launches),
 #endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
