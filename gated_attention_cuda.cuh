@@ -103,6 +103,8 @@ enum {
     GAI_CUDA_BLOCKS = 16,          /* of weights with a packed copy */
     GAI_CUDA_WORKSPACE = 32 << 20, /* bytes of cuBLAS's own memory */
     GAI_CUDA_SHARED = 48 << 10,    /* bytes of shared memory that a block gets without asking */
+    GAI_CUDA_SLOTS = 16,           /* of pinned memory, for copies on their way */
+    GAI_CUDA_SLOT = 512 << 10,     /* bytes of each */
     GAI_CUDA_PASSES = 4,           /* that are known by heart at a time */
     GAI_CUDA_KEY = 64              /* bytes of a pass's key, at most */
 };
@@ -131,6 +133,9 @@ typedef struct {
     cublasHandle_t blas;
     void *workspace; /* of cuBLAS: given, so that its choices, and with them the bits, depend on nothing else */
     gai_cuda_packed packed[GAI_CUDA_BLOCKS];
+    char *slots; /* SLOTS of SLOT bytes of the host's, which the GPU copies from and to by itself */
+    cudaEvent_t through[GAI_CUDA_SLOTS]; /* with its latest copy */
+    unsigned next_slot;
     char *scratch;                  /* for the time of one operator */
     size_t scratch_bytes, reserved; /* reserved: the most that an operator of the models so far needs */
     gai_cuda_pass passes[GAI_CUDA_PASSES], *recording; /* recording: the one whose operators are taken down */
@@ -232,17 +237,51 @@ static void gai_cuda_release(void *state, void *p) {
     gai_cuda_checked(d, cudaFree(p), __FILE__, __LINE__, "cudaFree");
 }
 
+/* The next slot, once the GPU is through with it; NULL after a failure. Slots take turns, so that the host goes on while
+ * its copies wait for the operators before them. */
+static char *gai_cuda_take_slot(gai_cuda *d) {
+    if (!GAI_CUDA(d, cudaEventSynchronize(d->through[d->next_slot]))) return NULL;
+    return d->slots + (size_t)d->next_slot * GAI_CUDA_SLOT;
+}
+
+/* Begins the copy from or to the slot that was taken. */
+static bool gai_cuda_begin_copy(gai_cuda *d, void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    cudaEvent_t through = d->through[d->next_slot];
+    d->next_slot = (d->next_slot + 1) % GAI_CUDA_SLOTS;
+    return GAI_CUDA(d, cudaMemcpyAsync(to, from, bytes, kind, d->stream)) &&
+           GAI_CUDA(d, cudaEventRecord(through, d->stream));
+}
+
 static void gai_cuda_copy_in(void *state, void *to, const void *from_host, size_t bytes) {
     gai_cuda *d = (gai_cuda *)state;
-    if (bytes) (void)GAI_CUDA(d, cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyHostToDevice, d->stream));
+    for (size_t at = 0, n; at < bytes; at += n) {
+        char *slot = gai_cuda_take_slot(d);
+        if (!slot) return;
+        n = gai_cuda_min(GAI_CUDA_SLOT, bytes - at);
+        memcpy(slot, (const char *)from_host + at, n);
+        if (!gai_cuda_begin_copy(d, (char *)to + at, slot, n, cudaMemcpyHostToDevice)) return;
+    }
+}
+
+/* Up to SLOTS pieces are under way while the oldest is handed over. */
+static bool gai_cuda_fetch(gai_cuda *d, char *to_host, const char *from, size_t bytes) {
+    unsigned oldest = d->next_slot;
+    for (size_t begun = 0, here = 0, n; here < bytes; here += n, oldest = (oldest + 1) % GAI_CUDA_SLOTS) {
+        for (; begun < bytes && begun - here < (size_t)GAI_CUDA_SLOTS * GAI_CUDA_SLOT; begun += n) {
+            char *slot = gai_cuda_take_slot(d);
+            n = gai_cuda_min(GAI_CUDA_SLOT, bytes - begun);
+            if (!slot || !gai_cuda_begin_copy(d, slot, from + begun, n, cudaMemcpyDeviceToHost)) return false;
+        }
+        if (!GAI_CUDA(d, cudaEventSynchronize(d->through[oldest]))) return false;
+        n = gai_cuda_min(GAI_CUDA_SLOT, bytes - here);
+        memcpy(to_host + here, d->slots + (size_t)oldest * GAI_CUDA_SLOT, n);
+    }
+    return true;
 }
 
 static void gai_cuda_copy_out(void *state, void *to_host, const void *from, size_t bytes) {
-    gai_cuda *d = (gai_cuda *)state;
-    if (bytes && GAI_CUDA(d, cudaMemcpyAsync(to_host, from, bytes, cudaMemcpyDeviceToHost, d->stream)) &&
-        GAI_CUDA(d, cudaStreamSynchronize(d->stream)))
-        return;
-    memset(to_host, 0xff, bytes); /* NaN: nobody takes it for a result */
+    if (!gai_cuda_fetch((gai_cuda *)state, (char *)to_host, (const char *)from, bytes))
+        memset(to_host, 0xff, bytes); /* NaN: nobody takes it for a result */
 }
 
 static void gai_cuda_wait(void *state) {
@@ -3112,6 +3151,9 @@ static ga_result gai_cuda_open(gai_cuda *d, ga_cuda_settings settings) {
              d->bf16   ? "bfloat16"
              : d->tf32 ? "TF32"
                        : "float32");
+    (void)GAI_CUDA(d, cudaMallocHost((void **)&d->slots, (size_t)GAI_CUDA_SLOTS * GAI_CUDA_SLOT));
+    for (int i = 0; i < GAI_CUDA_SLOTS; i++)
+        (void)GAI_CUDA(d, cudaEventCreateWithFlags(&d->through[i], cudaEventDisableTiming));
     if (GAI_CUDA(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking)) &&
         GAI_CUDA(d, cublasCreate(&d->blas)) && GAI_CUDA(d, cublasSetStream(d->blas, d->stream)) &&
         GAI_CUDA(d, cudaMalloc(&d->workspace, GAI_CUDA_WORKSPACE)) &&
@@ -3125,6 +3167,9 @@ static void gai_cuda_close(gai_cuda *d) {
     if (d->blas) (void)cublasDestroy(d->blas);
     (void)cudaFree(d->workspace);
     (void)cudaFree(d->scratch);
+    (void)cudaFreeHost(d->slots);
+    for (int i = 0; i < GAI_CUDA_SLOTS; i++)
+        if (d->through[i]) (void)cudaEventDestroy(d->through[i]);
     if (d->stream) (void)cudaStreamDestroy(d->stream);
     free(d);
 }

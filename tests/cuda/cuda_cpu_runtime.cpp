@@ -78,13 +78,14 @@ void run_head(CUstream_st *s) {
     if (!w.run && !w.wait) w.event->reached = w.ticket;
 }
 
-/* Streams take turns at random until `s` is empty; NULL: until all are. */
-void drain(CUstream_st *s) {
+/* Streams take turns at random until `s` is empty, NULL: until all are; or until the event is reached. */
+void drain(CUstream_st *s, const CUevent_st *e = nullptr) {
+    uint64_t ticket = e ? e->recorded : 0;
     for (bool idle = true;; idle = false) {
         std::vector<CUstream_st *> able;
-        bool left = false;
+        bool left = e && e->reached < ticket;
         for (CUstream_st *other : streams) {
-            left |= !other->queue.empty() && (!s || other == s);
+            left |= !e && !other->queue.empty() && (!s || other == s);
             if (can_run(other)) able.push_back(other);
         }
         if (!left) return;
@@ -296,6 +297,7 @@ cudaError_t cudaMallocHost(void **p, size_t n) {
 
 cudaError_t cudaFreeHost(void *p) {
     CALL;
+    if (!p) return cudaSuccess;
     NOT_CAPTURED;
     drain(nullptr);
     pinned.erase((char *)p);
@@ -397,8 +399,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     CALL;
     if (e->captured) return fail(cudaErrorCapturedEvent);
-    uint64_t ticket = e->recorded;
-    if (e->reached < ticket) drain(nullptr);
+    drain(nullptr, e);
     return cudaSuccess;
 }
 

@@ -89,6 +89,37 @@ static const char *place(const char *format, ...) {
     return text;
 }
 
+/* ---- copies ----------------------------------------------------------------------------------------------------------- */
+
+/* The host's memory is free to change when copy_in returns, whatever the device has still to do; long copies come back as
+ * they went. */
+static void test_copies(void **unused) {
+    (void)unused;
+    enum { COPIES = 100, EACH = 33 };
+    static int32_t value[EACH], got[COPIES * EACH];
+    open_device(false);
+    int32_t *there = (int32_t *)device.allocate(device.state, sizeof got);
+    for (int i = 0; i < COPIES; i++) {
+        for (int j = 0; j < EACH; j++) value[j] = i * EACH + j;
+        device.copy_in(device.state, there + i * EACH, value, sizeof value);
+    }
+    device.copy_out(device.state, got, there, sizeof got);
+    for (int i = 0; i < COPIES * EACH; i++) assert_int_equal(got[i], i);
+    device.release(device.state, there);
+
+    size_t n = (size_t)(11 << 20) + 3; /* more than all slots hold */
+    unsigned char *bytes = (unsigned char *)malloc(2 * n);
+    assert_non_null(bytes);
+    for (size_t i = 0; i < n; i++) bytes[i] = (unsigned char)(i * 2654435761u >> 13);
+    void *block = device.allocate(device.state, n);
+    device.copy_in(device.state, block, bytes, n);
+    device.copy_out(device.state, bytes + n, block, n);
+    assert_memory_equal(bytes, bytes + n, n);
+    free(bytes);
+    device.release(device.state, block);
+    close_device();
+}
+
 /* ---- operators -------------------------------------------------------------------------------------------------------- */
 
 static void check_rmsnorm(size_t N, size_t C) {
@@ -912,6 +943,8 @@ static void test_too_small(void **unused) {
     cucpu_set_memory((size_t)8 << 30);
 }
 
+static long calls_used; /* of libraries, by use_device, without those that close the device: nobody asks after them */
+
 /* What a program does with a device, up to the first failure. */
 static ga_result use_device(ga_error *e) {
     ga_config c = ga_config_default();
@@ -926,6 +959,7 @@ static ga_result use_device(ga_error *e) {
     if (result == GA_OK) result = ga_forward_backward(m, tokens, tokens, 1, 19, 1, NULL, &loss, e);
     if (result == GA_OK) result = ga_update(m, 1e-3, &norm, e);
     if (result == GA_OK) device.wait(device.state), result = device.status(device.state, e);
+    calls_used = cucpu_calls();
     ga_destroy(m);
     ga_device_cuda_destroy(&device);
     return result;
@@ -977,7 +1011,7 @@ static void test_failing_captures(void **unused) {
         assert_memory_equal(g, expected, 100 * sizeof *g);
         free(g);
     }
-    assert_true(plain > 20 && heard < 10);
+    assert_true(plain > 20 && heard < 20);
     free(expected);
 }
 
@@ -992,6 +1026,7 @@ static void test_launches(void **unused) {
         open_device_with((ga_cuda_settings){.bf16 = true, .plain = !recorded});
         cucpu_set_dry(true);
         ga_model *m = create_there(&c, GA_TRAINING);
+        device.wait(device.state);
         for (int i = 0; i < 3; i++) {
             ga_error e;
             launches[recorded] = cucpu_launches(), waits[recorded] = cucpu_waits();
@@ -1014,16 +1049,12 @@ static void test_failures(void **unused) {
     ga_error e;
     cucpu_fail_call(0);
     expect_ok(use_device(&e), &e);
-    long calls = cucpu_calls(), heard = 0;
-    for (long n = 1; n <= calls; n += n < 40 ? 1 : 5) {
+    long calls = calls_used, heard = 0;
+    for (long n = 1; n <= calls; n += n < 60 ? 1 : 5) {
         cucpu_fail_call(n);
         memset(&e, 0, sizeof e);
         ga_result result = use_device(&e);
-        if (result == GA_OK) {
-            if (n < calls - 12)
-                fail_msg("call %ld of %ld fails, and nobody says so", n, calls); /* closing: nobody asks */
-            continue;
-        }
+        if (result == GA_OK) fail_msg("call %ld of %ld fails, and nobody says so", n, calls);
         heard++;
         bool where =
             strstr(e.text, "gated_attention_cuda.cuh:") && (strstr(e.text, "launch") || strstr(e.text, "initial"));
@@ -1045,28 +1076,18 @@ int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (argc > 2) cmocka_set_skip_filter(argv[2]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rmsnorm),
-        cmocka_unit_test(test_heads),
-        cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_packed_weights),
-        cmocka_unit_test(test_embedding),
-        cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_elementwise),
-        cmocka_unit_test(test_head),
-        cmocka_unit_test(test_optimiser),
-        cmocka_unit_test(test_mixture),
-        cmocka_unit_test(test_switch_and_channels),
-        cmocka_unit_test(test_analysis),
-        cmocka_unit_test(test_training),
-        cmocka_unit_test(test_training_bf16),
-        cmocka_unit_test(test_inference),
-        cmocka_unit_test(test_repeatable),
-        cmocka_unit_test(test_training_recorded),
+        cmocka_unit_test(test_copies),         cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_heads),          cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_packed_weights), cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_gate),           cmocka_unit_test(test_elementwise),
+        cmocka_unit_test(test_head),           cmocka_unit_test(test_optimiser),
+        cmocka_unit_test(test_mixture),        cmocka_unit_test(test_switch_and_channels),
+        cmocka_unit_test(test_analysis),       cmocka_unit_test(test_training),
+        cmocka_unit_test(test_training_bf16),  cmocka_unit_test(test_inference),
+        cmocka_unit_test(test_repeatable),     cmocka_unit_test(test_training_recorded),
 #ifdef GAI_CUDA_CPU
-        cmocka_unit_test(test_no_late_memory),
-        cmocka_unit_test(test_too_small),
-        cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_failing_captures),
+        cmocka_unit_test(test_no_late_memory), cmocka_unit_test(test_too_small),
+        cmocka_unit_test(test_failures),       cmocka_unit_test(test_failing_captures),
         cmocka_unit_test(test_launches),
 #endif
     };
