@@ -6,6 +6,8 @@
  *     if (data_map_get(&words, "the", 3, &value)) use(value);
  *     data_map_free(&words);
  *
+ * Each table has a seed of its own, so that nobody can write a file whose keys all meet in one place.
+ *
  * The file that defines DATA_IMPLEMENTATION holds the code.
  */
 #ifndef DATA_HASH_H
@@ -29,6 +31,7 @@ typedef struct {
     size_t capacity, count, room;
     char *keys; /* all keys, one behind the other */
     size_t keys_size, keys_room;
+    uint64_t seed;
 } data_map;
 
 bool data_map_get(const data_map *m, const char *key, size_t n, uint64_t *value);
@@ -43,6 +46,7 @@ typedef struct {
     uint64_t *keys; /* UINT64_MAX: free */
     uint32_t *values;
     size_t capacity, count;
+    uint64_t seed;
 } data_pairs;
 
 static inline uint64_t data_pair(int32_t a, int32_t b) {
@@ -60,6 +64,7 @@ void data_pairs_free(data_pairs *p);
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static uint64_t datai_hash_word(uint64_t hash, uint64_t word) {
     hash = (hash ^ word) * 0x9E3779B97F4A7C15u;
@@ -77,6 +82,13 @@ uint64_t data_hash(const void *bytes, size_t n, uint64_t seed) {
     word = 0;
     memcpy(&word, p, n);
     return datai_hash_word(hash, word);
+}
+
+/* The nanosecond and the address of a table when it is first needed. */
+static uint64_t datai_hash_seed(const void *table) {
+    struct timespec now = {0};
+    timespec_get(&now, TIME_UTC);
+    return datai_hash_word((uint64_t)(uintptr_t)table, (uint64_t)now.tv_nsec);
 }
 
 /* The slot of a key, or the free one where it belongs. */
@@ -98,6 +110,7 @@ static bool datai_map_grow(data_map *m) {
         free(slots);
         return false;
     }
+    if (!m->capacity) m->seed = datai_hash_seed(entries);
     for (size_t i = 0; i < m->count; i++) {
         size_t slot = entries[i].hash & (capacity - 1);
         while (slots[slot]) slot = (slot + 1) & (capacity - 1);
@@ -125,7 +138,7 @@ static bool datai_map_keep_key(data_map *m, const char *key, size_t n) {
 
 bool data_map_get(const data_map *m, const char *key, size_t n, uint64_t *value) {
     if (m->count == 0) return false;
-    size_t slot = datai_map_slot(m, key, n, data_hash(key, n, 0));
+    size_t slot = datai_map_slot(m, key, n, data_hash(key, n, m->seed));
     if (!m->slots[slot]) return false;
     *value = m->entries[m->slots[slot] - 1].value;
     return true;
@@ -133,7 +146,7 @@ bool data_map_get(const data_map *m, const char *key, size_t n, uint64_t *value)
 
 uint64_t *data_map_at(data_map *m, const char *key, size_t n) {
     if (m->count == m->room && !datai_map_grow(m)) return NULL;
-    uint64_t hash = data_hash(key, n, 0);
+    uint64_t hash = data_hash(key, n, m->seed);
     size_t slot = datai_map_slot(m, key, n, hash);
     if (!m->slots[slot]) {
         if (!datai_map_keep_key(m, key, n)) return NULL;
@@ -162,13 +175,13 @@ void data_map_free(data_map *m) {
 }
 
 static size_t datai_pairs_slot(const data_pairs *p, uint64_t key) {
-    size_t mask = p->capacity - 1, slot = datai_hash_word(0, key) & mask;
+    size_t mask = p->capacity - 1, slot = datai_hash_word(p->seed, key) & mask;
     while (p->keys[slot] != UINT64_MAX && p->keys[slot] != key) slot = (slot + 1) & mask;
     return slot;
 }
 
 static bool datai_pairs_grow(data_pairs *p) {
-    data_pairs larger = {.capacity = p->capacity ? 2 * p->capacity : 256, .count = p->count};
+    data_pairs larger = {.capacity = p->capacity ? 2 * p->capacity : 256, .count = p->count, .seed = p->seed};
     larger.keys = malloc(larger.capacity * sizeof *larger.keys);
     larger.values = malloc(larger.capacity * sizeof *larger.values);
     if (!larger.keys || !larger.values) {
@@ -176,6 +189,7 @@ static bool datai_pairs_grow(data_pairs *p) {
         return false;
     }
     memset(larger.keys, 0xFF, larger.capacity * sizeof *larger.keys);
+    if (!p->capacity) larger.seed = datai_hash_seed(larger.keys);
     for (size_t i = 0; i < p->capacity; i++) {
         if (p->keys[i] == UINT64_MAX) continue;
         size_t slot = datai_pairs_slot(&larger, p->keys[i]);

@@ -28,8 +28,8 @@
  *
  * The file is hostile until it is read: every index is checked, memory is a small multiple of the file's size.
  *
- * Characters that Unicode gained later than a library's tables are to it unassigned; so for marks that are younger than
- * Unicode 9 the `tokenizers` library's NFC differs, and for letters of Unicode 15 and 16 an older PCRE2's words.
+ * A character that Unicode gained later than a library's tables is to it unassigned. \p{L}, \p{N} and NFC are those of the
+ * `tokenizers` library all the same (unicode.h).
  *
  * Regular expressions need PCRE2 (DATA_PCRE2 is defined, -lpcre2-8), NFC needs utf8proc (DATA_UTF8PROC, -lutf8proc); a
  * program built without them says so when it is to open a tokenizer. The file that defines DATA_IMPLEMENTATION holds the code; it also implements gated_attention.h.
@@ -106,6 +106,7 @@ ga_result data_tokenizer_words(data_tokenizer *t, const char *text, size_t part,
 #endif
 
 #include "hash.h"
+#include "unicode.h"
 
 enum {
     DATAI_MAX_FILE = 1 << 28,  /* bytes of a tokenizer.json */
@@ -207,32 +208,42 @@ static void datai_regex_free(datai_regex *r) {
     pcre2_code_free(r->code);
 }
 
-/* \s and \S as White_Space (PCRE2 adds U+180E). A \S inside a class stays as it is. `out` has room for 128 bytes for each
- * byte of the pattern. */
-static void datai_regex_spaces(char *out, const char *pattern) {
+/* A pattern as the `tokenizers` library understands it, an stb_ds array: \s is White_Space (PCRE2 adds U+180E), and letters
+ * and numbers are those of Unicode 16. A negated escape inside a class stays as it is. */
+static char *datai_regex_text(const char *pattern) {
+    static const char *const classes[][3] = {{"\\s", "\\S", DATAI_SPACE},
+                                             {"\\p{L}", "\\P{L}", "\\p{L}" DATA_LATE_LETTERS},
+                                             {"\\p{N}", "\\P{N}", "\\p{N}" DATA_LATE_NUMBERS}};
+    enum { CLASSES = sizeof classes / sizeof classes[0] };
+    char *out = NULL;
     bool in_class = false;
-    *out = '\0';
-    for (const char *p = pattern; *p; p++) {
-        bool escape = *p == '\\' && p[1];
-        if (escape && p[1] == 's')
-            out += sprintf(out, in_class ? "%s" : "[%s]", DATAI_SPACE);
-        else if (escape && p[1] == 'S' && !in_class)
-            out += sprintf(out, "[^%s]", DATAI_SPACE);
-        else
-            out += sprintf(out, escape ? "%.2s" : "%.1s", p);
-        if (!escape && *p == '[') in_class = true;
-        if (!escape && *p == ']') in_class = false;
-        p += escape;
+    for (const char *p = pattern; *p;) {
+        size_t n = *p == '\\' && p[1] ? 2 : 1, i, negated;
+        if (*p == '[') in_class = true;
+        if (*p == ']') in_class = false;
+        for (i = 0; i < 2 * CLASSES; i++)
+            if (strncmp(p, classes[i / 2][i % 2], strlen(classes[i / 2][i % 2])) == 0) break;
+        negated = i % 2;
+        if (i == 2 * CLASSES || (negated && in_class)) {
+            datai_append_bytes(&out, p, n);
+            p += n;
+            continue;
+        }
+        const char *ranges = classes[i / 2][2];
+        if (!in_class) datai_append_bytes(&out, "[^", 1 + negated);
+        datai_append_bytes(&out, ranges, strlen(ranges));
+        if (!in_class) datai_append_bytes(&out, "]", 1);
+        p += strlen(classes[i / 2][negated]);
     }
+    arrput(out, '\0');
+    return out;
 }
 
 static ga_result datai_regex_open(datai_regex *r, const char *path, const char *pattern, ga_error *e) {
     enum { LONGEST = 4096, SMALL_STACK = 1 << 15, LARGE_STACK = 1 << 26 };
     size_t length = strlen(pattern);
     if (length > LONGEST) return gai_fail(e, GA_ERR_FORMAT, "%s: a pattern of more than %d bytes", path, (int)LONGEST);
-    char *text = (char *)malloc(128 * (length + 1));
-    if (!text) return gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
-    datai_regex_spaces(text, pattern);
+    char *text = datai_regex_text(pattern);
     int problem = 0;
     PCRE2_SIZE offset = 0;
     pcre2_compile_context *compile = pcre2_compile_context_create(NULL);
@@ -243,7 +254,7 @@ static ga_result datai_regex_open(datai_regex *r, const char *path, const char *
                                 compile);
     }
     pcre2_compile_context_free(compile);
-    free(text);
+    arrfree(text);
     if (!r->code) {
         PCRE2_UCHAR why[128] = "";
         pcre2_get_error_message(problem, why, sizeof why);
@@ -313,7 +324,8 @@ static bool datai_is_plain(const uint8_t *plain, uint32_t code) {
 }
 
 /* Not plain is what has a combining class, what NFC replaces, and what is the last part of a composed character. Plain is
- * U+11A7, which stands before the first trailing jamo: utf8proc would take it for one. */
+ * U+11A7, which stands before the first trailing jamo: utf8proc would take it for one; and what the `tokenizers` library
+ * does not know yet. */
 static ga_result datai_nfc_open(uint8_t **plain, const char *path, ga_error *e) {
     *plain = (uint8_t *)malloc(DATAI_CODES / 8);
     if (!*plain) return gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
@@ -333,6 +345,9 @@ static ga_result datai_nfc_open(uint8_t **plain, const char *path, ga_error *e) 
         utf8proc_ssize_t composed = utf8proc_normalize_utf32(parts, n, DATAI_NFC);
         if (composed != 1 || parts[0] != code) (*plain)[code >> 3] &= (uint8_t) ~(1 << (code & 7));
     }
+    static const uint32_t late[][2] = {DATA_LATE_MARKS};
+    for (size_t i = 0; i < sizeof late / sizeof late[0]; i++)
+        for (uint32_t code = late[i][0]; code <= late[i][1]; code++) (*plain)[code >> 3] |= (uint8_t)(1 << (code & 7));
     return GA_OK;
 }
 
@@ -350,8 +365,9 @@ static bool datai_order_marks(utf8proc_int32_t *codes, size_t n) {
     return true;
 }
 
-/* NFC of the characters [first, end), appended to the stb_ds array *out: decomposed, ordered, composed. */
-static ga_result datai_nfc_stretch(const char *first, const char *end, char **out, ga_error *e) {
+/* NFC of the characters [first, end), appended to the stb_ds array *out: decomposed, ordered, composed. Only the first is
+ * plain; a mark that is plain stays where it is. */
+static ga_result datai_nfc_stretch(const uint8_t *plain, const char *first, const char *end, char **out, ga_error *e) {
     utf8proc_int32_t *codes = NULL;
     size_t ordered = 0;
     bool good = true;
@@ -359,7 +375,12 @@ static ga_result datai_nfc_stretch(const char *first, const char *end, char **ou
         uint32_t code;
         utf8proc_int32_t parts[32];
         int boundary = 0;
-        p += datai_utf8_next((const unsigned char *)p, (const unsigned char *)end, &code);
+        int length = datai_utf8_next((const unsigned char *)p, (const unsigned char *)end, &code);
+        p += length;
+        if (datai_is_plain(plain, code) && utf8proc_get_property((utf8proc_int32_t)code)->combining_class) {
+            datai_append_bytes(out, p - length, (size_t)length);
+            continue;
+        }
         utf8proc_ssize_t n = utf8proc_decompose_char((utf8proc_int32_t)code, parts, 32, DATAI_NFC, &boundary);
         for (utf8proc_ssize_t i = 0; i < n && i < 32; i++) arrput(codes, parts[i]);
     }
@@ -400,7 +421,7 @@ static ga_result datai_nfc(const uint8_t *plain, const char *text, size_t n, cha
             if (datai_is_plain(plain, code)) break;
         }
         datai_append_bytes(out, done, (size_t)(starter - done));
-        ga_result result = datai_nfc_stretch(starter, p, out, e);
+        ga_result result = datai_nfc_stretch(plain, starter, p, out, e);
         if (result) return result;
         done = starter = p;
     }
@@ -472,6 +493,7 @@ struct data_tokenizer {
     bool nfc;
     uint8_t *plain;
     datai_added *added; /* stb_ds array */
+    data_map of_added;  /* content -> id */
     datai_trie raw, normalized;
     bool has_single_word;
     datai_regex word_character; /* \w of single_word */
@@ -873,9 +895,9 @@ bool data_tokenizer_special(const data_tokenizer *t, int32_t token) {
 
 int32_t data_tokenizer_find(const data_tokenizer *t, const char *content) {
     uint64_t id;
-    for (size_t i = 0; i < arrlenu(t->added); i++)
-        if (strcmp(t->added[i].content, content) == 0) return t->added[i].id;
-    return data_map_get(&t->vocabulary, content, strlen(content), &id) ? (int32_t)id : -1;
+    size_t n = strlen(content);
+    bool found = data_map_get(&t->of_added, content, n, &id) || data_map_get(&t->vocabulary, content, n, &id);
+    return found ? (int32_t)id : -1;
 }
 
 int32_t data_tokenizer_separator(const data_tokenizer *t) {
@@ -1229,7 +1251,10 @@ static ga_result datai_read_added(data_tokenizer *t, gai_json value, size_t entr
     if (!in_vocabulary) result = datai_add_bytes(t, t->path, a.content, a.id, value.e);
     if (result) return result;
     t->tokens[a.id].special = a.special;
-    a.content = strdup(a.content);
+    size_t n = strlen(a.content);
+    bool named =
+        data_map_get(&t->of_added, a.content, n, &known) || data_map_put(&t->of_added, a.content, n, (uint64_t)a.id);
+    a.content = named ? strdup(a.content) : NULL;
     if (!a.content) return gai_fail(value.e, GA_ERR_MEMORY, "%s: out of memory", t->path);
     arrput(t->added, a);
     return GA_OK;
@@ -1407,6 +1432,7 @@ void data_tokenizer_close(data_tokenizer *t) {
     arrfree(t->added);
     arrfree(t->bytes);
     arrfree(t->tokens);
+    data_map_free(&t->of_added);
     data_map_free(&t->vocabulary);
     data_pairs_free(&t->merges);
     arrfree(t->merged);

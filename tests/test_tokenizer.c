@@ -415,6 +415,24 @@ static void test_damaged(void **state) {
     arrfree(good);
 }
 
+/* Keys that meet in one table are apart in the next. */
+static void test_table_seeds(void **state) {
+    (void)state;
+    data_map maps[2] = {{0}};
+    data_pairs pairs[2] = {{0}};
+    for (int i = 0; i < 2; i++) {
+        assert_true(data_map_put(&maps[i], "gate", 4, 1));
+        for (uint32_t k = 0; k < 1000; k++) assert_true(data_pairs_put(&pairs[i], k, k));
+        for (uint32_t k = 0; k < 1000; k++) assert_int_equal(data_pairs_get(&pairs[i], k, 7000), k);
+    }
+    assert_true(maps[0].seed != maps[1].seed && maps[0].entries[0].hash != maps[1].entries[0].hash);
+    assert_true(pairs[0].seed != pairs[1].seed);
+    for (int i = 0; i < 2; i++) {
+        data_map_free(&maps[i]);
+        data_pairs_free(&pairs[i]);
+    }
+}
+
 /* A pattern that needs too long is given up. */
 static void test_slow_pattern(void **state) {
     (void)state;
@@ -637,15 +655,25 @@ static void test_stream(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_encode_qwen),   cmocka_unit_test(test_encode_chat),
-        cmocka_unit_test(test_encode_gpt2),   cmocka_unit_test(test_encode_llama),
-        cmocka_unit_test(test_encode_digits), cmocka_unit_test(test_encode_removed),
-        cmocka_unit_test(test_encode_runs),   cmocka_unit_test(test_questions),
-        cmocka_unit_test(test_parts),         cmocka_unit_test(test_long),
-        cmocka_unit_test(test_many_words),    cmocka_unit_test(test_hostile),
-        cmocka_unit_test(test_damaged),       cmocka_unit_test(test_slow_pattern),
-        cmocka_unit_test(test_vocabulary),    cmocka_unit_test(test_vocabulary_exhausted),
-        cmocka_unit_test(test_kept_tokens),   cmocka_unit_test(test_documents),
+        cmocka_unit_test(test_encode_qwen),
+        cmocka_unit_test(test_encode_chat),
+        cmocka_unit_test(test_encode_gpt2),
+        cmocka_unit_test(test_encode_llama),
+        cmocka_unit_test(test_encode_digits),
+        cmocka_unit_test(test_encode_removed),
+        cmocka_unit_test(test_encode_runs),
+        cmocka_unit_test(test_questions),
+        cmocka_unit_test(test_parts),
+        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_many_words),
+        cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_table_seeds),
+        cmocka_unit_test(test_slow_pattern),
+        cmocka_unit_test(test_vocabulary),
+        cmocka_unit_test(test_vocabulary_exhausted),
+        cmocka_unit_test(test_kept_tokens),
+        cmocka_unit_test(test_documents),
         cmocka_unit_test(test_stream),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);

@@ -5,8 +5,7 @@
 
 text.txt is what the vocabularies are learned from, and with `qwen.json` the expectation for our own trainer. cases.json
 has the texts (hexadecimal, since some are no UTF-8), and for each tokenizer and text the ids without and with special
-tokens, and the bytes that they stand for. Marks younger than Unicode 9 and letters younger than 14 are left out: there
-the tables of the libraries differ.
+tokens, and the bytes that they stand for.
 """
 
 import json
@@ -88,6 +87,12 @@ BROKEN = {
     "latin-1": "naïve façade".encode("latin-1"),
     "cut by a mark": b"e\xcc\x81\xcc",
 }
+# Where libraries' tables of Unicode differ (data/unicode.h): letters and numbers of 15 and 16, marks younger than 9.
+LATE = {
+    "late letters": "a\U00010d4ab\U00010d65 \U0001e030! x\U000323af\U0002ebf0\u1c89 \U00016d40's \ua7cb\U0001e5f0\n",
+    "late numbers": "1\U00011f502 \U0001d2c0 a\U00011bf9 \U00016130\U0001e4f0\U0001e5f1x",
+    "late marks": "e\u1ac1\u0323 e\u0301\u1abf\u0323\u0301 \u08ca\u0334 \U00011935\U00011930\u0323 a\U0001e08f\u0334 \u09fe",
+}
 
 
 def random_texts():
@@ -101,7 +106,7 @@ def random_texts():
 def all_texts():
     texts = {name: text.encode() for name, text in {**HARD, **random_texts()}.items()}
     texts["bytes"] = bytes(random.Random(2).randrange(256) for _ in range(120))
-    return list({**texts, **BROKEN}.values())
+    return list({**texts, **BROKEN}.values()), [text.encode() for text in LATE.values()]
 
 
 def byte_level(**settings):
@@ -154,7 +159,7 @@ def make_tokenizers(text):
     ids = [(token, llama.token_to_id(token)) for token in ("<|im_start|>", "<|im_end|>")]
     template = processors.TemplateProcessing(single="<|im_start|> $A <|im_end|>", special_tokens=ids)
     llama.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
-    digits = learned(text, [pre_tokenizers.Digits(individual_digits=True), byte_level(add_prefix_space=True, use_regex=True)])
+    digits = learned(text, [pre_tokenizers.Digits(individual_digits=True), split(r"\P{L}\S\P{N}"), byte_level(add_prefix_space=True, use_regex=True)])
     removed = learned(text, [split(r"\s+", "removed"), split(r"\p{L}+|\p{N}", "removed", True), byte_level()])
     runs = learned(text, [pre_tokenizers.Digits(), pre_tokenizers.Split("a.", "isolated"), split("x*"), byte_level()])
     made = {"qwen": qwen, "chat": chat, "gpt2": gpt2, "llama": llama, "digits": digits, "removed": removed, "runs": runs}
@@ -206,10 +211,11 @@ def compact(value):
 
 
 def main():
-    texts = all_texts()
+    texts, late = all_texts()
     plain = [t.decode() for t in texts if t.decode(errors="replace").encode() == t and b"<|endoftext|>" not in t]
     text = PROSE + "\n".join(plain)
     files = make_tokenizers(text)
+    texts += late
     cases = {"texts": [t.hex() for t in texts], **make_cases(files, texts)}
     out = {f"{name}.json": compact(file) for name, file in files.items()}
     out |= {"text.txt": text, "cases.json": compact(cases).replace('],"', '],\n"').replace("},{", "},\n{") + "\n"}
