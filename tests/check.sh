@@ -1,16 +1,13 @@
 #!/bin/sh
 # Formatting, warnings of two compilers in two languages, static analysis.    tests/check.sh SOURCE ...
 set -u
-cd "$(dirname "$0")/.."
-passed=0 failed=0
-step() {
+cd "$(dirname "$0")/.." || exit 1
+. tests/testing.sh
+step() { # NAME COMMAND...: as check, but what was found is shown line by line
     name=$1
     shift
-    if "$@" >build/log/check.log 2>&1; then echo "ok $name" && passed=$((passed + 1)); else
-        echo "FAIL $name" && failed=$((failed + 1)) && head -n 30 build/log/check.log
-    fi
+    if "$@" >"$work/found" 2>&1; then ok "$name"; else bad "$name" && grep -E 'error|warning|FAIL|SC[0-9]' "$work/found" | head -n 30; fi
 }
-mkdir -p build/log
 step "formatting" clang-format --dry-run -Werror "$@"
 step "header: gcc, g++, clang, clang++" sh tests/test_header.sh
 tidy='-checks=-*,clang-analyzer-*,bugprone-*,-bugprone-easily-swappable-parameters,-bugprone-narrowing-conversions,-bugprone-macro-parentheses,-bugprone-implicit-widening-of-multiplication-result,-bugprone-reserved-identifier,-clang-analyzer-security.insecureAPI.*,-bugprone-assignment-in-if-condition,-bugprone-suspicious-string-compare'
@@ -21,5 +18,4 @@ for source in train.c analyze.c data/vocabulary.c; do
         --suppress=missingIncludeSystem --suppress=duplicateAssignExpression --suppress=invalidFunctionArg "$source"
 done
 step "no fast-math" sh -c '! grep -nE -- "-ffast-math|-Ofast" Makefile tests/*.sh | grep -v check.sh'
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

@@ -1,25 +1,24 @@
 #!/bin/sh
 # The tests under the address, undefined-behaviour and thread sanitizers.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
+. tests/testing.sh
 out=build/sanitize
 mkdir -p "$out"
-passed=0 failed=0
 text="$(make -s print-TEXT) $(make -s print-TEXT_LIBS)"
-ok() { echo "ok $1" && passed=$((passed + 1)); }
-bad() { echo "FAIL $1" && failed=$((failed + 1)) && grep -m 5 -E 'ERROR|WARNING|runtime error|FAILED|error:' "$2"; }
 
-# name, compiler, flags, test programs...; the runs' environment comes from the caller
-check() {
+# clean NAME COMPILER FLAGS TEST...: the test programs, built so, find nothing; the runs' environment comes from the caller
+clean() {
     name=$1 compiler=$2 flags=$3
     shift 3
-    for test in "$@"; do
+    for test; do
         log=$out/$name-$test.log
+        # shellcheck disable=SC2086 # lists of flags
         if $compiler -std=c11 -g -O1 -march=native $flags -I. -Itests "tests/test_$test.c" -o "$out/$name-$test" \
-            -lcmocka -lpthread $text -lm >"$log" 2>&1 && "$out/$name-$test" >>"$log" 2>&1; then
-            ok "$name $test"
+            -lcmocka -lpthread $text -lm >"$log" 2>&1; then
+            cmocka "$name $test" "$out/$name-$test"
         else
-            bad "$name $test" "$log"
+            bad "$name $test does not build" "$(grep -m 3 error: "$log")"
         fi
     done
 }
@@ -29,18 +28,17 @@ export OMP_NUM_THREADS=2
 omp=
 printf '#include <omp.h>\nint main(void){return omp_get_max_threads()<1;}\n' |
     gcc -fopenmp -x c - -o "$out/omp" 2>/dev/null && omp=-fopenmp
-check address gcc "-fsanitize=address,undefined -fno-sanitize-recover=all $omp" operators fixtures model checkpoint ranks data \
+clean address gcc "-fsanitize=address,undefined -fno-sanitize-recover=all $omp" operators fixtures model checkpoint ranks data \
     tokenizer
 # Two models in two threads, without OpenMP, whose own barriers gcc's thread sanitizer cannot see ...
-check thread gcc "-fsanitize=thread" model ranks
+clean thread gcc "-fsanitize=thread" model ranks
 # ... and with OpenMP where clang's runtime brings the tool that shows them to the sanitizer.
 archer=$(ls /usr/lib/llvm-*/lib/libarcher.so 2>/dev/null | tail -n 1)
 if [ -n "$archer" ] && command -v clang >/dev/null 2>&1; then
     OMP_TOOL_LIBRARIES=$archer TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1"
     export OMP_TOOL_LIBRARIES TSAN_OPTIONS
-    check openmp clang "-fsanitize=thread -fopenmp" fixtures operators
+    clean openmp clang "-fsanitize=thread -fopenmp" fixtures operators
 else
-    echo "skipped: OpenMP under the thread sanitizer (needs clang, libomp and its libarcher)"
+    skip "OpenMP under the thread sanitizer (clang, libomp and its libarcher are not here)"
 fi
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

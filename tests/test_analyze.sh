@@ -4,35 +4,22 @@
 # ANALYZE and TRAIN name the programs (default ./analyze and ./train). Figures are held against one another where they
 # come from different code: summary.json against the trainer's metrics, the maps against F-Attn, bins against shares.
 set -u
-root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$(dirname "$0")/.." || exit 1
+. tests/testing.sh
 analyze=${ANALYZE:-$root/analyze}
 train=${TRAIN:-$root/train}
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-passed=0
-failed=0
+dir=$work
 
-ok() { echo "ok    $1"; passed=$((passed + 1)); }
-bad() { echo "FAIL  $1"; failed=$((failed + 1)); }
-check() { # NAME COMMAND...: the command succeeds
-    local name=$1
-    shift
-    if "$@" > "$dir/check.log" 2>&1; then ok "$name"; else bad "$name"; sed 's/^/      /' "$dir/check.log" | head -5; fi
-}
 close() { # NAME A B RELATIVE: the numbers agree; fails on what is no number
     if awk -v a="$2" -v b="$3" -v r="$4" 'BEGIN { number = "^-?[0-9.]+(e[-+]?[0-9]+)?$"
         if (a !~ number || b !~ number) exit 1
         d = a - b; if (d < 0) d = -d; m = b < 0 ? -b : b; exit !(d <= r * m + 1e-12) }'; then ok "$1"
     else bad "$1: $2 is not $3"; fi
 }
-fails() { # NAME CODE TEXT ARGUMENT...: analyze ends with this code and one line on stderr that holds the text
-    local name=$1 code=$2 text=$3 got
+fails() { # NAME CODE PATTERN ARGUMENT...
+    local name=$1 code=$2 pattern=$3
     shift 3
-    "$analyze" "$@" > "$dir/out" 2> "$dir/err"
-    got=$?
-    if [ $got -eq "$code" ] && [ "$(wc -l < "$dir/err")" -eq 1 ] && grep -q "^analyze: " "$dir/err" && grep -qF -- "$text" "$dir/err"
-    then ok "$name"
-    else bad "$name: exit code $got, $(head -c 300 "$dir/err")"; fi
+    refuses "$name" "$code" "^analyze: .*$pattern" "$analyze" "$@"
 }
 # number FILE MODEL KEY: of summary.json, which has a key on each line; arrays and text as they stand
 number() {
@@ -49,7 +36,7 @@ metric() { grep '"val_loss"' "$1" | tail -1 | sed "s/.*\"$2\":\([^,}]*\).*/\1/";
 mean() { tr -d '[]' <<< "$1" | awk -F, '{ for (i = 1; i <= NF; i++) s += $i; printf "%.9g", s / NF }'; }
 
 for program in "$analyze" "$train"; do
-    [ -x "$program" ] || { bad "$program is not there: make builds it"; echo "$passed passed, $failed failed"; exit 1; }
+    [ -x "$program" ] || { bad "$program is not there: make builds it" && finish; }
 done
 
 # ---- two models ------------------------------------------------------------------------------------------------------
@@ -89,7 +76,7 @@ gated='ga <t>&ed'
 check "the table names both models" grep -q "^ga <t>&ed .*G1 elementwise sigmoid" table
 check "the table says which checkpoint" grep -q "^baseline: runs/baseline/best" table
 check "the table has the paper's Table 4" grep -q "0.116" table
-if command -v python3 > /dev/null; then
+if has python3 "summary.json and report.html as a whole"; then
     check "summary.json is JSON with the contract's keys" python3 - << 'END'
 import json, math
 s = json.load(open("rep/summary.json"))
@@ -128,7 +115,7 @@ urls = set(re.findall(r"https?://[^\s'\"<)]+", text)) - {"http://www.w3.org/2000
 assert not urls, urls
 assert "<t>" not in text and "ga &lt;t&gt;&amp;ed" in text
 END
-    if command -v gnuplot > /dev/null; then
+    if has gnuplot "the figures"; then
         check "the figures are XML" python3 -c 'import glob, xml.dom.minidom as x
 for f in glob.glob("rep/figures/*.svg"): x.parse(f)'
     fi
@@ -148,7 +135,7 @@ done
 
 numbers --models baseline:runs/baseline "$gated:runs/gated" --data gen:backcopy,vocab=64 --num_samples 9 --interventions --output changed
 check "interventions run" test $? -eq 0
-if command -v python3 > /dev/null; then
+if has python3 "the details of summary.json"; then
     check "summary.json: details agree with one another and with their CSV" python3 - << 'END'
 import csv, json, math
 plain, changed = (json.load(open(f"{d}/summary.json")) for d in ("rep", "changed"))
@@ -311,7 +298,7 @@ close "the loss of answers only is theirs" "$(length answers/summary.json c 24 l
 close "in the comparison too" "$(number answers/summary.json c loss)" "$(length answers/summary.json c 24 loss)" 1e-6
 numbers --models c:runs/cwe/last --num_samples 6 --output cwe
 close "and as the trainer measured it" "$(number cwe/summary.json c loss)" "$(metric runs/cwe/metrics.jsonl val_loss)" 1e-6
-if command -v gnuplot > /dev/null; then
+if has gnuplot "the figure of lengths"; then
     check "figure and section of the report" sh -c "grep -q 'lengths-gnuplot_canvas' answers/report.html && grep -q 'By length' answers/report.html"
 fi
 check "the table has the lengths" grep -Eq "^c +100 +40 +[0-9.]+ % +[0-9.]+ % .* RoPE extrapolated\$" out2
@@ -343,7 +330,7 @@ check "their CSV has the prompt's length" test "$(wc -l < prompt/figures/map_g_l
 fails "a layer that is not there" 2 "0 to 4, with commas" --models g:runs/gated --prompt '64 9' --maps --layers 1,5
 fails "--layers without --prompt" 2 "--layers goes with --prompt" --models g:runs/gated --layers 1
 check "maps of two models, of given layers" "$analyze" --models b:runs/baseline g:runs/gated --prompt '64 9 1 9 33' --maps --layers 0,2,4 --output two
-if command -v gnuplot > /dev/null; then
+if has gnuplot "figures of a prompt's maps"; then
     check "a figure of all models" grep -q 'g, layer 4' two/figures/prompt_maps_all.svg
     check "as PNG too" sh -c 'head -c 4 two/figures/prompt_maps_all.png | grep -q PNG && head -c 4 two/figures/prompt_maps_b.png | grep -q PNG'
     check "their labels" grep -q '>T1</text>' prompt/figures/prompt_maps_g.svg
@@ -440,8 +427,9 @@ fails "a checkpoint that is cut short" 1 "a: " --models a:file --data gen:backco
 if [ -w /dev/full ]; then
     mkdir -p full && ln -s /dev/full full/summary.json
     fails "a full disk" 1 "cannot be written: No space left" --models $b --num_samples 1 --output full
+else
+    skip "a full disk (no /dev/full is here)"
 fi
 check "--help" "$analyze" --help
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

@@ -3,22 +3,15 @@
 # tests/reference/make_evaluation.py made with the harness itself; then files that are no questions. And --domains against
 # the loss of a comparison.
 set -u
-root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$(dirname "$0")/.." || exit 1
+. tests/testing.sh
 analyze=${ANALYZE:-$root/analyze}
 fixture=$root/tests/fixtures/evaluation
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-passed=0
-failed=0
-ok() { echo "ok    $1"; passed=$((passed + 1)); }
-bad() { echo "FAIL  $1"; failed=$((failed + 1)); }
-fails() { # NAME CODE TEXT ARGUMENT...: analyze ends with this code and one line on stderr that holds the text
-    local name=$1 code=$2 text=$3 got
+dir=$work
+fails() { # NAME CODE PATTERN ARGUMENT...
+    local name=$1 code=$2 pattern=$3
     shift 3
-    "$analyze" --models "m:$fixture" --output "$dir/out" "$@" > "$dir/stdout" 2> "$dir/stderr"
-    got=$?
-    if [ $got -eq "$code" ] && [ "$(wc -l < "$dir/stderr")" -eq 1 ] && grep -qF -- "$text" "$dir/stderr"; then ok "$name"
-    else bad "$name: exit code $got, $(head -c 300 "$dir/stderr")"; fi
+    refuses "$name" "$code" "^analyze: .*$pattern" "$analyze" --models "m:$fixture" --output "$dir/out" "$@"
 }
 
 while read -r form shots length; do
@@ -132,5 +125,4 @@ done
 fails "a domain that is a generator" 2 'it takes files' --domains gen:backcopy
 fails "a domain that is not there" 1 'none.txt' --domains "$dir/none.txt"
 
-echo "$passed passed, $failed failed"
-[ $failed -eq 0 ]
+finish

@@ -3,12 +3,11 @@
 # (Operator by operator: test_x86.c; AMX without the hardware: test_amx.c.)
 set -u
 cd "$(dirname "$0")/.." || exit 1
-mkdir -p build/log
-passed=0 failed=0
+. tests/testing.sh
 for isa in c avx2 avx512 avx512bf16 amx; do
     export GA_ISA=$isa
     if ! ./train configs/quick.cfg --dry-run >/dev/null 2>&1; then
-        echo "skipped: $isa, which this processor does not have"
+        skip "$isa (this processor does not have it)"
         continue
     fi
     for test in build/test_fixtures build/test_analysis tests/test_train.sh tests/test_analyze.sh; do
@@ -20,5 +19,4 @@ for isa in c avx2 avx512 avx512bf16 amx; do
         fi
     done
 done
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

@@ -4,14 +4,10 @@
 # build/report/ (phone.png, desk.png, dark.png, paper.pdf) to be looked at. Without Chromium that part is skipped.
 set -u
 cd "$(dirname "$0")/.." || exit 1
-export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+. tests/testing.sh
 out=build/report
 rm -rf "$out"
 mkdir -p "$out"
-passed=0 failed=0
-ok() { echo "ok    $1"; passed=$((passed + 1)); }
-bad() { echo "FAIL  $1"; failed=$((failed + 1)); }
-finish() { echo "$passed passed, $failed failed"; [ "$failed" -eq 0 ]; exit; }
 
 # ---- a report with every section: deep, gated in three ways, a mixture, a sink logit -----------------------------------
 
@@ -34,15 +30,15 @@ END
 if ./analyze --models $models --num_samples 4 --interventions --lengths 16,32 --output "$out/rep" > "$out/analyze.log" 2>&1 &&
     [ -s "$out/rep/report.html" ]; then ok "the report is written"; else bad "analyze: $(tail -n 1 "$out/analyze.log")" && finish; fi
 
-if ! command -v gnuplot > /dev/null; then echo "skipped: the figures: no gnuplot" && finish; fi
+has gnuplot "the figures, and the report in a browser" || finish
 for script in "$out"/rep/figures/*.gp; do
-    [ -s "${script%.gp}.svg" ] || bad "$(basename "$script") drew nothing"
+    if [ -s "${script%.gp}.svg" ]; then ok "$(basename "$script")"; else bad "$(basename "$script") drew nothing"; fi
 done
 browser=
 for name in chromium chromium-browser google-chrome chrome; do
     command -v $name > /dev/null && browser=$name && break
 done
-if [ -z "$browser" ]; then echo "skipped: the report in a browser: no Chromium" && finish; fi
+if [ -z "$browser" ]; then skip "the report in a browser (no Chromium is here)" && finish; fi
 
 # ---- in a browser ------------------------------------------------------------------------------------------------------
 
@@ -81,6 +77,8 @@ frame.onload = () => {
         if (!s.querySelector("h2, h3")) lines.push("unnamed section " + s.id);
     const sections = [...d.querySelectorAll("section[id]")].map(s => s.id);
     lines.push("sections " + sections.join(" "));
+    const colours = w.getComputedStyle(d.body);
+    lines.push("colours " + colours.backgroundColor + " " + colours.color);
     document.getElementById("seen").textContent = lines.join("\n");
     d.querySelectorAll("details").forEach(e => e.open = false);
     frame.style.height = d.documentElement.scrollHeight + "px";
@@ -92,10 +90,11 @@ browse() { timeout 120 "$browser" --headless=new --no-sandbox --disable-gpu --hi
     --enable-logging=stderr --user-data-dir="$PWD/$out/profile" "$@"; }
 page() { echo "file://$PWD/$out/$1"; }
 
-look() { # NAME WIDTH HEIGHT LETTERS: no figure's letters are smaller than LETTERS pixels
+look() { # NAME WIDTH HEIGHT LETTERS [OPTION]: no figure's letters are smaller than LETTERS pixels
     local name=$1 width=$2 height=$3 letters=$4 n problems
+    shift 4
     frame "$width" "$height" > "$out/$name.html"
-    browse --window-size=$((width + 20)),"$height" --virtual-time-budget=20000 --dump-dom "$(page "$name.html")" \
+    browse "$@" --window-size=$((width + 20)),"$height" --virtual-time-budget=20000 --dump-dom "$(page "$name.html")" \
         > "$out/$name.dom" 2> "$out/$name.log"
     sed -n '/<pre id="seen">/,/<\/pre>/p' "$out/$name.dom" | sed 's/<pre id="seen">//; s/<\/pre>.*//' > "$out/$name.txt"
     n=$(sed -n 's/^figures //p' "$out/$name.txt")
@@ -112,19 +111,23 @@ look() { # NAME WIDTH HEIGHT LETTERS: no figure's letters are smaller than LETTE
     if [ "$(sed -n 's/^width //p' "$out/$name.txt")" = "$width" ]; then ok "$name: nothing sticks out"
     else bad "$name: the page is $(sed -n 's/^width //p' "$out/$name.txt") wide, not $width"; fi
     if grep -q "CONSOLE" "$out/$name.log"; then bad "$name: $(grep -m 1 CONSOLE "$out/$name.log")"; else ok "$name: no console message"; fi
-    browse --window-size=$((width < 500 ? 500 : width)),16000 --screenshot="$PWD/$out/$name.png" "$(page "$name.html")" > /dev/null 2>&1
+    browse "$@" --window-size=$((width < 500 ? 500 : width)),16000 --screenshot="$PWD/$out/$name.png" "$(page "$name.html")" > /dev/null 2>&1
     [ -s "$out/$name.png" ] && ok "$name: screenshot" || bad "$name: no screenshot"
 }
+# brightness NAME: of the page and of its letters, 0 to 255
+brightness() { sed -n 's/^colours //p' "$out/$1.txt" | awk -F'[^0-9]+' 'NF == 8 { print int(($2 + $3 + $4) / 3), int(($5 + $6 + $7) / 3) }'; }
+
 look phone 390 20000 8
 look desk 1200 20000 10
 
 for id in maps f-attn heads places entropy drain histograms gate magnitude sparsity m-act carriers rank interventions lengths \
     training depth paper method; do
-    grep -q "^sections .*\\b$id\\b" "$out/desk.txt" || bad "section $id is missing"
+    if grep -qE "^sections (.* )?$id( |\$)" "$out/desk.txt"; then ok "section $id"; else bad "section $id is missing"; fi
 done
-browse --blink-settings=preferredColorScheme=0 --window-size=1200,3000 \
-    --screenshot="$PWD/$out/dark.png" "$(page rep/report.html)" > /dev/null 2>&1
+look dark 1200 20000 10 --blink-settings=preferredColorScheme=0
+check "by day dark letters on a bright page" awk 'END { exit !($1 > 200 && $2 < 100) }' <<< "$(brightness desk)"
+check "by night bright letters on a dark page" awk 'END { exit !($1 < 60 && $2 > 180) }' <<< "$(brightness dark)"
 browse --no-pdf-header-footer --print-to-pdf="$PWD/$out/paper.pdf" "$(page rep/report.html)" > /dev/null 2>&1
-if [ -s "$out/paper.pdf" ] && [ "$(grep -ac '/Type */Page\b' "$out/paper.pdf")" -ge 5 ]; then ok "on paper"; else bad "on paper"; fi
+if [ -s "$out/paper.pdf" ] && [ "$(grep -aEc '/Type */Page($|[^s])' "$out/paper.pdf")" -ge 5 ]; then ok "on paper"; else bad "on paper"; fi
 rm -rf "$out/profile"
 finish

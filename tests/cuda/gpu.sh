@@ -1,33 +1,24 @@
 #!/bin/sh
 # make test-cuda: the companion on the GPU that is here, against plain C; then with compute-sanitizer.
 set -u
-cd "$(dirname "$0")/../.."
-passed=0 failed=0
-ok() { echo "ok $1" && passed=$((passed + 1)); }
-bad() { echo "FAIL $1" && failed=$((failed + 1)); }
+cd "$(dirname "$0")/../.." || exit 1
+. tests/testing.sh
 if ! nvidia-smi -L 2>/dev/null; then
     echo "no NVIDIA GPU here; make test runs the same tests on the CPU"
     exit 1
 fi
-mkdir -p build/log
-for test in cuda sdpa; do
-    log=build/log/gpu-$test.log
-    if build/cuda/${test}_gpu >$log 2>&1; then ok "$test: $(grep -c '^\[       OK \]' $log) tests"; else bad "$test" && tail -n 5 $log; fi
-done
-if sh tests/cuda/resume.sh ./train; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+for test in cuda sdpa; do cmocka "$test on the GPU" build/cuda/${test}_gpu; done
+check "a run goes from the CPU to the GPU and back" sh tests/cuda/resume.sh ./train
 if command -v compute-sanitizer >/dev/null 2>&1; then
     for tool in memcheck racecheck initcheck synccheck; do
         for test in cuda sdpa; do
             log=build/log/gpu-$test-$tool.log
-            if compute-sanitizer --tool $tool --error-exitcode 9 build/cuda/${test}_gpu 'test_*' 'test_training*' >$log 2>&1; then
-                ok "$test under $tool"
-            else
-                bad "$test under $tool" && grep -m 3 '=========' $log
-            fi
+            compute-sanitizer --tool $tool --error-exitcode 9 build/cuda/${test}_gpu 'test_*' 'test_training*' >$log 2>&1
+            tally $log $?
+            if [ "$f" -eq 0 ]; then ok "$test under $tool: $p tests"; else bad "$test under $tool" "$(grep -m 3 '=========' $log)"; fi
         done
     done
 else
-    echo "skipped: compute-sanitizer is not here (it comes with the CUDA toolkit)"
+    skip "compute-sanitizer (it comes with the CUDA toolkit)"
 fi
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

@@ -5,19 +5,15 @@
 #     tests/cuda/static.sh [ARCHITECTURE...]    75 80 86 89 90 100 120
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/testing.sh
 nvcc=$(make -s print-NVCC)
 if [ -z "$nvcc" ]; then
-    echo "0 passed, 0 failed (skipped: nvcc is not here)"
-    exit 0
+    skip "the machine code (nvcc is not here)"
+    finish
 fi
 for tools in .venv/lib/python3*/site-packages/nvidia/*/bin; do
     [ -x "$tools/cuobjdump" ] && PATH=$(realpath "$tools"):$PATH
 done
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-passed=0 failed=0
-ok() { echo "ok   $1" && passed=$((passed + 1)); }
-bad() { echo "FAIL $1" && failed=$((failed + 1)); }
 
 compile() {
     "$nvcc" -std=c++17 -O3 -gencode "arch=compute_$1,code=sm_$1" -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror \
@@ -66,7 +62,7 @@ examine() {
 }
 
 command -v cuobjdump > "$work/where" && command -v nvdisasm >> "$work/where" && has_tools=1 || has_tools=0
-[ "$has_tools" = 1 ] || echo "skipped: the machine code (cuobjdump and nvdisasm are not here)"
+[ "$has_tools" = 1 ] || skip "the machine code (cuobjdump and nvdisasm are not here)"
 [ $# -gt 0 ] || set -- 75 80 86 89 90 100 120
 for arch; do compile "$arch" & done
 wait
@@ -74,12 +70,11 @@ for arch; do
     if [ -f "$work/$arch.cubin" ]; then
         ok "sm_$arch compiles, no warnings, no spills"
     else
-        bad "sm_$arch" && grep -E 'error|warning' "$work/$arch.log" | head -n 5
+        bad "sm_$arch" "$(grep -E 'error|warning' "$work/$arch.log" | head -n 5)"
         continue
     fi
     [ "$has_tools" = 1 ] || continue
     missing=$(examine "$arch") || missing="cuobjdump failed"
     if [ -z "$missing" ]; then ok "sm_$arch machine code"; else bad "sm_$arch machine code: $missing"; fi
 done
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish

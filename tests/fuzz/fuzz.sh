@@ -6,21 +6,22 @@
 # runs of a minute or more which share of the lines of the functions that it reached.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+. tests/testing.sh
 seconds=${1:-60}
 [ $# -eq 0 ] || shift
 out=build/fuzz
 mkdir -p "$out"
-memory=/tmp # files that change a thousand times a second
-[ ! -w /dev/shm ] || memory=/dev/shm
-FUZZ_DIRECTORY=$(mktemp -d "$memory/fuzz.XXXXXX") || exit 1
+FUZZ_DIRECTORY=$work # files that change a thousand times a second
+if [ -w /dev/shm ]; then
+    FUZZ_DIRECTORY=$(mktemp -d /dev/shm/fuzz.XXXXXX) || exit 1
+    trap 'rm -rf "$work" "$FUZZ_DIRECTORY"' EXIT
+fi
 export FUZZ_DIRECTORY
-trap 'rm -rf "$FUZZ_DIRECTORY"' EXIT
 compiler=${FUZZ_CC:-clang}
 if ! printf 'int LLVMFuzzerTestOneInput(const char*d,unsigned long n){return n>9&&d[9]==1;}\n' |
     $compiler -fsanitize=fuzzer,address,undefined -x c - -o "$out/try" 2> /dev/null; then
-    echo "skipped: $compiler has no libFuzzer (Debian: clang and libclang-rt-dev)"
-    echo "0 passed, 0 failed (skipped)"
-    exit 0
+    skip "fuzzing ($compiler has no libFuzzer; Debian: clang and libclang-rt-dev)"
+    finish
 fi
 
 flags=${FUZZ_FLAGS-$(make -s print-TEXT 2> /dev/null)} libs=${FUZZ_LIBS-$(make -s print-TEXT_LIBS 2> /dev/null)}
@@ -43,29 +44,24 @@ coverage() {
 }
 
 if ! build "$out/fuzz" "-fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all" > "$out/build.log" 2>&1; then
-    echo "FAIL tests/fuzz/fuzz.c: $(grep -m 1 error "$out/build.log")"
-    echo "0 passed, 1 failed"
-    exit 1
+    bad "tests/fuzz/fuzz.c" "$(grep -m 1 error "$out/build.log")"
+    finish
 fi
 [ $# -gt 0 ] || set -- $(ls tests/fuzz/fuzz_*.c | sed 's|.*/fuzz_\(.*\)\.c|\1|')
-passed=0 failed=0
 for target; do
     mkdir -p "$out/corpus/$target"
     dictionary=tests/fuzz/json.dict
     [ ! -e "tests/fuzz/$target.dict" ] || dictionary=tests/fuzz/$target.dict
     log=$out/$target.log
-    if FUZZ_TARGET=$target "$out/fuzz" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=8192 \
+    FUZZ_TARGET=$target "$out/fuzz" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=8192 \
         -dict="$dictionary" -artifact_prefix="$out/$target-" -print_final_stats=1 "$out/corpus/$target" \
-        "tests/fuzz/seeds/$target" > "$log" 2>&1; then
-        passed=$((passed + 1)) result=ok
-    else
-        failed=$((failed + 1)) result=FAIL
-    fi
+        "tests/fuzz/seeds/$target" > "$log" 2>&1
+    status=$?
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log" | tail -n 1)
     edges=$(grep -o 'cov: [0-9]* ft: [0-9]* corp: [0-9]*' "$log" | tail -n 1)
-    echo "$result   $target: ${runs:-0} runs, ${edges:-no coverage}"
-    [ "$result" = ok ] || grep -m 3 -E 'error:|ERROR|fuzz_.*:[0-9]+:' "$log"
+    if [ $status -eq 0 ] && [ "${runs:-0}" -gt 0 ]; then ok "$target: $runs runs, ${edges:-no coverage}"; else
+        bad "$target: ${runs:-0} runs" "$(grep -m 3 -E 'error:|ERROR|fuzz_.*:[0-9]+:' "$log")"
+    fi
     [ "$seconds" -lt 60 ] || coverage "$target"
 done
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+finish
