@@ -63,7 +63,6 @@
 
 static void free_analysis(analysis *a) {
     report *r = &a->report;
-    device_close(&a->device);
     for (size_t i = 0; i < arrlenu(r->models); i++) {
         report_model *m = &r->models[i];
         ga_statistics_destroy(m->statistics);
@@ -77,6 +76,7 @@ static void free_analysis(analysis *a) {
         free_lengths(m);
     }
     arrfree(r->models);
+    device_close(&a->device); /* after the statistics */
     arrfree(r->figures);
     free(r->labels);
     data_close(a->stream);

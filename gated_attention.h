@@ -303,6 +303,13 @@ typedef struct {
     double count, sum, below_1e_2, below_1e_3;
 } ga_magnitude_sums;
 
+/* The largest absolute value, and what carries it. */
+typedef struct {
+    double value;
+    size_t position, dimension;
+    int32_t token; /* -1: nothing was seen */
+} ga_peak;
+
 typedef struct {
     double learning_rate, beta1, beta2, eps, weight_decay, gradient_scale;
     uint64_t step; /* from 1, for the bias correction */
@@ -415,17 +422,27 @@ typedef struct {
       (p, g, m, v, n, a))                                                                                              \
     X(sum_of_squares, (double *sum, const ga_real *x, size_t n), (sum, x, n))                                          \
     X(max_abs, (double *max, const ga_real *x, size_t n), (max, x, n))                                                 \
+    X(accumulate,                                                                                                      \
+      (double *sums, size_t g_stride, size_t i_stride, const ga_real *x, size_t R, size_t G, size_t I),                \
+      (sums, g_stride, i_stride, x, R, G, I))                                                                          \
     X(sdpa_column,                                                                                                     \
       (ga_real *p, const ga_real *q, const ga_real *k, const ga_real *lse, size_t j, ga_shape n),                      \
       (p, q, k, lse, j, n))                                                                                            \
     X(sdpa_statistics,                                                                                                 \
       (ga_real *received, ga_real *entropy, const ga_real *q, const ga_real *k, const ga_real *lse, ga_shape n),       \
       (received, entropy, q, k, lse, n))                                                                               \
+    X(sdpa_sink, (double *shares, const ga_real *sink, const ga_real *lse, size_t B, size_t HQ, size_t T),             \
+      (shares, sink, lse, B, HQ, T))                                                                                   \
+    X(route_counts, (double *rows, const int32_t *offsets, size_t E), (rows, offsets, E))                               \
     X(magnitude_statistics,                                                                                            \
       (ga_magnitude_sums *sums, const ga_real *x, size_t x_stride, size_t N, size_t W, double factor),                 \
       (sums, x, x_stride, N, W, factor))                                                                               \
     X(max_abs_rows, (ga_real *max, ga_real *at, const ga_real *x, size_t N, size_t C), (max, at, x, N, C))             \
-    X(max_abs_columns, (ga_real *max, const ga_real *x, size_t N, size_t C), (max, x, N, C))                           \
+    X(max_abs_columns, (double *max, const ga_real *x, size_t N, size_t C), (max, x, N, C))                            \
+    X(keep_peaks,                                                                                                      \
+      (double *max_at, ga_peak *peak, const ga_real *max, const ga_real *at, const int32_t *tokens, size_t N,          \
+       size_t T),                                                                                                      \
+      (max_at, peak, max, at, tokens, N, T))                                                                           \
     X(row_norms, (ga_real *norms, const ga_real *x, size_t N, size_t D), (norms, x, N, D))                             \
     X(head_moments, (double *moments, const ga_real *x, size_t N, size_t H, size_t D), (moments, x, N, H, D))         \
     X(scale_rows, (ga_real *x, size_t x_stride, size_t N, size_t W, ga_real factor), (x, x_stride, N, W, factor))      \
@@ -752,20 +769,16 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
 
 /* ---- analysis ----------------------------------------------------------------------------------------------------- */
 
-typedef struct ga_details ga_details;
+typedef struct ga_sums ga_sums;
 
-/* Sums over all windows seen, by layer; the functions below turn them into the paper's figures. */
+/* Sums over all windows seen, by layer; the functions below turn them into the paper's figures. They grow where the model
+ * computes, and come to the host when a figure is asked for. */
 typedef struct {
     size_t L, HQ, E;
-    bool has_gate, has_sink;
-    size_t gate_heads;   /* heads with scores of their own: 1 when they share them, and at G5 */
-    double rows;         /* query positions seen, B * T each pass */
-    double *attention;   /* (L, HQ) sum over rows of the attention probability on position 0 */
-    double *sink;        /* (L, HQ) the same of the sink logit's share */
-    double *max_abs;     /* (L) max |x| of the residual stream after each layer */
-    ga_gate_sums *gate;  /* (L, gate_heads) */
-    ga_details *details; /* or NULL: what only ga_statistics_create_detailed collects */
-    double *expert_rows; /* (L, E) positions sent to each expert */
+    bool has_gate, has_sink, has_details;
+    size_t gate_heads; /* heads with scores of their own: 1 when they share them, and at G5 */
+    double rows;       /* query positions seen, B * T each pass */
+    ga_sums *sums;
 } ga_statistics;
 
 /* A head-averaged (head = GA_ALL) or single attention map of one layer, summed over windows of equal length T. */
@@ -782,7 +795,7 @@ struct ga_observer {
     size_t n_maps;
 };
 
-/* F-Attn, M-Act and the gate scores: cheap enough to be shown while training. */
+/* F-Attn, M-Act and the gate scores: cheap enough to be shown while training. To be destroyed before the model's device. */
 GA_API ga_statistics *ga_statistics_create(const ga_model *m);
 /* These and all that stands under "details" below: another product of queries and keys, and some passes over Y, the values
  * and the residual stream, in each layer; no T x T matrix. NULL: no memory. */
@@ -807,7 +820,9 @@ GA_API double ga_gate_min(const ga_statistics *s, size_t layer);
 GA_API double ga_gate_max(const ga_statistics *s, size_t layer);
 GA_API double ga_gate_below(const ga_statistics *s, size_t layer, double bound); /* bound 0.1 or 0.5, else NaN */
 GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double shares[GA_BINS]); /* Fig. 3; sums to 1 */
-/* Of a mixture of experts, else NaN: rows of an expert over the mean; the largest of them; the share without a row. */
+/* Of a mixture of experts, else NaN: positions sent to an expert, and over the mean; the largest of these; the share of the
+ * experts without a position. */
+GA_API double ga_expert_rows(const ga_statistics *s, size_t layer, size_t expert);
 GA_API double ga_expert_load(const ga_statistics *s, size_t layer, size_t expert);
 GA_API double ga_expert_max_load(const ga_statistics *s, size_t layer);
 GA_API double ga_expert_dead(const ga_statistics *s, size_t layer);
@@ -832,13 +847,6 @@ GA_API double ga_output_below(const ga_statistics *s, ga_stage stage, size_t lay
 
 /* A.4, Fig. 6. What a block adds to the residual stream, after gate, clip and sandwich norm, and the stream after it. */
 typedef enum { GA_ATTENTION_OUTPUT, GA_ATTENTION_RESIDUAL, GA_FFN_OUTPUT, GA_FFN_RESIDUAL, GA_STREAMS } ga_stream;
-
-/* The largest absolute value, and what carries it. */
-typedef struct {
-    double value;
-    size_t position, dimension;
-    int32_t token; /* -1: nothing was seen */
-} ga_peak;
 
 GA_API ga_peak ga_activation_peak(const ga_statistics *s, ga_stream stream, size_t layer);
 GA_API double ga_activation_max(const ga_statistics *s, ga_stream stream, size_t layer); /* GA_ALL: mean over layers */
@@ -2672,7 +2680,14 @@ GA_API void ga_sum_of_squares(double *sum, const ga_real *x, size_t n) {
 
 /* ==== 4.2, 4.3: operators of the analysis ========================================================================== */
 
-/* *max = max |x_i|, NaN if any x_i is; n values */
+/* What the operators below sum up lies on the device, in double, and grows from pass to pass. */
+
+/* Whether x takes the place of the largest value so far; NaN, once there, stays. */
+GAI_INLINE bool gai_exceeds(double x, double top) {
+    return !(x <= top) && top == top;
+}
+
+/* *max becomes the larger of itself and max |x_i|, NaN if any x_i is; n values */
 GA_API void ga_max_abs(double *max, const ga_real *x, size_t n) {
     ga_real top = 0;
     bool nan = false;
@@ -2681,7 +2696,30 @@ GA_API void ga_max_abs(double *max, const ga_real *x, size_t n) {
         top = a > top ? a : top;
         nan |= x[i] != x[i];
     }
-    *max = nan ? (double)NAN : (double)top;
+    double found = nan ? (double)NAN : (double)top;
+    if (gai_exceeds(found, *max)) *max = found;
+}
+
+/* Sums over what is alike: sums[g g_stride + i i_stride] += sum_r x_rgi;   x (R, G, I). A stride of 0 sums over that index
+ * as well. */
+GA_API void ga_accumulate(double *sums, size_t g_stride, size_t i_stride, const ga_real *x, size_t R, size_t G,
+                          size_t I) {
+    for (size_t r = 0; r < R; r++)
+        for (size_t g = 0; g < G; g++)
+            for (size_t i = 0; i < I; i++) sums[g * g_stride + i * i_stride] += (double)x[(r * G + g) * I + i];
+}
+
+/* shares_h += sum_bi exp(s_h - lse_bhi), which the softmax gives to the sink logit s_h;   lse (B, HQ, T) */
+GA_API void ga_sdpa_sink(double *shares, const ga_real *sink, const ga_real *lse, size_t B, size_t HQ, size_t T) {
+    for (size_t i = 0; i < B * HQ * T; i++) {
+        size_t h = i / T % HQ;
+        shares[h] += exp((double)sink[h] - (double)lse[i]);
+    }
+}
+
+/* rows_e += the rows of expert e, by the offsets of ga_route_rows */
+GA_API void ga_route_counts(double *rows, const int32_t *offsets, size_t E) {
+    for (size_t e = 0; e < E; e++) rows[e] += (double)(offsets[e + 1] - offsets[e]);
 }
 
 /* One column of the attention matrix, P_ij for key j, from what SDPA keeps: no T x T matrix is made. j = 0 is the first
@@ -2704,25 +2742,30 @@ GA_API void ga_sdpa_column(ga_real *p, const ga_real *q, const ga_real *k, const
     }
 }
 
-/* Adds the gate scores of N rows to *sums: each score once, a headwise one not D times, a shared one not H times.
- * s, s_stride as in ga_gate_forward. */
+/* Heads with scores of their own; those that heads share are one head's. */
+GAI_FN size_t gai_score_heads(ga_gate g) {
+    return g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H;
+}
+
+/* Adds the gate scores of N rows to `sums` of each head that has its own: each score once, a headwise one not D times, a
+ * shared one not H times. s, s_stride as in ga_gate_forward. */
 GA_API void ga_gate_statistics(ga_gate_sums *sums, const ga_real *s, size_t s_stride, size_t N, ga_gate g) {
-    size_t heads = g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H;
-    size_t values = gai_gate_elementwise(g) ? g.D : 1;
+    size_t heads = gai_score_heads(g), values = gai_gate_elementwise(g) ? g.D : 1;
     for (size_t n = 0; n < N; n++)
         for (size_t h = 0; h < heads; h++)
             for (size_t d0 = 0; d0 < values; d0 += GAI_GATE_CHUNK) {
                 ga_real score[GAI_GATE_CHUNK];
+                ga_gate_sums *of = sums + h;
                 size_t count = gai_min(GAI_GATE_CHUNK, values - d0);
                 gai_gate_scores(score, s + n * s_stride, g, h, d0, count);
                 for (size_t d = 0; d < count; d++) {
                     double x = (double)score[d], bin = floor(x * GA_BINS);
-                    if (sums->count == 0) sums->min = sums->max = x;
-                    sums->count += 1, sums->sum += x, sums->sum_of_squares += x * x;
-                    if (x < sums->min) sums->min = x;
-                    if (x > sums->max) sums->max = x;
-                    sums->below_01 += x < 0.1, sums->below_05 += x < 0.5;
-                    sums->bins[bin > 0 ? bin < GA_BINS - 1 ? (size_t)bin : GA_BINS - 1 : 0] += 1;
+                    if (of->count == 0) of->min = of->max = x;
+                    of->count += 1, of->sum += x, of->sum_of_squares += x * x;
+                    if (x < of->min) of->min = x;
+                    if (x > of->max) of->max = x;
+                    of->below_01 += x < 0.1, of->below_05 += x < 0.5;
+                    of->bins[bin > 0 ? bin < GA_BINS - 1 ? (size_t)bin : GA_BINS - 1 : 0] += 1;
                 }
             }
 }
@@ -2812,15 +2855,32 @@ GA_API void ga_max_abs_rows(ga_real *max, ga_real *at, const ga_real *x, size_t 
     }
 }
 
-/* max_c = max_n |x_nc|, NaN if any is;   max (C) out,  x (N, C) */
-GA_API void ga_max_abs_columns(ga_real *max, const ga_real *x, size_t N, size_t C) {
-    enum { CHUNKS = 16 };
+/* max_c becomes the larger of itself and max_n |x_nc|, NaN if any is;   max (C),  x (N, C) */
+GA_API void ga_max_abs_columns(double *max, const ga_real *x, size_t N, size_t C) {
+    enum { CHUNK = 64 };
     GAI_PARALLEL_FOR
-    for (size_t chunk = 0; chunk < CHUNKS; chunk++) {
-        size_t begin = C * chunk / CHUNKS, end = C * (chunk + 1) / CHUNKS;
-        for (size_t c = begin; c < end; c++) max[c] = 0;
+    for (size_t chunk = 0; chunk < gai_ceil_div(C, CHUNK); chunk++) {
+        ga_real top[CHUNK] = {0};
+        size_t begin = chunk * CHUNK, columns = gai_min(CHUNK, C - begin);
         for (size_t n = 0; n < N; n++)
-            for (size_t c = begin; c < end; c++) max[c] = gai_max_abs(max[c], x[n * C + c]);
+            for (size_t c = 0; c < columns; c++) top[c] = gai_max_abs(top[c], x[n * C + begin + c]);
+        for (size_t c = 0; c < columns; c++)
+            if (gai_exceeds((double)top[c], max[begin + c])) max[begin + c] = (double)top[c];
+    }
+}
+
+/* What ga_max_abs_rows has found in N rows, T of a sequence: max_at_t becomes the larger of itself and max_n of the rows at
+ * position t; *peak the largest of all, the first of equal ones, with its row's token.
+ *
+ *     max_at (T);   max, at, tokens (N)
+ */
+GA_API void ga_keep_peaks(double *max_at, ga_peak *peak, const ga_real *max, const ga_real *at, const int32_t *tokens,
+                          size_t N, size_t T) {
+    for (size_t n = 0; n < N; n++) {
+        double top = (double)max[n];
+        if (gai_exceeds(top, max_at[n % T])) max_at[n % T] = top;
+        if (peak->token >= 0 && !gai_exceeds(top, peak->value)) continue;
+        peak->value = top, peak->position = n % T, peak->dimension = (size_t)at[n], peak->token = tokens[n];
     }
 }
 
@@ -2833,19 +2893,24 @@ GA_API void ga_row_norms(ga_real *norms, const ga_real *x, size_t N, size_t D) {
 /* The second moment of each head, from which the rank of its output follows (Eq. 6). In double: singular values are roots
  * of its eigenvalues, and rounding in float would fill up what an output lacks.
  *
- *     moments_h = sum_n x_nh x_nh^T        moments (H, D, D)  out, on the device;   x (N, H, D)
+ *     moments_h += sum_n x_nh x_nh^T       moments (H, D, D);   x (N, H, D)
  */
 GA_API void ga_head_moments(double *moments, const ga_real *x, size_t N, size_t H, size_t D) {
+    enum { ROWS = 8 }; /* of a moment at one time: they stay in the cache */
     GAI_PARALLEL_TASKS
-    for (size_t h = 0; h < H; h++) {
-        double *moment = moments + h * D * D;
-        memset(moment, 0, D * D * sizeof *moment);
-        for (size_t n = 0; n < N; n++) {
-            const ga_real *xh = x + (n * H + h) * D;
-            for (size_t i = 0; i < D; i++)
-                for (size_t j = 0; j < D; j++) moment[i * D + j] += (double)xh[i] * (double)xh[j];
+    for (size_t h = 0; h < H; h++)
+        for (size_t i0 = 0; i0 < D; i0 += ROWS) {
+            double part[ROWS][GA_MAX_HEAD_DIM];
+            size_t rows = gai_min(ROWS, D - i0);
+            for (size_t i = 0; i < rows; i++) memset(part[i], 0, D * sizeof(double));
+            for (size_t n = 0; n < N; n++) {
+                const ga_real *xh = x + (n * H + h) * D;
+                for (size_t i = 0; i < rows; i++)
+                    for (size_t j = 0; j < D; j++) part[i][j] += (double)xh[i0 + i] * (double)xh[j];
+            }
+            for (size_t i = 0; i < rows; i++)
+                for (size_t j = 0; j < D; j++) moments[(h * D + i0 + i) * D + j] += part[i][j];
         }
-    }
 }
 
 /* x_ni *= factor for N rows of W values, x_stride apart; factor 0 clears them, whatever they were. */
@@ -3053,10 +3118,10 @@ GAI_INLINE ga_real *gai_take_reals(gai_arena *arena, size_t count) {
     return (ga_real *)gai_take(arena, count, sizeof(ga_real));
 }
 
-/* The most values that an observer's operator leaves in m->scratch: those of sdpa_statistics, max_abs_rows, row_norms,
- * max_abs_columns or head_moments. */
+/* The most values that an observer's operator leaves in m->scratch: those of sdpa_statistics; max_abs_rows and row_norms
+ * leave no more. */
 GAI_FN size_t gai_observed_values(ga_sizes z, size_t N) {
-    return gai_max(gai_max(2 * N * z.HQ, N * z.HK), gai_max(z.C, z.HQ * z.D * z.D * sizeof(double) / sizeof(ga_real)));
+    return 2 * N * z.HQ;
 }
 
 /* Lays out all activations of the model over `arena`. Called twice: to measure, and to place. */
@@ -3745,101 +3810,95 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
 
 /* ---- observation: what the analysis takes from a layer while it is there ------------------------------------------- */
 
-/* exp(s_h - lse_i), which the softmax gives to the sink logit, summed over the rows of each head. */
-GAI_FN void gai_observe_sink(ga_model *m, ga_statistics *s, const ga_layer_activations *a, const ga_real *sink,
-                             size_t l, size_t B, size_t T) {
-    ga_real lse[GAI_PIECE], logits[GA_MAX_HEADS];
-    double *sums = s->sink + l * s->HQ;
-    m->device.copy_out(m->device.state, logits, sink, s->HQ * sizeof *logits);
-    for (size_t i = 0; i < B * s->HQ * T; i += GAI_PIECE) {
-        size_t n = gai_min(GAI_PIECE, B * s->HQ * T - i);
-        m->device.copy_out(m->device.state, lse, a->lse + i, n * sizeof *lse);
-        for (size_t j = 0; j < n; j++) {
-            size_t h = (i + j) / T % s->HQ;
-            sums[h] += exp((double)logits[h] - (double)lse[j]);
-        }
-    }
-}
-
-GAI_FN void gai_observe_experts(ga_model *m, double *rows, const ga_layer_activations *a) {
-    int32_t offsets[GA_MAX_EXPERTS + 1];
-    m->device.copy_out(m->device.state, offsets, a->offsets, (m->sizes.E + 1) * sizeof *offsets);
-    for (size_t e = 0; e < m->sizes.E; e++) rows[e] += (double)(offsets[e + 1] - offsets[e]);
-}
-
-/* What the detailed statistics sum up: X(field, values). T is max_seq_len. */
+/* What observers sum up over the rows, by layer: X(type, field, values). T is max_seq_len; `details` is 1 or 0. */
 /* clang-format off */
-#define GAI_DETAILS(X)                                                                          \
-    X(received, L * HQ * T)                                /* attention on each position */     \
-    X(queries, T) X(windows, T)                            /* that see it; that have it */      \
-    X(entropy, L * HQ)                                                                          \
-    X(value_norm, L * HK * T) X(key_norm, L * HK * T)                                           \
-    X(max_at, GA_STREAMS * L * T) X(max_in, GA_STREAMS * L * C) /* max |x| */                   \
-    X(before, L * HQ * D * D) X(after, L * HQ * D * D)     /* moments of the head's output */   \
-    X(ranks, GA_RANKS * L * HQ)
+#define GAI_SUMS(X)                                                                                                    \
+    X(double, attention, L * HQ)                           /* attention probability on position 0 */                   \
+    X(double, sink, L * HQ)                                /* and the share of the sink logit */                       \
+    X(double, max_abs, L)                                  /* max |x| of the residual stream after the layer */        \
+    X(ga_gate_sums, gate, L * gate_heads)                                                                              \
+    X(double, expert_rows, L * z.E)                        /* positions sent to each expert */                         \
+    X(double, received, details * L * HQ * T)              /* attention on each position */                            \
+    X(double, entropy, details * L * HQ)                                                                               \
+    X(double, value_norm, details * L * HK * T) X(double, key_norm, details * L * HK * T)                              \
+    X(double, max_at, details * GA_STREAMS * L * T)        /* max |x| of a position, of a dimension */                 \
+    X(double, max_in, details * GA_STREAMS * L * z.C)                                                                  \
+    X(ga_peak, peaks, details * GA_STREAMS * L) X(ga_magnitude_sums, magnitudes, details * GA_STAGES * L)
+/* Moments of each head's output, before the gate at G1 and behind it: for ga_measure_ranks alone. */
+#define GAI_MOMENTS(X)                                                                                                 \
+    X(double, before, details * L * HQ * z.D * z.D)                                                                    \
+    X(double, after, details * (m->gate.position == GA_G1) * L * HQ * z.D * z.D)
 /* clang-format on */
 
-struct ga_details {
-    size_t L, HQ, HK, T, C, D;
-    size_t values; /* in the block that starts at `received` */
-#define GAI_X(field, values) double *field;
-    GAI_DETAILS(GAI_X)
+typedef struct {
+#define GAI_X(type, field, values) type *field;
+    GAI_SUMS(GAI_X)
+    GAI_MOMENTS(GAI_X)
 #undef GAI_X
-    ga_peak *peaks;                /* (GA_STREAMS, L) */
-    ga_magnitude_sums *magnitudes; /* (GA_STAGES, L) */
-    ga_real *host;                 /* what an operator left in m->scratch */
+} gai_sum_fields;
+
+struct ga_sums {
+    ga_device device;
+    size_t HK, T, C, D;
+    void *block, *copy; /* on the device, and on the host: the same where its memory is the host's */
+    size_t copied;      /* bytes of the copy: all but the moments */
+    bool stale;         /* the copy is older than the block */
+    gai_sum_fields there, here;
+    double *host, *queries, *windows; /* (T) each: queries that see a position, sequences that have it */
+    double *ranks;                    /* (GA_RANKS, L, HQ) */
 };
 
-/* The values that an operator has just left in m->scratch. */
-GAI_FN const ga_real *gai_observed(ga_model *m, const ga_details *d, size_t n) {
-    m->device.copy_out(m->device.state, d->host, m->scratch, n * sizeof *d->host);
-    return d->host;
+/* Where the fields stand in a block, and how many bytes those before the moments take; returns the bytes of all. */
+GAI_FN size_t gai_lay_out_sums(gai_sum_fields *f, void *block, const ga_model *m, size_t details, size_t *copied) {
+    ga_sizes z = m->sizes;
+    size_t L = z.L, HQ = z.HQ, HK = z.HK, T = m->config.max_seq_len, gate_heads = gai_score_heads(m->gate);
+    gai_arena arena = {(char *)block, 0};
+#define GAI_X(type, field, values) f->field = (type *)gai_take(&arena, (values), sizeof(type));
+    GAI_SUMS(GAI_X)
+    *copied = arena.used;
+    GAI_MOMENTS(GAI_X)
+#undef GAI_X
+    return arena.used;
 }
 
-GAI_FN void gai_observe_attention(ga_model *m, ga_details *d, const ga_layer_activations *a, size_t l, size_t B,
+/* The sums on the host, as they are now. */
+GAI_FN const gai_sum_fields *gai_fetch(const ga_statistics *s) {
+    ga_sums *sums = s->sums;
+    if (sums->stale && sums->copy != sums->block)
+        sums->device.copy_out(sums->device.state, sums->copy, sums->block, sums->copied);
+    sums->stale = false;
+    return &sums->here;
+}
+
+/* The sums on the device become those on the host. */
+GAI_FN void gai_put_sums(ga_sums *sums) {
+    if (sums->copy != sums->block) sums->device.copy_in(sums->device.state, sums->block, sums->copy, sums->copied);
+    sums->stale = false;
+}
+
+GAI_FN void gai_observe_attention(ga_model *m, const ga_sums *s, const ga_layer_activations *a, size_t l, size_t B,
                                   size_t T) {
-    ga_shape shape = {B, T, T, d->HQ, d->HK, d->D};
-    size_t n = B * d->HQ * T;
+    size_t HQ = m->sizes.HQ, n = B * HQ * T;
+    ga_shape shape = {B, T, T, HQ, s->HK, s->D};
     GAI_RUN(m, sdpa_statistics, m->scratch, m->scratch + n, a->q, a->k, a->lse, shape);
-    const ga_real *received = gai_observed(m, d, 2 * n), *entropy = received + n;
-    for (size_t i = 0; i < n; i++) {
-        size_t head = l * d->HQ + i / T % d->HQ;
-        d->received[head * d->T + i % T] += (double)received[i];
-        d->entropy[head] += (double)entropy[i];
-    }
+    GAI_RUN(m, accumulate, s->there.received + l * HQ * s->T, s->T, 1, m->scratch, B, HQ, T);
+    GAI_RUN(m, accumulate, s->there.entropy + l * HQ, 1, 0, m->scratch + n, B, HQ, T);
 }
 
 /* norms (L, HK, T) of rows (B, T, HK, D) */
-GAI_FN void gai_observe_norms(ga_model *m, ga_details *d, double *norms, const ga_real *rows, size_t l, size_t N,
+GAI_FN void gai_observe_norms(ga_model *m, const ga_sums *s, double *norms, const ga_real *rows, size_t l, size_t B,
                               size_t T) {
-    GAI_RUN(m, row_norms, m->scratch, rows, N * d->HK, d->D);
-    const ga_real *norm = gai_observed(m, d, N * d->HK);
-    for (size_t i = 0; i < N * d->HK; i++) norms[(l * d->HK + i % d->HK) * d->T + i / d->HK % T] += (double)norm[i];
+    GAI_RUN(m, row_norms, m->scratch, rows, B * T * s->HK, s->D);
+    GAI_RUN(m, accumulate, norms + l * s->HK * s->T, 1, s->T, m->scratch, B, T, s->HK);
 }
 
-/* What is not below; NaN stays. */
-GAI_INLINE bool gai_exceeds(double x, double top) {
-    return !(x <= top) && top == top;
-}
-
-GAI_FN void gai_observe_stream(ga_model *m, ga_details *d, ga_stream stream, const ga_real *x, size_t l, size_t N,
+GAI_FN void gai_observe_stream(ga_model *m, const ga_sums *s, ga_stream stream, const ga_real *x, size_t l, size_t N,
                                size_t T) {
-    size_t at = (size_t)stream * d->L + l;
-    double *max_at = d->max_at + at * d->T, *max_in = d->max_in + at * d->C;
-    ga_peak *peak = d->peaks + at;
-    GAI_RUN(m, max_abs_rows, m->scratch, m->scratch + N, x, N, d->C);
-    const ga_real *max = gai_observed(m, d, 2 * N), *dimension = max + N;
-    for (size_t n = 0; n < N; n++) {
-        double top = (double)max[n];
-        if (gai_exceeds(top, max_at[n % T])) max_at[n % T] = top;
-        if (peak->token >= 0 && !gai_exceeds(top, peak->value)) continue;
-        peak->value = top, peak->position = n % T, peak->dimension = (size_t)dimension[n];
-        m->device.copy_out(m->device.state, &peak->token, m->tokens + n, sizeof peak->token);
-    }
-    GAI_RUN(m, max_abs_columns, m->scratch, x, N, d->C);
-    max = gai_observed(m, d, d->C);
-    for (size_t c = 0; c < d->C; c++)
-        if (gai_exceeds((double)max[c], max_in[c])) max_in[c] = (double)max[c];
+    size_t at = (size_t)stream * m->sizes.L + l;
+    GAI_RUN(m, max_abs_rows, m->scratch, m->scratch + N, x, N, s->C);
+    GAI_RUN(m, keep_peaks, s->there.max_at + at * s->T, s->there.peaks + at, m->scratch, m->scratch + N, m->tokens, N,
+            T);
+    GAI_RUN(m, max_abs_columns, s->there.max_in + at * s->C, x, N, s->C);
 }
 
 /* The attention block's and the FFN's output as they are added to the residual stream: passes 8 to 10, 16 and 17. */
@@ -3890,69 +3949,56 @@ GAI_FN void gai_observe_magnitudes(ga_model *m, ga_magnitude_sums *sums, size_t 
         GAI_RUN(m, magnitude_statistics, sums + GA_MEAN_GATE * L, y, stride, N, width, mean_score);
 }
 
-GAI_FN void gai_observe_moments(ga_model *m, ga_details *d, double *moments, const ga_real *y, size_t N) {
-    size_t n = d->HQ * d->D * d->D;
-    GAI_RUN(m, head_moments, (double *)(void *)m->scratch, y, N, d->HQ, d->D);
-    const double *seen = (const double *)(const void *)gai_observed(m, d, n * sizeof *seen / sizeof(ga_real));
-    for (size_t i = 0; i < n; i++) moments[i] += seen[i];
-}
-
 /* mean_score: of the gate in this layer and this pass */
-GAI_FN void gai_observe_details(ga_model *m, ga_details *d, const ga_layer_activations *a, const ga_real *x_next,
+GAI_FN void gai_observe_details(ga_model *m, ga_sums *s, const ga_layer_activations *a, const ga_real *x_next,
                                 double mean_score, size_t l, size_t B, size_t T) {
-    size_t N = B * T, moments = l * d->HQ * d->D * d->D;
-    gai_observe_attention(m, d, a, l, B, T);
-    gai_observe_norms(m, d, d->value_norm, a->v, l, N, T);
-    gai_observe_norms(m, d, d->key_norm, a->k, l, N, T);
-    gai_observe_stream(m, d, GA_ATTENTION_OUTPUT, gai_attention_output(m, a), l, N, T);
-    gai_observe_stream(m, d, GA_ATTENTION_RESIDUAL, a->x_mid, l, N, T);
-    gai_observe_stream(m, d, GA_FFN_OUTPUT, gai_ffn_output(m, a), l, N, T);
-    gai_observe_stream(m, d, GA_FFN_RESIDUAL, x_next, l, N, T);
-    gai_observe_magnitudes(m, d->magnitudes + l, d->L, a, mean_score, N);
-    gai_observe_moments(m, d, d->before + moments, a->y, N);
-    if (m->gate.position == GA_G1) gai_observe_moments(m, d, d->after + moments, a->y_gated, N);
+    const gai_sum_fields *f = &s->there;
+    size_t N = B * T, HQ = m->sizes.HQ, moments = l * HQ * s->D * s->D;
+    gai_observe_attention(m, s, a, l, B, T);
+    gai_observe_norms(m, s, f->value_norm, a->v, l, B, T);
+    gai_observe_norms(m, s, f->key_norm, a->k, l, B, T);
+    gai_observe_stream(m, s, GA_ATTENTION_OUTPUT, gai_attention_output(m, a), l, N, T);
+    gai_observe_stream(m, s, GA_ATTENTION_RESIDUAL, a->x_mid, l, N, T);
+    gai_observe_stream(m, s, GA_FFN_OUTPUT, gai_ffn_output(m, a), l, N, T);
+    gai_observe_stream(m, s, GA_FFN_RESIDUAL, x_next, l, N, T);
+    gai_observe_magnitudes(m, f->magnitudes + l, m->sizes.L, a, mean_score, N);
+    GAI_RUN(m, head_moments, f->before + moments, a->y, N, HQ, s->D);
+    if (f->after) GAI_RUN(m, head_moments, f->after + moments, a->y_gated, N, HQ, s->D);
     if (l > 0) return;
-    for (size_t j = 0; j < T; j++) d->windows[j] += (double)B, d->queries[j] += (double)(B * (T - j));
+    for (size_t j = 0; j < T; j++) s->windows[j] += (double)B, s->queries[j] += (double)(B * (T - j));
 }
 
-/* The scores of one head as a gate of its own; those that heads share are one head's. */
-GAI_FN size_t gai_score_heads(ga_gate g) {
-    return g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H;
-}
-
-GAI_FN void gai_observe_gate(ga_model *m, ga_gate_sums *sums, const ga_real *logits, size_t stride, size_t N) {
-    ga_gate g = m->gate;
-    size_t heads = gai_score_heads(g), values = gai_gate_elementwise(g) ? g.D : 1;
-    if (heads > 1) g.H = 1, g.logits = values;
-    for (size_t h = 0; h < heads; h++) GAI_RUN(m, gate_statistics, sums + h, logits + h * values, stride, N, g);
+/* Adds the scores of a layer. Returns their mean in this pass where it is asked for: the one figure that has to come to the
+ * host in each layer, since the passes over Y that follow need it. */
+GAI_FN double gai_observe_gate(ga_model *m, const ga_statistics *s, const ga_real *logits, size_t stride, size_t l,
+                               size_t N) {
+    size_t heads = s->gate_heads;
+    ga_gate_sums *there = s->sums->there.gate + l * heads, *here = s->sums->here.gate + l * heads;
+    double sum = 0, count = 0;
+    for (size_t h = 0; s->has_details && h < heads; h++) sum -= here[h].sum, count -= here[h].count;
+    GAI_RUN(m, gate_statistics, there, logits, stride, N, m->gate);
+    if (!s->has_details) return (double)NAN;
+    if (here != there) m->device.copy_out(m->device.state, here, there, heads * sizeof *here);
+    for (size_t h = 0; h < heads; h++) sum += here[h].sum, count += here[h].count;
+    return sum / count;
 }
 
 GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer_activations *a,
                                    const gai_parameters *w, gai_cache cache, const ga_real *x_next, size_t l, size_t B,
                                    size_t T) {
     ga_sizes z = m->sizes;
+    const gai_sum_fields *f = &s->sums->there;
     size_t N = B * T, stride;
     ga_shape shape = {B, T, cache.past + T, z.HQ, z.HK, z.D};
     GAI_RUN(m, sdpa_column, m->scratch, a->q, cache.all_k, a->lse, 0, shape);
-    ga_real p[GAI_PIECE];
-    double *attention = s->attention + l * z.HQ;
-    for (size_t i = 0; i < N * z.HQ; i += GAI_PIECE) {
-        size_t n = gai_min(GAI_PIECE, N * z.HQ - i);
-        m->device.copy_out(m->device.state, p, m->scratch + i, n * sizeof *p);
-        for (size_t j = 0; j < n; j++) attention[(i + j) / T % z.HQ] += (double)p[j];
-    }
-    if (s->has_sink) gai_observe_sink(m, s, a, gai_sink_source(m, w), l, B, T);
-    double top;
-    GAI_RUN(m, max_abs, &top, x_next, N * z.C);
-    if (!(top <= s->max_abs[l])) s->max_abs[l] = top; /* NaN stays */
+    GAI_RUN(m, accumulate, f->attention + l * z.HQ, 1, 0, m->scratch, B, z.HQ, T);
+    if (s->has_sink) GAI_RUN(m, sdpa_sink, f->sink + l * z.HQ, gai_sink_source(m, w), a->lse, B, z.HQ, T);
+    GAI_RUN(m, max_abs, f->max_abs + l, x_next, N * z.C);
     const ga_real *logits = gai_gate_source(m, a, w, &stride);
-    ga_gate_sums *gate = s->gate + l * s->gate_heads;
-    double sum = 0, count = 0; /* of the scores of this pass */
-    for (size_t h = 0; h < s->gate_heads; h++) sum -= gate[h].sum, count -= gate[h].count;
-    if (s->has_gate) gai_observe_gate(m, gate, logits, stride, N);
-    for (size_t h = 0; h < s->gate_heads; h++) sum += gate[h].sum, count += gate[h].count;
-    if (s->details) gai_observe_details(m, s->details, a, x_next, sum / count, l, B, T);
-    if (z.E > 0) gai_observe_experts(m, s->expert_rows + l * z.E, a);
+    double mean_score = s->has_gate ? gai_observe_gate(m, s, logits, stride, l, N) : (double)NAN;
+    if (s->has_details) gai_observe_details(m, s->sums, a, x_next, mean_score, l, B, T);
+    if (z.E > 0) GAI_RUN(m, route_counts, f->expert_rows + l * z.E, a->offsets, z.E);
+    s->sums->stale = true;
 }
 
 GAI_FN void gai_observe_map(ga_model *m, ga_map *map, const ga_layer_activations *a, size_t B, size_t T) {
@@ -4354,68 +4400,55 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
 
 /* ==== analysis: 4.2, 4.3, A.3 to A.5 =============================================================================== */
 
-GA_API ga_statistics *ga_statistics_create(const ga_model *m) {
+GAI_FN ga_statistics *gai_statistics_create(const ga_model *m, size_t details) {
     ga_statistics *s = (ga_statistics *)gai_zeroed(sizeof *s);
-    if (!s) return NULL;
+    ga_sums *sums = s ? (ga_sums *)gai_zeroed(sizeof *sums) : NULL;
+    if (!sums) {
+        GA_FREE(s);
+        return NULL;
+    }
+    s->sums = sums;
     s->L = m->sizes.L, s->HQ = m->sizes.HQ, s->E = m->sizes.E;
     s->has_gate = m->gate.logits > 0, s->gate_heads = gai_score_heads(m->gate);
-    s->has_sink = m->config.attention_sink != GA_SINK_NONE;
-    s->attention = (double *)gai_zeroed(s->L * s->HQ * sizeof(double));
-    s->sink = (double *)gai_zeroed(s->L * s->HQ * sizeof(double));
-    s->max_abs = (double *)gai_zeroed(s->L * sizeof(double));
-    s->gate = (ga_gate_sums *)gai_zeroed(s->L * s->gate_heads * sizeof *s->gate);
-    s->expert_rows = (double *)gai_zeroed((s->L * s->E + 1) * sizeof(double));
-    if (s->attention && s->sink && s->max_abs && s->gate && s->expert_rows) return s;
-    ga_statistics_destroy(s);
-    return NULL;
-}
-
-GAI_FN void gai_reset_details(ga_details *d) {
-    memset(d->received, 0, d->values * sizeof(double));
-    memset(d->peaks, 0, GA_STREAMS * d->L * sizeof *d->peaks);
-    memset(d->magnitudes, 0, GA_STAGES * d->L * sizeof *d->magnitudes);
-    for (size_t i = 0; i < GA_STREAMS * d->L; i++) d->peaks[i].token = -1;
-    for (size_t i = 0; i < GA_RANKS * d->L * d->HQ; i++) d->ranks[i] = (double)NAN;
-}
-
-GA_API ga_statistics *ga_statistics_create_detailed(const ga_model *m) {
-    ga_sizes z = m->sizes;
-    ga_statistics *s = ga_statistics_create(m);
-    ga_details *d = s ? (ga_details *)gai_zeroed(sizeof *d) : NULL;
-    if (!d) {
+    s->has_sink = m->config.attention_sink != GA_SINK_NONE, s->has_details = details > 0;
+    sums->device = m->device;
+    sums->HK = m->sizes.HK, sums->T = m->config.max_seq_len, sums->C = m->sizes.C, sums->D = m->sizes.D;
+    size_t bytes = gai_lay_out_sums(&sums->there, NULL, m, details, &sums->copied);
+    sums->block = m->device.allocate(m->device.state, bytes);
+    /* Where a copy is a memcpy, the device's memory is the host's. */
+    sums->copy = m->device.copy_out == gai_cpu_copy ? sums->block : gai_zeroed(sums->copied);
+    sums->host = (double *)gai_zeroed((2 * sums->T + GA_RANKS * s->L * s->HQ) * sizeof(double));
+    if (!sums->block || !sums->copy || !sums->host) {
         ga_statistics_destroy(s);
         return NULL;
     }
-    size_t L = z.L, HQ = z.HQ, HK = z.HK, D = z.D, C = z.C, T = m->config.max_seq_len;
-    s->details = d;
-    d->L = L, d->HQ = HQ, d->HK = HK, d->T = T, d->C = C, d->D = D;
-#define GAI_X(field, count) d->values += (count);
-    GAI_DETAILS(GAI_X)
-#undef GAI_X
-    d->peaks = (ga_peak *)gai_zeroed(GA_STREAMS * L * sizeof *d->peaks);
-    d->magnitudes = (ga_magnitude_sums *)gai_zeroed(GA_STAGES * L * sizeof *d->magnitudes);
-    d->host = (ga_real *)gai_zeroed(gai_observed_values(z, m->max_rows) * sizeof *d->host);
-    double *next = (double *)gai_zeroed(d->values * sizeof(double));
-    d->received = next; /* the first field: what is freed */
-    if (!d->peaks || !d->magnitudes || !d->host || !next) {
-        ga_statistics_destroy(s);
-        return NULL;
-    }
-#define GAI_X(field, count) d->field = next, next += (count);
-    GAI_DETAILS(GAI_X)
-#undef GAI_X
-    gai_reset_details(d);
+    gai_lay_out_sums(&sums->there, sums->block, m, details, &sums->copied);
+    gai_lay_out_sums(&sums->here, sums->copy, m, details, &sums->copied);
+    sums->queries = sums->host, sums->windows = sums->queries + sums->T, sums->ranks = sums->windows + sums->T;
+    ga_statistics_reset(s);
     return s;
 }
 
+GA_API ga_statistics *ga_statistics_create(const ga_model *m) {
+    return gai_statistics_create(m, 0);
+}
+
+GA_API ga_statistics *ga_statistics_create_detailed(const ga_model *m) {
+    return gai_statistics_create(m, 1);
+}
+
 GA_API void ga_statistics_reset(ga_statistics *s) {
+    ga_sums *sums = s->sums;
+    ga_device *device = &sums->device;
+    size_t moments = s->has_details ? s->L * s->HQ * sums->D * sums->D * sizeof(double) : 0;
     s->rows = 0;
-    memset(s->attention, 0, s->L * s->HQ * sizeof(double));
-    memset(s->sink, 0, s->L * s->HQ * sizeof(double));
-    memset(s->max_abs, 0, s->L * sizeof(double));
-    memset(s->gate, 0, s->L * s->gate_heads * sizeof *s->gate);
-    if (s->details) gai_reset_details(s->details);
-    memset(s->expert_rows, 0, s->L * s->E * sizeof(double));
+    memset(sums->copy, 0, sums->copied);
+    for (size_t i = 0; s->has_details && i < GA_STREAMS * s->L; i++) sums->here.peaks[i].token = -1;
+    gai_put_sums(sums);
+    if (sums->there.before) device->zero(device->state, sums->there.before, moments);
+    if (sums->there.after) device->zero(device->state, sums->there.after, moments);
+    memset(sums->host, 0, 2 * sums->T * sizeof(double));
+    for (size_t i = 0; i < GA_RANKS * s->L * s->HQ; i++) sums->ranks[i] = (double)NAN;
 }
 
 /* Gate scores seen elsewhere as well. */
@@ -4436,10 +4469,11 @@ typedef struct {
 } gai_part;
 
 GAI_FN void gai_list_parts(ga_statistics *s, gai_part parts[GAI_PARTS]) {
-    size_t heads = s->L * s->HQ, gate = s->L * s->gate_heads * (sizeof *s->gate / sizeof(double));
+    const gai_sum_fields *f = gai_fetch(s);
+    size_t heads = s->L * s->HQ, gate = s->L * s->gate_heads * (sizeof *f->gate / sizeof(double));
     const gai_part list[GAI_PARTS] = {
-        {&s->rows, 1},      {s->attention, heads},     {s->sink, heads}, {s->expert_rows, s->L * s->E},
-        {s->max_abs, s->L}, {(double *)s->gate, gate},
+        {&s->rows, 1},      {f->attention, heads},     {f->sink, heads}, {f->expert_rows, s->L * s->E},
+        {f->max_abs, s->L}, {(double *)f->gate, gate},
     };
     memcpy(parts, list, sizeof list);
 }
@@ -4448,7 +4482,7 @@ GAI_FN void gai_list_parts(ga_statistics *s, gai_part parts[GAI_PARTS]) {
 GA_API ga_result ga_statistics_merge(ga_statistics *s, const ga_ranks *ranks, ga_error *e) {
     gai_part parts[GAI_PARTS];
     size_t n = 0, at = 0;
-    if (s->details) return gai_fail(e, GA_ERR_INPUT, "statistics with details are not merged over ranks");
+    if (s->has_details) return gai_fail(e, GA_ERR_INPUT, "statistics with details are not merged over ranks");
     gai_list_parts(s, parts);
     for (size_t i = 0; i < GAI_PARTS; i++) n += parts[i].n;
     double *all = (double *)gai_zeroed(ranks->count * n * sizeof *all);
@@ -4463,30 +4497,24 @@ GA_API ga_result ga_statistics_merge(ga_statistics *s, const ga_ranks *ranks, ga
             for (size_t k = 0; k < parts[i].n; k++)
                 if (i < GAI_ADDED)
                     parts[i].values[k] += next[k];
-                else if (!(next[k] <= parts[i].values[k])) /* a NaN stays one */
+                else if (gai_exceeds(next[k], parts[i].values[k]))
                     parts[i].values[k] = next[k];
         for (size_t k = 0; k < s->L * s->gate_heads; k++)
-            gai_add_gate_sums(&s->gate[k], (const ga_gate_sums *)(const void *)next + k);
+            gai_add_gate_sums(&s->sums->here.gate[k], (const ga_gate_sums *)(const void *)next + k);
         next += parts[GAI_GATE].n;
     }
     GA_FREE(all);
+    gai_put_sums(s->sums);
     return ranks->status(ranks->state, e);
 }
 
 GA_API void ga_statistics_destroy(ga_statistics *s) {
     if (!s) return;
-    if (s->details) {
-        GA_FREE(s->details->received);
-        GA_FREE(s->details->peaks);
-        GA_FREE(s->details->magnitudes);
-        GA_FREE(s->details->host);
-        GA_FREE(s->details);
-    }
-    GA_FREE(s->attention);
-    GA_FREE(s->sink);
-    GA_FREE(s->max_abs);
-    GA_FREE(s->gate);
-    GA_FREE(s->expert_rows);
+    ga_sums *sums = s->sums;
+    if (sums->copy != sums->block) GA_FREE(sums->copy);
+    sums->device.release(sums->device.state, sums->block);
+    GA_FREE(sums->host);
+    GA_FREE(sums);
     GA_FREE(s);
 }
 
@@ -4501,7 +4529,7 @@ GAI_FN double gai_mean_share(const ga_statistics *s, const double *sums, size_t 
 }
 
 GA_API double ga_f_attn_head(const ga_statistics *s, size_t layer, size_t head) {
-    return gai_mean_share(s, s->attention, layer, head);
+    return gai_mean_share(s, gai_fetch(s)->attention, layer, head);
 }
 
 GA_API double ga_f_attn(const ga_statistics *s, size_t layer) {
@@ -4509,7 +4537,7 @@ GA_API double ga_f_attn(const ga_statistics *s, size_t layer) {
 }
 
 GA_API double ga_sink_share_head(const ga_statistics *s, size_t layer, size_t head) {
-    return s->has_sink ? gai_mean_share(s, s->sink, layer, head) : (double)NAN;
+    return s->has_sink ? gai_mean_share(s, gai_fetch(s)->sink, layer, head) : (double)NAN;
 }
 
 GA_API double ga_sink_share(const ga_statistics *s, size_t layer) {
@@ -4523,9 +4551,10 @@ GA_API double ga_f_attn_uniform(size_t T) { /* mean of 1 / (i + 1) over the quer
 }
 
 GA_API double ga_m_act(const ga_statistics *s, size_t layer) {
-    if (layer != GA_ALL) return s->max_abs[layer];
+    const double *max_abs = gai_fetch(s)->max_abs;
+    if (layer != GA_ALL) return max_abs[layer];
     double sum = 0;
-    for (size_t l = 0; l < s->L; l++) sum += s->max_abs[l];
+    for (size_t l = 0; l < s->L; l++) sum += max_abs[l];
     return sum / (double)s->L;
 }
 
@@ -4533,8 +4562,9 @@ GA_API double ga_m_act(const ga_statistics *s, size_t layer) {
 GAI_FN ga_gate_sums gai_gate_sums(const ga_statistics *s, size_t layer, size_t head) {
     ga_gate_sums all;
     memset(&all, 0, sizeof all);
+    const ga_gate_sums *gate = gai_fetch(s)->gate;
     for (size_t i = 0; i < s->L * s->gate_heads; i++) {
-        const ga_gate_sums *g = &s->gate[i];
+        const ga_gate_sums *g = &gate[i];
         bool wanted = (layer == GA_ALL || i / s->gate_heads == layer) && (head == GA_ALL || i % s->gate_heads == head);
         if (wanted) gai_add_gate_sums(&all, g);
     }
@@ -4590,10 +4620,14 @@ GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double share
     for (size_t i = 0; i < GA_BINS; i++) shares[i] = g.count > 0 ? g.bins[i] / g.count : (double)NAN;
 }
 
+GA_API double ga_expert_rows(const ga_statistics *s, size_t layer, size_t expert) {
+    return expert < s->E ? gai_fetch(s)->expert_rows[layer * s->E + expert] : (double)NAN;
+}
+
 GA_API double ga_expert_load(const ga_statistics *s, size_t layer, size_t expert) {
     double all = 0;
-    for (size_t e = 0; e < s->E; e++) all += s->expert_rows[layer * s->E + e];
-    return all > 0 ? s->expert_rows[layer * s->E + expert] * (double)s->E / all : (double)NAN;
+    for (size_t e = 0; e < s->E; e++) all += ga_expert_rows(s, layer, e);
+    return all > 0 ? ga_expert_rows(s, layer, expert) * (double)s->E / all : (double)NAN;
 }
 
 /* The busiest expert's load, and the share of experts without a row: of a layer, or the mean over the layers. */
@@ -4602,7 +4636,7 @@ GAI_FN void gai_mean_load(const ga_statistics *s, size_t layer, double *max_load
     *max_load = *dead = 0;
     for (size_t l = first; l < end; l++) {
         double max_of_layer, dead_of_layer;
-        gai_load(s->expert_rows + l * s->E, s->E, &max_of_layer, &dead_of_layer);
+        gai_load(gai_fetch(s)->expert_rows + l * s->E, s->E, &max_of_layer, &dead_of_layer);
         *max_load += max_of_layer / (double)(end - first), *dead += dead_of_layer / (double)(end - first);
     }
 }
@@ -4632,8 +4666,8 @@ GA_API double ga_sink_heads(const ga_statistics *s, size_t layer, double thresho
 GAI_FN ga_magnitude_sums gai_magnitudes(const ga_statistics *s, ga_stage stage, size_t layer) {
     ga_magnitude_sums all;
     memset(&all, 0, sizeof all);
-    for (size_t l = 0; s->details && l < s->L; l++) {
-        const ga_magnitude_sums *g = &s->details->magnitudes[(size_t)stage * s->L + l];
+    for (size_t l = 0; s->has_details && l < s->L; l++) {
+        const ga_magnitude_sums *g = &gai_fetch(s)->magnitudes[(size_t)stage * s->L + l];
         if (layer != GA_ALL && layer != l) continue;
         all.count += g->count, all.sum += g->sum;
         all.below_1e_2 += g->below_1e_2, all.below_1e_3 += g->below_1e_3;
@@ -4654,8 +4688,8 @@ GA_API double ga_output_below(const ga_statistics *s, ga_stage stage, size_t lay
 
 GA_API ga_peak ga_activation_peak(const ga_statistics *s, ga_stream stream, size_t layer) {
     ga_peak none = {(double)NAN, 0, 0, -1};
-    if (!s->details) return none;
-    const ga_peak *peaks = s->details->peaks + (size_t)stream * s->L;
+    if (!s->has_details) return none;
+    const ga_peak *peaks = gai_fetch(s)->peaks + (size_t)stream * s->L;
     size_t top = layer == GA_ALL ? 0 : layer;
     for (size_t l = 0; layer == GA_ALL && l < s->L; l++)
         if (gai_exceeds(peaks[l].value, peaks[top].value)) top = l;
@@ -4670,15 +4704,15 @@ GA_API double ga_activation_max(const ga_statistics *s, ga_stream stream, size_t
 }
 
 GA_API double ga_activation_max_at(const ga_statistics *s, ga_stream stream, size_t layer, size_t position) {
-    const ga_details *d = s->details;
-    if (!d || position >= d->T || d->windows[position] == 0) return (double)NAN;
-    return d->max_at[((size_t)stream * d->L + layer) * d->T + position];
+    const ga_sums *sums = s->sums;
+    if (!s->has_details || position >= sums->T || sums->windows[position] == 0) return (double)NAN;
+    return gai_fetch(s)->max_at[((size_t)stream * s->L + layer) * sums->T + position];
 }
 
 GA_API double ga_activation_max_in(const ga_statistics *s, ga_stream stream, size_t layer, size_t dimension) {
-    const ga_details *d = s->details;
-    if (!d || dimension >= d->C || d->windows[0] == 0) return (double)NAN;
-    return d->max_in[((size_t)stream * d->L + layer) * d->C + dimension];
+    const ga_sums *sums = s->sums;
+    if (!s->has_details || dimension >= sums->C || sums->windows[0] == 0) return (double)NAN;
+    return gai_fetch(s)->max_in[((size_t)stream * s->L + layer) * sums->C + dimension];
 }
 
 /* Mean of x (layers, heads) over the layers and heads that are asked for. */
@@ -4694,23 +4728,23 @@ GAI_FN double gai_mean_of_heads(const double *x, size_t layers, size_t heads, si
 }
 
 GA_API double ga_attention_received(const ga_statistics *s, size_t layer, size_t head, size_t position) {
-    const ga_details *d = s->details;
-    if (!d || position >= d->T) return (double)NAN;
-    return gai_mean_of_heads(d->received + position, d->L, d->HQ, d->T, layer, head) / d->queries[position];
+    const ga_sums *sums = s->sums;
+    if (!s->has_details || position >= sums->T) return (double)NAN;
+    return gai_mean_of_heads(gai_fetch(s)->received + position, s->L, s->HQ, sums->T, layer, head) /
+           sums->queries[position];
 }
 
 GA_API size_t ga_sink_position(const ga_statistics *s, size_t layer, size_t head) {
-    const ga_details *d = s->details;
     size_t T = 0, top = 0;
-    while (d && T < d->T && d->windows[T] > 0) T++;
+    while (s->has_details && T < s->sums->T && s->sums->windows[T] > 0) T++;
     for (size_t j = 1; j < (T + 1) / 2; j++)
         if (ga_attention_received(s, layer, head, j) > ga_attention_received(s, layer, head, top)) top = j;
     return top;
 }
 
 GA_API double ga_attention_entropy(const ga_statistics *s, size_t layer, size_t head) {
-    const ga_details *d = s->details;
-    return d ? gai_mean_of_heads(d->entropy, d->L, d->HQ, 1, layer, head) / s->rows : (double)NAN;
+    if (!s->has_details) return (double)NAN;
+    return gai_mean_of_heads(gai_fetch(s)->entropy, s->L, s->HQ, 1, layer, head) / s->rows;
 }
 
 GA_API double ga_entropy_uniform(size_t T) { /* mean of log(i + 1) over the queries i = 0 .. T-1 */
@@ -4719,23 +4753,23 @@ GA_API double ga_entropy_uniform(size_t T) { /* mean of log(i + 1) over the quer
     return sum / (double)T;
 }
 
-GAI_FN double gai_mean_norm(const ga_details *d, const double *norms, size_t layer, size_t head, size_t position) {
-    if (!d) return (double)NAN;
-    size_t first = position == GA_ALL ? 1 : position, end = position == GA_ALL ? d->T : position + 1;
+GAI_FN double gai_mean_norm(const ga_statistics *s, const double *norms, size_t layer, size_t head, size_t position) {
+    if (!s->has_details) return (double)NAN;
+    size_t T = s->sums->T, first = position == GA_ALL ? 1 : position, end = position == GA_ALL ? T : position + 1;
     double sum = 0, windows = 0;
-    for (size_t j = first; j < end && j < d->T; j++) {
-        sum += gai_mean_of_heads(norms + j, d->L, d->HK, d->T, layer, head);
-        windows += d->windows[j];
+    for (size_t j = first; j < end && j < T; j++) {
+        sum += gai_mean_of_heads(norms + j, s->L, s->sums->HK, T, layer, head);
+        windows += s->sums->windows[j];
     }
     return windows > 0 ? sum / windows : (double)NAN;
 }
 
 GA_API double ga_value_norm(const ga_statistics *s, size_t layer, size_t head, size_t position) {
-    return gai_mean_norm(s->details, s->details ? s->details->value_norm : NULL, layer, head, position);
+    return gai_mean_norm(s, gai_fetch(s)->value_norm, layer, head, position);
 }
 
 GA_API double ga_key_norm(const ga_statistics *s, size_t layer, size_t head, size_t position) {
-    return gai_mean_norm(s->details, s->details ? s->details->key_norm : NULL, layer, head, position);
+    return gai_mean_norm(s, gai_fetch(s)->key_norm, layer, head, position);
 }
 
 GA_API double ga_value_drain(const ga_statistics *s, size_t layer) {
@@ -4829,46 +4863,59 @@ GAI_FN double gai_effective_rank(double *left, const double *right, double *work
     return sum > 0 ? exp(entropy) : (double)NAN;
 }
 
-GAI_FN void gai_rank_head(ga_details *d, const ga_real *value, const ga_real *output, double *work, size_t l,
-                          size_t h) {
-    size_t D = d->D, DD = D * D, at = l * d->HQ + h;
-    double *left = work, *right = work + DD, *rest = work + 2 * DD;
-    gai_gram(right, output + h * D, 1, d->HQ * D, D, d->C);
-    if (value) {
-        gai_gram(left, value + h / (d->HQ / d->HK) * D * d->C, d->C, 1, D, d->C);
-        d->ranks[GA_RANK_WEIGHTS * d->L * d->HQ + at] = gai_effective_rank(left, right, rest, D);
+/* What ga_measure_ranks has of a layer on the host. */
+typedef struct {
+    ga_real *value, *output; /* W_V (HK D, C), W_O (C, HQ D) */
+    double *before, *after;  /* (HQ, D, D); NULL where there is none */
+    double *work;            /* (HQ, 3, D, D) */
+} gai_rank_layer;
+
+GAI_FN void gai_rank_head(const ga_statistics *s, const gai_rank_layer *r, size_t l, size_t h) {
+    const ga_sums *sums = s->sums;
+    size_t D = sums->D, DD = D * D, C = sums->C, heads = s->L * s->HQ, at = l * s->HQ + h;
+    double *left = r->work + 3 * h * DD, *right = left + DD, *rest = right + DD;
+    gai_gram(right, r->output + h * D, 1, s->HQ * D, D, C);
+    if (r->value) {
+        gai_gram(left, r->value + h / (s->HQ / sums->HK) * D * C, C, 1, D, C);
+        sums->ranks[GA_RANK_WEIGHTS * heads + at] = gai_effective_rank(left, right, rest, D);
     }
-    memcpy(left, d->before + at * DD, DD * sizeof *left);
-    d->ranks[GA_RANK_BEFORE * d->L * d->HQ + at] = gai_effective_rank(left, right, rest, D);
-    memcpy(left, d->after + at * DD, DD * sizeof *left);
-    d->ranks[GA_RANK_AFTER * d->L * d->HQ + at] = gai_effective_rank(left, right, rest, D);
+    sums->ranks[GA_RANK_BEFORE * heads + at] = gai_effective_rank(r->before + h * DD, right, rest, D);
+    if (r->after) sums->ranks[GA_RANK_AFTER * heads + at] = gai_effective_rank(r->after + h * DD, right, rest, D);
+}
+
+GAI_FN void gai_rank_layer_of(const ga_statistics *s, ga_model *m, const gai_rank_layer *r, size_t l) {
+    const gai_sum_fields *f = &s->sums->there;
+    size_t C = s->sums->C, D = s->sums->D, moments = s->HQ * D * D;
+    gai_parameters w = gai_weights(m, l);
+    if (r->value) m->device.copy_out(m->device.state, r->value, w.value, s->sums->HK * D * C * sizeof *r->value);
+    m->device.copy_out(m->device.state, r->output, w.attn_output, C * s->HQ * D * sizeof *r->output);
+    m->device.copy_out(m->device.state, r->before, f->before + l * moments, moments * sizeof *r->before);
+    if (r->after) m->device.copy_out(m->device.state, r->after, f->after + l * moments, moments * sizeof *r->after);
+    GAI_PARALLEL_TASKS
+    for (size_t h = 0; h < s->HQ; h++) gai_rank_head(s, r, l, h);
 }
 
 GA_API ga_result ga_measure_ranks(ga_statistics *s, ga_model *m, ga_error *e) {
-    ga_details *d = s->details;
-    if (!d) return gai_fail(e, GA_ERR_INPUT, "effective ranks need detailed statistics");
-    size_t C = d->C, value_bytes = d->HK * d->D * C * sizeof(ga_real),
-           output_bytes = C * d->HQ * d->D * sizeof(ga_real);
-    ga_real *value = (ga_real *)GA_MALLOC(value_bytes), *output = (ga_real *)GA_MALLOC(output_bytes);
-    double *work = (double *)GA_MALLOC(d->HQ * 3 * d->D * d->D * sizeof(double));
-    bool good = value && output && work;
-    for (size_t l = 0; good && l < d->L; l++) {
-        gai_parameters w = gai_weights(m, l);
-        m->device.copy_out(m->device.state, value, w.value, value_bytes);
-        m->device.copy_out(m->device.state, output, w.attn_output, output_bytes);
-        GAI_PARALLEL_TASKS
-        for (size_t h = 0; h < d->HQ; h++)
-            gai_rank_head(d, m->sizes.R_value > 0 ? NULL : value, output, work + h * 3 * d->D * d->D, l, h);
+    if (!s->has_details) return gai_fail(e, GA_ERR_INPUT, "effective ranks need detailed statistics");
+    ga_sizes z = m->sizes;
+    size_t values = z.HK * z.D * z.C, outputs = z.C * z.HQ * z.D, moments = z.HQ * z.D * z.D;
+    bool has_value = z.R_value == 0, has_after = s->sums->there.after != NULL;
+    ga_real *weights = (ga_real *)GA_MALLOC((values + outputs) * sizeof *weights);
+    double *work = (double *)GA_MALLOC(5 * moments * sizeof *work);
+    if (weights && work) {
+        gai_rank_layer r = {has_value ? weights : NULL, weights + values, work, has_after ? work + moments : NULL,
+                            work + 2 * moments};
+        for (size_t l = 0; l < s->L; l++) gai_rank_layer_of(s, m, &r, l);
     }
-    GA_FREE(value);
-    GA_FREE(output);
+    bool good = weights && work;
+    GA_FREE(weights);
     GA_FREE(work);
-    return good ? GA_OK : gai_fail(e, GA_ERR_MEMORY, "no memory for the effective ranks");
+    return good ? gai_status(m, e) : gai_fail(e, GA_ERR_MEMORY, "no memory for the effective ranks");
 }
 
 GA_API double ga_effective_rank(const ga_statistics *s, ga_rank rank, size_t layer, size_t head) {
-    const ga_details *d = s->details;
-    return d ? gai_mean_of_heads(d->ranks + (size_t)rank * d->L * d->HQ, d->L, d->HQ, 1, layer, head) : (double)NAN;
+    if (!s->has_details) return (double)NAN;
+    return gai_mean_of_heads(s->sums->ranks + (size_t)rank * s->L * s->HQ, s->L, s->HQ, 1, layer, head);
 }
 
 /* ==== generation =================================================================================================== */

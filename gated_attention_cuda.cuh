@@ -402,6 +402,22 @@ static __device__ __forceinline__ float gai_block_max(float v) {
     return v;
 }
 
+/* Sum over the block in double and in a fixed order, for thread 0; blocks of GAI_CUDA_THREADS. */
+static __device__ __forceinline__ double gai_block_total(double v) {
+    GAI_SHARED(double, part, [GAI_CUDA_THREADS]);
+    int t = threadIdx.x;
+    part[t] = v;
+    __syncthreads();
+    if (t < 32) {
+        for (int other = t + 32; other < GAI_CUDA_THREADS; other += 32) v += part[other];
+        part[t] = v;
+        __syncwarp();
+        for (int other = 1; t == 0 && other < 32; other++) v += part[other];
+    }
+    __syncthreads(); /* before the next call writes its part */
+    return v;
+}
+
 /* VEC neighbours at once: 16 bytes where sizes and addresses allow it (VEC 4), else one by one. */
 template <int VEC>
 struct gai_pack {
@@ -2776,29 +2792,21 @@ static void gai_cuda_adamw(void *state, float *p, const float *g, float *m, floa
     GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(p, g, m, v, n)), gai_k_adamw, n, p, g, m, v, n, numbers);
 }
 
-/* In double: a thread's own sum, then those of the block in order. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     gai_k_sum_of_squares(double *parts, const float *x, size_t n) {
-    GAI_SHARED(double, sums, [GAI_CUDA_THREADS]);
     double sum = 0;
     for (size_t i = gai_index<1>(); i < n; i += (size_t)gridDim.x * blockDim.x) sum += (double)x[i] * (double)x[i];
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.x >= 32) return;
-    for (int t = threadIdx.x + 32; t < GAI_CUDA_THREADS; t += 32) sum += sums[t];
-    sums[threadIdx.x] = sum;
-    __syncwarp();
-    if (threadIdx.x > 0) return;
-    for (int t = 1; t < 32; t++) sum += sums[t];
-    parts[blockIdx.x] = sum;
+    sum = gai_block_total(sum);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-/* Adds up the parts of `fields` numbers, in order, a thread for each number. */
-static __global__ void __launch_bounds__(32) gai_k_add_doubles(double *parts, size_t count, int fields) {
+/* sums_i (+)= parts of `fields` numbers, in order, a thread for each number; sums may be the first part. */
+static __global__ void __launch_bounds__(32)
+    gai_k_add_doubles(double *sums, const double *parts, size_t count, int fields, bool add) {
     if ((int)threadIdx.x >= fields) return;
     double sum = 0;
     for (size_t i = 0; i < count; i++) sum += parts[i * fields + threadIdx.x];
-    parts[threadIdx.x] = sum;
+    sums[threadIdx.x] = add ? sums[threadIdx.x] + sum : sum;
 }
 
 static void gai_cuda_sum_of_squares(void *state, double *sum, const float *x, size_t n) {
@@ -2806,14 +2814,22 @@ static void gai_cuda_sum_of_squares(void *state, double *sum, const float *x, si
     size_t blocks = gai_cuda_parts(gai_cuda_ceil(n, GAI_CUDA_THREADS * 4));
     double *parts = (double *)gai_cuda_scratch(d, blocks * sizeof *parts);
     GAI_LAUNCH(d, gai_k_sum_of_squares, (unsigned)blocks, GAI_CUDA_THREADS, 0, parts, x, n);
-    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, parts, blocks, 1);
+    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, parts, parts, blocks, 1, false);
     gai_cuda_copy_out(state, sum, parts, sizeof *sum);
 }
 
 /* ---- analysis ---------------------------------------------------------------------------------------------------- */
 
-/* Without its sign a float's bits grow with its value, and NaN stands above all: an integer maximum. */
-static __global__ void __launch_bounds__(GAI_CUDA_THREADS) gai_k_max_abs(unsigned *top, const float *x, size_t n) {
+/* *top becomes the larger of itself and a float without its sign. Without it a number's bits grow with its value, and NaN
+ * stands above all: an integer maximum, the same in any order. */
+static __device__ __forceinline__ void gai_keep_largest(double *top, unsigned bits) {
+    double value = (double)__uint_as_float(bits);
+    unsigned long long wide;
+    memcpy(&wide, &value, sizeof wide);
+    atomicMax(reinterpret_cast<unsigned long long *>(top), wide);
+}
+
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS) gai_k_max_abs(double *top, const float *x, size_t n) {
     unsigned mine = 0;
     for (size_t i = gai_index<1>(); i < n; i += (size_t)gridDim.x * blockDim.x) {
         unsigned bits = __float_as_uint(x[i]) & 0x7fffffffu;
@@ -2824,18 +2840,72 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS) gai_k_max_abs(unsigne
         unsigned other = __shfl_xor_sync(GAI_WARP, mine, o);
         mine = other > mine ? other : mine;
     }
-    if (threadIdx.x % 32 == 0) atomicMax(top, mine);
+    if (threadIdx.x % 32 == 0) gai_keep_largest(top, mine);
 }
 
 static void gai_cuda_max_abs(void *state, double *max, const float *x, size_t n) {
     gai_cuda *d = (gai_cuda *)state;
-    unsigned *top = (unsigned *)gai_cuda_scratch(d, sizeof *top);
-    gai_cuda_zero(state, top, sizeof *top);
-    GAI_LAUNCH(d, gai_k_max_abs, (unsigned)gai_cuda_parts(gai_cuda_ceil(n, GAI_CUDA_THREADS)), GAI_CUDA_THREADS, 0, top,
+    GAI_LAUNCH(d, gai_k_max_abs, (unsigned)gai_cuda_parts(gai_cuda_ceil(n, GAI_CUDA_THREADS)), GAI_CUDA_THREADS, 0, max,
                x, n);
-    float value;
-    gai_cuda_copy_out(state, &value, top, sizeof value);
-    *max = (double)value;
+}
+
+/* A block for each g sums over r and i. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_accumulate(double *sums, size_t g_stride, const float *x, size_t R, size_t G, size_t I) {
+    double sum = 0;
+    for (size_t at = threadIdx.x; at < R * I; at += blockDim.x) sum += x[(at / I * G + blockIdx.x) * I + at % I];
+    sum = gai_block_total(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x * g_stride] += sum;
+}
+
+/* A thread for each (g, i) sums over r. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_accumulate_apart(double *sums, size_t g_stride, size_t i_stride, const float *x, size_t R, size_t G,
+                           size_t I) {
+    size_t at = gai_index<1>();
+    if (at >= G * I) return;
+    double sum = 0;
+    for (size_t r = 0; r < R; r++) sum += x[r * G * I + at];
+    sums[at / I * g_stride + at % I * i_stride] += sum;
+}
+
+static void gai_cuda_accumulate(void *state, double *sums, size_t g_stride, size_t i_stride, const float *x, size_t R,
+                                size_t G, size_t I) {
+    gai_cuda *d = (gai_cuda *)state;
+    if (g_stride == 0) R *= G, G = 1; /* one sum over both */
+    if (i_stride == 0 || I == 1)
+        GAI_LAUNCH(d, gai_k_accumulate, (unsigned)G, GAI_CUDA_THREADS, 0, sums, g_stride, x, R, G, I);
+    else
+        GAI_LAUNCH(d, gai_k_accumulate_apart, gai_blocks(G * I, GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0, sums, g_stride,
+                   i_stride, x, R, G, I);
+}
+
+/* A block for each head. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_sdpa_sink(double *shares, const float *sink, const float *lse, size_t B, size_t T) {
+    size_t HQ = gridDim.x, h = blockIdx.x;
+    double sum = 0;
+    for (size_t at = threadIdx.x; at < B * T; at += blockDim.x)
+        sum += exp((double)sink[h] - (double)lse[(at / T * HQ + h) * T + at % T]);
+    sum = gai_block_total(sum);
+    if (threadIdx.x == 0) shares[h] += sum;
+}
+
+static void gai_cuda_sdpa_sink(void *state, double *shares, const float *sink, const float *lse, size_t B, size_t HQ,
+                               size_t T) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_sdpa_sink, (unsigned)HQ, GAI_CUDA_THREADS, 0, shares, sink, lse, B, T);
+}
+
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_count_rows(double *rows, const int32_t *offsets, size_t E) {
+    size_t e = gai_index<1>();
+    if (e < E) rows[e] += offsets[e + 1] - offsets[e];
+}
+
+static void gai_cuda_route_counts(void *state, double *rows, const int32_t *offsets, size_t E) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_count_rows, gai_blocks(E, GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0, rows, offsets, E);
 }
 
 /* Score j of row n: each once, a shared one not H times. */
@@ -2849,10 +2919,11 @@ static __device__ __forceinline__ float gai_one_score(const float *s, size_t j, 
 
 enum { GAI_CUDA_SUMS = sizeof(ga_gate_sums) / sizeof(double) };
 
-/* A thread takes every score whose number is its own plus a multiple of the grid's threads. Counts are integers, in any
- * order; sums go from thread to thread of a block, then by gai_k_add_statistics from block to block, in order. */
+/* Of head blockIdx.y, `values` scores in each row. A thread takes every score whose number is its own plus a multiple of
+ * the threads. Counts are integers, in any order; sums go from thread to thread of a block, then by gai_k_add_statistics
+ * from block to block, in order. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS, 1) /* 1: else ptxas saves registers, and spills */
-    gai_k_gate_statistics(ga_gate_sums *parts, const float *s, size_t s_stride, size_t N, size_t scores, ga_gate g) {
+    gai_k_gate_statistics(ga_gate_sums *parts, const float *s, size_t s_stride, size_t N, size_t values, ga_gate g) {
     GAI_SHARED(unsigned, counts, [GA_BINS + 2]);
     GAI_SHARED(double, sums, [2][GAI_CUDA_THREADS]);
     GAI_SHARED(float, ends, [2][GAI_CUDA_THREADS]);
@@ -2860,8 +2931,8 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS, 1) /* 1: else ptxas s
     __syncthreads();
     double sum = 0, squares = 0;
     float low = INFINITY, high = -INFINITY;
-    for (size_t i = gai_index<1>(); i < N * scores; i += (size_t)gridDim.x * blockDim.x) {
-        float x = gai_one_score(s + i / scores * s_stride, i % scores, g);
+    for (size_t i = gai_index<1>(); i < N * values; i += (size_t)gridDim.x * blockDim.x) {
+        float x = gai_one_score(s + i / values * s_stride, blockIdx.y * values + i % values, g);
         double bin = floor((double)x * GA_BINS);
         sum += (double)x, squares += (double)x * (double)x;
         low = fminf(low, x), high = fmaxf(high, x);
@@ -2872,7 +2943,7 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS, 1) /* 1: else ptxas s
     sums[0][threadIdx.x] = sum, sums[1][threadIdx.x] = squares;
     ends[0][threadIdx.x] = low, ends[1][threadIdx.x] = high;
     __syncthreads();
-    ga_gate_sums *part = parts + blockIdx.x;
+    ga_gate_sums *part = parts + (size_t)blockIdx.y * gridDim.x + blockIdx.x;
     for (int i = threadIdx.x; i < GA_BINS; i += blockDim.x) part->bins[i] = counts[i];
     if (threadIdx.x > 0) return;
     for (int t = 1; t < GAI_CUDA_THREADS; t++) {
@@ -2880,46 +2951,48 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS, 1) /* 1: else ptxas s
         low = fminf(low, ends[0][t]), high = fmaxf(high, ends[1][t]);
     }
     part->sum = sum, part->sum_of_squares = squares, part->min = (double)low, part->max = (double)high;
-    part->below_01 = counts[GA_BINS], part->below_05 = counts[GA_BINS + 1], part->count = 0;
+    part->below_01 = counts[GA_BINS], part->below_05 = counts[GA_BINS + 1];
+    part->count = blockIdx.x == 0 ? (double)(N * values) : 0;
 }
 
-/* The same field of all parts, by the thread of that field. */
-static __global__ void __launch_bounds__(64) gai_k_add_statistics(ga_gate_sums *parts, size_t count) {
-    if (threadIdx.x >= GAI_CUDA_SUMS) return;
-    double *fields = (double *)parts, total = fields[threadIdx.x];
-    for (size_t p = 1; p < count; p++) {
-        double x = fields[p * GAI_CUDA_SUMS + threadIdx.x];
-        if (threadIdx.x == offsetof(ga_gate_sums, min) / sizeof(double))
-            total = x < total ? x : total;
-        else if (threadIdx.x == offsetof(ga_gate_sums, max) / sizeof(double))
-            total = x > total ? x : total;
-        else
-            total += x;
+/* Adds `count` parts to the sums of head blockIdx.x: each field by a thread of its own. */
+static __global__ void __launch_bounds__(64)
+    gai_k_add_statistics(ga_gate_sums *sums, const ga_gate_sums *parts, size_t count) {
+    ga_gate_sums *of = sums + blockIdx.x;
+    const double *fields = (const double *)(parts + blockIdx.x * count);
+    size_t f = threadIdx.x, min = offsetof(ga_gate_sums, min) / sizeof(double),
+           max = offsetof(ga_gate_sums, max) / sizeof(double);
+    bool fresh = of->count == 0;
+    __syncthreads(); /* before the thread of that field writes it */
+    if (f >= GAI_CUDA_SUMS) return;
+    double total = fresh && (f == min || f == max) ? fields[f] : ((double *)of)[f];
+    for (size_t p = 0; p < count; p++) {
+        double x = fields[p * GAI_CUDA_SUMS + f];
+        total = f == min ? fmin(total, x) : f == max ? fmax(total, x) : total + x;
     }
-    fields[threadIdx.x] = total;
+    ((double *)of)[f] = total;
+}
+
+/* Blocks of gai_k_gate_statistics for each head: no more in all than sums have parts, but one. */
+static size_t gai_cuda_gate_blocks(size_t heads, size_t scores) {
+    return gai_cuda_min(gai_cuda_ceil(scores, GAI_CUDA_THREADS), gai_cuda_max(GAI_CUDA_PARTS / heads, 1));
 }
 
 static void gai_cuda_gate_statistics(void *state, ga_gate_sums *sums, const float *s, size_t s_stride, size_t N,
                                      ga_gate g) {
     gai_cuda *d = (gai_cuda *)state;
     size_t heads = g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H;
-    size_t scores = heads * (gai_cuda_elementwise(g) ? g.D : 1);
-    size_t blocks = gai_cuda_parts(gai_cuda_ceil(N * scores, GAI_CUDA_THREADS));
-    ga_gate_sums *parts = (ga_gate_sums *)gai_cuda_scratch(d, blocks * sizeof *parts), more;
-    GAI_LAUNCH(d, gai_k_gate_statistics, (unsigned)blocks, GAI_CUDA_THREADS, 0, parts, s, s_stride, N, scores, g);
-    GAI_LAUNCH(d, gai_k_add_statistics, 1, 64, 0, parts, blocks);
-    gai_cuda_copy_out(state, &more, parts, sizeof more);
-    if (sums->count == 0 || more.min < sums->min) sums->min = more.min;
-    if (sums->count == 0 || more.max > sums->max) sums->max = more.max;
-    sums->count += (double)(N * scores), sums->sum += more.sum, sums->sum_of_squares += more.sum_of_squares;
-    sums->below_01 += more.below_01, sums->below_05 += more.below_05;
-    for (int i = 0; i < GA_BINS; i++) sums->bins[i] += more.bins[i];
+    size_t values = gai_cuda_elementwise(g) ? g.D : 1, blocks = gai_cuda_gate_blocks(heads, N * values);
+    ga_gate_sums *parts = (ga_gate_sums *)gai_cuda_scratch(d, heads * blocks * sizeof *parts);
+    GAI_LAUNCH(d, gai_k_gate_statistics, dim3((unsigned)blocks, (unsigned)heads), GAI_CUDA_THREADS, 0, parts, s,
+               s_stride, N, values, g);
+    GAI_LAUNCH(d, gai_k_add_statistics, (unsigned)heads, 64, 0, sums, parts, blocks);
 }
 
 /* Sums of |x factor|, and how many are below two bounds, over N rows of W values. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
-    gai_k_magnitude_statistics(double *parts, const float *x, size_t x_stride, size_t N, size_t W, double factor) {
-    GAI_SHARED(double, sums, [GAI_CUDA_THREADS]);
+    gai_k_magnitude_statistics(ga_magnitude_sums *parts, const float *x, size_t x_stride, size_t N, size_t W,
+                               double factor) {
     GAI_SHARED(unsigned, counts, [2]);
     if (threadIdx.x < 2) counts[threadIdx.x] = 0;
     __syncthreads();
@@ -2930,24 +3003,21 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
         sum += a, below_1e_2 += a < 1e-2, below_1e_3 += a < 1e-3;
     }
     atomicAdd(&counts[0], below_1e_2), atomicAdd(&counts[1], below_1e_3);
-    sums[threadIdx.x] = sum;
-    __syncthreads();
+    sum = gai_block_total(sum);
     if (threadIdx.x > 0) return;
-    for (int t = 1; t < GAI_CUDA_THREADS; t++) sum += sums[t];
-    double *part = parts + blockIdx.x * 3;
-    part[0] = sum, part[1] = counts[0], part[2] = counts[1];
+    ga_magnitude_sums *part = parts + blockIdx.x;
+    part->count = blockIdx.x == 0 ? (double)(N * W) : 0, part->sum = sum;
+    part->below_1e_2 = counts[0], part->below_1e_3 = counts[1];
 }
 
 static void gai_cuda_magnitude_statistics(void *state, ga_magnitude_sums *sums, const float *x, size_t x_stride,
                                           size_t N, size_t W, double factor) {
     gai_cuda *d = (gai_cuda *)state;
+    enum { FIELDS = sizeof *sums / sizeof(double) };
     size_t blocks = gai_cuda_parts(gai_cuda_ceil(N * W, GAI_CUDA_THREADS));
-    double *parts = (double *)gai_cuda_scratch(d, blocks * 3 * sizeof *parts), more[3];
+    ga_magnitude_sums *parts = (ga_magnitude_sums *)gai_cuda_scratch(d, blocks * sizeof *parts);
     GAI_LAUNCH(d, gai_k_magnitude_statistics, (unsigned)blocks, GAI_CUDA_THREADS, 0, parts, x, x_stride, N, W, factor);
-    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, parts, blocks, 3);
-    gai_cuda_copy_out(state, more, parts, sizeof more);
-    sums->count += (double)N * (double)W;
-    sums->sum += more[0], sums->below_1e_2 += more[1], sums->below_1e_3 += more[2];
+    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, (double *)sums, (const double *)parts, blocks, FIELDS, true);
 }
 
 /* |x|'s bits above, the column's distance from the end below: the maximum is the largest, and of equal ones the first. */
@@ -2982,9 +3052,9 @@ static void gai_cuda_max_abs_rows(void *state, float *max, float *at, const floa
     GAI_LAUNCH(d, gai_k_max_abs_rows, gai_blocks(N, GAI_CUDA_THREADS / 32), GAI_CUDA_THREADS, 0, max, at, x, N, C);
 }
 
-/* Part blockIdx.y of the rows, a thread for each column; max holds zeros before. */
+/* Part blockIdx.y of the rows, a thread for each column. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
-    gai_k_max_abs_columns(unsigned *max, const float *x, size_t N, size_t C) {
+    gai_k_max_abs_columns(double *max, const float *x, size_t N, size_t C) {
     size_t c = gai_index<1>();
     if (c >= C) return;
     unsigned top = 0;
@@ -2992,14 +3062,49 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
         unsigned bits = __float_as_uint(x[n * C + c]) & 0x7fffffffu;
         top = bits > top ? bits : top;
     }
-    atomicMax(max + c, top);
+    gai_keep_largest(max + c, top);
 }
 
-static void gai_cuda_max_abs_columns(void *state, float *max, const float *x, size_t N, size_t C) {
+static void gai_cuda_max_abs_columns(void *state, double *max, const float *x, size_t N, size_t C) {
     gai_cuda *d = (gai_cuda *)state;
     dim3 grid(gai_blocks(C, GAI_CUDA_THREADS), (unsigned)gai_cuda_parts(gai_cuda_ceil(N, 16)));
-    gai_cuda_zero(state, max, C * sizeof *max);
-    GAI_LAUNCH(d, gai_k_max_abs_columns, grid, GAI_CUDA_THREADS, 0, (unsigned *)max, x, N, C);
+    GAI_LAUNCH(d, gai_k_max_abs_columns, grid, GAI_CUDA_THREADS, 0, max, x, N, C);
+}
+
+/* Block 0 looks for the peak; the others have a thread for each position. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_keep_peaks(double *max_at, ga_peak *peak, const float *max, const float *at, const int32_t *tokens, size_t N,
+                     size_t T) {
+    GAI_SHARED(unsigned long long, tops, [GAI_CUDA_THREADS / 32]);
+    size_t t = (size_t)(blockIdx.x - 1) * blockDim.x + threadIdx.x;
+    for (size_t n = t; blockIdx.x > 0 && t < T && n < N; n += T)
+        gai_keep_largest(max_at + t, __float_as_uint(max[n]) & 0x7fffffffu);
+    if (blockIdx.x > 0) return; /* the whole block */
+    unsigned long long top = 0;
+    for (size_t n = threadIdx.x; n < N; n += blockDim.x) {
+        unsigned long long key = gai_max_key(max[n], n);
+        top = key > top ? key : top;
+    }
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) {
+        unsigned long long other = __shfl_xor_sync(GAI_WARP, top, o);
+        top = other > top ? other : top;
+    }
+    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = top;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int warp = 1; warp < GAI_CUDA_THREADS / 32; warp++) top = tops[warp] > top ? tops[warp] : top;
+    size_t n = 0xffffffffu - (unsigned)top;
+    double value = (double)max[n];
+    if (peak->token >= 0 && (value <= peak->value || peak->value != peak->value)) return;
+    peak->value = value, peak->position = n % T, peak->dimension = (size_t)at[n], peak->token = tokens[n];
+}
+
+static void gai_cuda_keep_peaks(void *state, double *max_at, ga_peak *peak, const float *max, const float *at,
+                                const int32_t *tokens, size_t N, size_t T) {
+    gai_cuda *d = (gai_cuda *)state;
+    GAI_LAUNCH(d, gai_k_keep_peaks, 1 + gai_blocks(T, GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0, max_at, peak, max, at,
+               tokens, N, T);
 }
 
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
@@ -3033,7 +3138,7 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
         for (int n = 0; n < 16; n++) sum += (double)left[n][row] * (double)right[n][column];
         __syncthreads(); /* before the next rows are written over these */
     }
-    if (i0 + row < D && j0 + column < D) moments[(h * D + i0 + row) * D + j0 + column] = sum;
+    if (i0 + row < D && j0 + column < D) moments[(h * D + i0 + row) * D + j0 + column] += sum;
 }
 
 static void gai_cuda_head_moments(void *state, double *moments, const float *x, size_t N, size_t H, size_t D) {
@@ -3119,7 +3224,7 @@ static size_t gai_cuda_own_bytes(void *state, const ga_config *c, ga_mode mode) 
     size_t columns = gai_cuda_max(gai_cuda_max(z.C, z.D), z.E + 1), free_gate = z.G_free ? g.H * g.D : 0;
     scratch = gai_cuda_max(scratch, GAI_CUDA_PARTS * columns * sizeof(float));
     scratch = gai_cuda_max(scratch, (GAI_CUDA_PARTS + 1) * free_gate * sizeof(float));
-    scratch = gai_cuda_max(scratch, GAI_CUDA_PARTS * sizeof(ga_gate_sums));
+    scratch = gai_cuda_max(scratch, gai_cuda_max(GAI_CUDA_PARTS, g.H) * sizeof(ga_gate_sums));
     d->reserved = scratch;
     size_t packed = d->bf16 ? summary.weight_bytes / sizeof(float) * sizeof(__nv_bfloat16) : 0;
     return packed + (scratch > d->scratch_bytes ? scratch : 0);

@@ -145,7 +145,7 @@ static double gallery_rank_output_head(const ga_statistics *s, size_t l, size_t 
     return isnan(after) ? ga_effective_rank(s, GA_RANK_BEFORE, l, h) : after;
 }
 static double gallery_sink_position_head(const ga_statistics *s, size_t l, size_t h) {
-    return s->details ? (double)ga_sink_position(s, l, h) : NAN;
+    return s->has_details ? (double)ga_sink_position(s, l, h) : NAN;
 }
 
 /* clang-format off */

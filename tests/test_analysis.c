@@ -107,7 +107,9 @@ static void test_maxima(void **state) {
     for (size_t i = 0; i < COUNT(sizes); i++) {
         size_t N = sizes[i][0], C = sizes[i][1];
         uint64_t random = i;
-        ga_real *x = normal_reals(N * C, 1, &random), *rows = reals(N), *at = reals(N), *columns = reals(C);
+        ga_real *x = normal_reals(N * C, 1, &random), *rows = reals(N), *at = reals(N);
+        double *columns = (double *)calloc(C, sizeof *columns);
+        assert_non_null(columns);
         ga_max_abs_rows(rows, at, x, N, C);
         ga_max_abs_columns(columns, x, N, C);
         for (size_t n = 0; n < N; n++) {
@@ -118,8 +120,11 @@ static void test_maxima(void **state) {
         for (size_t c = 0; c < C; c++) {
             ga_real top = 0;
             for (size_t n = 0; n < N; n++) top = fmax(top, fabs((double)x[n * C + c]));
-            assert_true(columns[c] == top);
+            assert_true(columns[c] == (double)top);
         }
+        ga_max_abs_columns(columns, x, 1, C); /* no less than what was seen before */
+        for (size_t n = 0; n < N; n++)
+            for (size_t c = 0; c < C; c++) assert_true(columns[c] >= fabs((double)x[n * C + c]));
         /* NaN wins over infinity, wherever they stand */
         size_t n = N / 2, c = C / 2;
         x[n * C + C - 1] = -INFINITY, x[n * C + c] = NAN;
@@ -136,6 +141,28 @@ static void test_maxima(void **state) {
     assert_true(top == 3 && at == 1);
 }
 
+/* Two passes over three positions: the first of equal ones is kept, and NaN once it is there. */
+static void test_peaks(void **state) {
+    (void)state;
+    const ga_real max[6] = {1, 5, 2, 3, 5, 4}, at[6] = {7, 8, 9, 10, 11, 12};
+    const int32_t tokens[6] = {70, 80, 90, 100, 110, 120};
+    double max_at[3] = {0};
+    ga_peak peak = {0, 0, 0, -1};
+    ga_keep_peaks(max_at, &peak, max, at, tokens, 6, 3);
+    assert_true(max_at[0] == 3 && max_at[1] == 5 && max_at[2] == 4);
+    assert_true(peak.value == 5 && peak.position == 1 && peak.dimension == 8 && peak.token == 80);
+    const ga_real more[3] = {4, 5, NAN};
+    ga_keep_peaks(max_at, &peak, more, at, tokens + 3, 3, 3);
+    assert_true(max_at[0] == 4 && max_at[1] == 5 && isnan(max_at[2]));
+    assert_true(isnan(peak.value) && peak.position == 2 && peak.dimension == 9 && peak.token == 120);
+    ga_keep_peaks(max_at, &peak, max, at, tokens, 3, 3);
+    assert_true(isnan(max_at[2]) && isnan(peak.value) && peak.token == 120);
+    ga_peak nothing = {0, 0, 0, -1};
+    const ga_real zero = 0, first = 2;
+    ga_keep_peaks(max_at, &nothing, &zero, &first, tokens, 1, 1);
+    assert_true(nothing.value == 0 && nothing.dimension == 2 && nothing.token == 70);
+}
+
 static void test_norms_and_moments(void **state) {
     (void)state;
     enum { N = 301, H = 3, D = 10 };
@@ -145,7 +172,8 @@ static void test_norms_and_moments(void **state) {
     assert_non_null(moments);
     ga_row_norms(norms, x, N * H, D);
     for (size_t n = 0; n < N * H; n++) expect_near((double)norms[n], norm_of(x + n * D, D), 1e-6, "norm of a row");
-    ga_head_moments(moments, x, N, H, D);
+    ga_head_moments(moments, x, 100, H, D);
+    ga_head_moments(moments, x + 100 * H * D, N - 100, H, D);
     for (size_t h = 0; h < H; h++)
         for (size_t i = 0; i < D; i++)
             for (size_t j = 0; j < D; j++) {
@@ -178,7 +206,8 @@ static void run_all(ga_real *out, const attention *a, const ga_real *x) {
     ga_magnitude_statistics(&sums, x, 50, 100, 41, 0.1);
     out[2000] = (ga_real)sums.sum, out[2001] = (ga_real)sums.below_1e_2, out[2002] = (ga_real)sums.below_1e_3;
     ga_max_abs_rows(out + 2100, out + 2300, x, 100, 50);
-    ga_max_abs_columns(out + 2500, x, 100, 50);
+    memset(out + 2500, 0, 1500 * sizeof *out);
+    ga_max_abs_columns((double *)(out + 2500), x, 100, 50);
     ga_row_norms(out + 2600, x, 100, 50);
     ga_head_moments((double *)(out + 2800), x, 100, 5, 10);
 }
@@ -372,7 +401,7 @@ static void test_without_details(void **state) {
     ga_statistics *plain = ga_statistics_create(m), *full = ga_statistics_create_detailed(m);
     ga_observer observers[] = {{.statistics = plain}, {.statistics = full}};
     for (size_t i = 0; i < 2; i++) expect_ok(ga_forward(m, tokens, NULL, B, T, &observers[i], NULL, &e), &e);
-    assert_null(plain->details);
+    assert_false(plain->has_details);
     assert_true(ga_f_attn(plain, GA_ALL) == ga_f_attn(full, GA_ALL) && ga_m_act(plain, 1) == ga_m_act(full, 1));
     assert_true(ga_gate_mean(plain, 0) == ga_gate_mean(full, 0));
     assert_true(isnan(ga_output_magnitude(plain, GA_BEFORE_GATE, 0)) && isnan(ga_attention_entropy(plain, 0, 0)));
@@ -559,11 +588,17 @@ static char *analysed[] = {"baseline",
 int main(int argc, char **argv) {
     enum { PLAIN = 10 };
     struct CMUnitTest tests[PLAIN + 2 * COUNT(analysed)] = {
-        cmocka_unit_test(test_sdpa_statistics), cmocka_unit_test(test_magnitudes),
-        cmocka_unit_test(test_maxima),          cmocka_unit_test(test_norms_and_moments),
-        cmocka_unit_test(test_scale_rows),      cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_without_details), cmocka_unit_test(test_known_ranks),
-        cmocka_unit_test(test_entropy_uniform), cmocka_unit_test(test_other_models),
+        cmocka_unit_test(test_sdpa_statistics),
+        cmocka_unit_test(test_magnitudes),
+        cmocka_unit_test(test_peaks),
+        cmocka_unit_test(test_maxima),
+        cmocka_unit_test(test_norms_and_moments),
+        cmocka_unit_test(test_scale_rows),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_without_details),
+        cmocka_unit_test(test_known_ranks),
+        cmocka_unit_test(test_entropy_uniform),
+        cmocka_unit_test(test_other_models),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     use_default_threads();

@@ -480,30 +480,36 @@ static void for_each_gate(size_t H, size_t D, void (*visit)(ga_gate)) {
 
 enum { GATE_ROWS = 7, GAP = 3 };
 
-static void check_gate_statistics(const ga_real *s, size_t s_stride, ga_gate g) {
-    ga_gate_sums sums = {0};
-    /* twice, since sums go on over batches */
-    ga_gate_statistics(&sums, s, s_stride, 3, g);
-    ga_gate_statistics(&sums, s + 3 * s_stride, s_stride, GATE_ROWS - 3, g);
-    size_t heads = g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H;
+static void check_gate_statistics_of_head(const ga_gate_sums *sums, const ga_real *s, size_t s_stride, ga_gate g,
+                                          size_t h) {
     size_t values = g.type == GA_HEADWISE || g.input == GA_INPUT_SCALAR ? 1 : g.D;
     double sum = 0, squares = 0, low = 0, half = 0, bins[GA_BINS] = {0}, least = INFINITY, most = -INFINITY;
     for (size_t n = 0; n < GATE_ROWS; n++)
-        for (size_t h = 0; h < heads; h++)
-            for (size_t d = 0; d < values; d++) {
-                double x = score(s + n * s_stride, g, h, d);
-                sum += x, squares += x * x, low += x < 0.1, half += x < 0.5;
-                least = fmin(least, x), most = fmax(most, x);
-                bins[(size_t)fmax(0, fmin(GA_BINS - 1, floor(x * GA_BINS)))] += 1;
-            }
-    expect_near(sums.count, (double)(GATE_ROWS * heads * values), 0, "count of scores");
-    expect_near(sums.sum, sum, 1e-5, "sum of scores");
-    expect_near(sums.sum_of_squares, squares, 1e-5, "sum of squared scores");
-    expect_near(sums.below_01, low, 0, "scores below 0.1");
-    expect_near(sums.below_05, half, 0, "scores below 0.5");
-    expect_near(sums.min, least, 1e-6, "lowest score");
-    expect_near(sums.max, most, 1e-6, "highest score");
-    for (size_t i = 0; i < GA_BINS; i++) expect_near(sums.bins[i], bins[i], 0, "bin of scores");
+        for (size_t d = 0; d < values; d++) {
+            double x = score(s + n * s_stride, g, h, d);
+            sum += x, squares += x * x, low += x < 0.1, half += x < 0.5;
+            least = fmin(least, x), most = fmax(most, x);
+            bins[(size_t)fmax(0, fmin(GA_BINS - 1, floor(x * GA_BINS)))] += 1;
+        }
+    expect_near(sums->count, (double)(GATE_ROWS * values), 0, "count of scores");
+    expect_near(sums->sum, sum, 1e-5, "sum of scores");
+    expect_near(sums->sum_of_squares, squares, 1e-5, "sum of squared scores");
+    expect_near(sums->below_01, low, 0, "scores below 0.1");
+    expect_near(sums->below_05, half, 0, "scores below 0.5");
+    expect_near(sums->min, least, 1e-6, "lowest score");
+    expect_near(sums->max, most, 1e-6, "highest score");
+    for (size_t i = 0; i < GA_BINS; i++) expect_near(sums->bins[i], bins[i], 0, "bin of scores");
+}
+
+static void check_gate_statistics(const ga_real *s, size_t s_stride, ga_gate g) {
+    size_t heads = g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H;
+    ga_gate_sums *sums = (ga_gate_sums *)calloc(heads, sizeof *sums);
+    assert_non_null(sums);
+    /* twice, since sums go on over batches */
+    ga_gate_statistics(sums, s, s_stride, 3, g);
+    ga_gate_statistics(sums, s + 3 * s_stride, s_stride, GATE_ROWS - 3, g);
+    for (size_t h = 0; h < heads; h++) check_gate_statistics_of_head(sums + h, s, s_stride, g, h);
+    free(sums);
 }
 
 static void check_gate(ga_gate g) {
@@ -841,29 +847,66 @@ static void test_sums(void **state) {
         size_t n = lengths[i];
         uint64_t random = n;
         ga_real *x = normal_reals(n, 1, &random);
-        double squares = 0, most = 0, sum = -1, max = -1;
+        double squares = 0, most = 0, sum = -1, max = 0;
         for (size_t j = 0; j < n; j++) squares += (double)x[j] * (double)x[j], most = fmax(most, fabs((double)x[j]));
         ga_sum_of_squares(&sum, x, n);
         ga_max_abs(&max, x, n);
         expect_near(sum, squares, 1e-12, "sum of squares");
         assert_true(max == most);
+        ga_max_abs(&max, x, n / 2); /* no less than what was seen before */
+        assert_true(max == most);
         for (size_t j = 0; j < n; j += 1 + n / 3) {
             ga_real kept = x[j];
+            double found = most;
+            x[j] = -INFINITY;
+            ga_max_abs(&found, x, n);
+            assert_true(isinf(found) && found > 0);
             x[j] = NAN;
             ga_sum_of_squares(&sum, x, n);
-            ga_max_abs(&max, x, n);
-            assert_true(isnan(sum) && isnan(max));
-            x[j] = -INFINITY;
-            ga_max_abs(&max, x, n);
-            assert_true(isinf(max) && max > 0);
+            ga_max_abs(&found, x, n);
+            assert_true(isnan(sum) && isnan(found));
             x[j] = kept;
+            ga_max_abs(&found, x, n);
+            assert_true(isnan(found)); /* it stays */
         }
         free(x);
     }
     ga_real both[] = {INFINITY, 1, NAN};
-    double max;
+    double max = 0;
     ga_max_abs(&max, both, 3);
     assert_true(isnan(max));
+}
+
+/* Each index that a sum keeps or sums over: a stride of its own, or 0. */
+static void test_accumulate(void **state) {
+    (void)state;
+    enum { R = 3, G = 5, I = 7 };
+    static const size_t strides[][2] = {{1, 0}, {0, 1}, {I + 2, 1}, {1, G + 1}, {0, 0}};
+    uint64_t random = 6;
+    ga_real *x = normal_reals(R * G * I, 1, &random);
+    for (size_t k = 0; k < COUNT(strides); k++) {
+        double sums[64], expected[64];
+        for (size_t i = 0; i < 64; i++) sums[i] = expected[i] = (double)i;
+        for (size_t r = 0; r < R; r++)
+            for (size_t g = 0; g < G; g++)
+                for (size_t i = 0; i < I; i++)
+                    expected[g * strides[k][0] + i * strides[k][1]] += (double)x[(r * G + g) * I + i];
+        ga_accumulate(sums, strides[k][0], strides[k][1], x, R, G, I);
+        for (size_t i = 0; i < 64; i++) expect_near(sums[i], expected[i], 1e-12, "sum");
+    }
+    free(x);
+}
+
+static void test_counts_of_observers(void **state) {
+    (void)state;
+    double rows[3] = {1, 2, 3}, shares[2] = {0.5, 0};
+    const int32_t offsets[4] = {0, 4, 4, 9};
+    ga_route_counts(rows, offsets, 3);
+    assert_true(rows[0] == 5 && rows[1] == 2 && rows[2] == 8);
+    const ga_real sink[2] = {1, -2}, lse[8] = {1, 2, 3, 4, 0, -1, 2, 2}; /* B 2, HQ 2, T 2 */
+    ga_sdpa_sink(shares, sink, lse, 2, 2, 2);
+    expect_near(shares[0], 0.5 + 1 + exp(-1) + exp(1) + exp(2), 1e-12, "share of the first head's sink");
+    expect_near(shares[1], exp(-5) + exp(-6) + 2 * exp(-4), 1e-12, "share of the second head's sink");
 }
 
 /* design: warm-up lr (s+1)/warmup, then min + (lr - min) (1 + cos(pi (s - warmup) / (steps - warmup))) / 2 */
@@ -992,14 +1035,19 @@ static void test_names(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exp),         cmocka_unit_test(test_linear),        cmocka_unit_test(test_linear_nan),
-        cmocka_unit_test(test_embedding),   cmocka_unit_test(test_add),           cmocka_unit_test(test_clip),
-        cmocka_unit_test(test_rmsnorm),     cmocka_unit_test(test_heads),         cmocka_unit_test(test_sdpa),
-        cmocka_unit_test(test_sdpa_cached), cmocka_unit_test(test_sdpa_nan),      cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_switch),      cmocka_unit_test(test_route),         cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_grouped),     cmocka_unit_test(test_expert_swiglu), cmocka_unit_test(test_swiglu),
-        cmocka_unit_test(test_head_loss),   cmocka_unit_test(test_mean_loss),     cmocka_unit_test(test_adamw),
-        cmocka_unit_test(test_sums),        cmocka_unit_test(test_learning_rate), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_exp),           cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_linear_nan),    cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_add),           cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_rmsnorm),       cmocka_unit_test(test_heads),
+        cmocka_unit_test(test_sdpa),          cmocka_unit_test(test_sdpa_cached),
+        cmocka_unit_test(test_sdpa_nan),      cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_switch),        cmocka_unit_test(test_route),
+        cmocka_unit_test(test_rows),          cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_expert_swiglu), cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_head_loss),     cmocka_unit_test(test_mean_loss),
+        cmocka_unit_test(test_adamw),         cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_accumulate),    cmocka_unit_test(test_counts_of_observers),
+        cmocka_unit_test(test_learning_rate), cmocka_unit_test(test_threads),
         cmocka_unit_test(test_names),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);

@@ -16,6 +16,7 @@ bool cucpu_call_fails(void);  /* for the libraries beside the runtime: counts a 
 long cucpu_allocations(void); /* of device memory, ever */
 size_t cucpu_live_allocations(void);
 size_t cucpu_memory_used(void);
+size_t cucpu_bytes_out(void); /* copied to the host, ever */
 long cucpu_kernels_run(void);
 long cucpu_launches(void);   /* of kernels, copies and graphs, that the host has put into streams, ever */
 long cucpu_waits(void);      /* of the host, for a stream that had work left, ever */

@@ -50,7 +50,7 @@ std::map<const void *, size_t> opted_in, allocated;
 std::map<char *, size_t> pinned;
 cudaError_t last_error;
 cudaError_t failure = cudaErrorLaunchFailure;
-size_t memory_used, memory_size = (size_t)8 << 30;
+size_t memory_used, memory_size = (size_t)8 << 30, bytes_out;
 long calls, failing_call, allocations, launches, waits, devices = 1;
 bool dry;
 uint64_t turn = 0x9E3779B97F4A7C15ull;
@@ -173,6 +173,9 @@ long cucpu_allocations() {
 }
 size_t cucpu_memory_used() {
     return memory_used;
+}
+size_t cucpu_bytes_out() {
+    return bytes_out;
 }
 size_t cucpu_live_allocations() {
     return allocated.size();
@@ -310,6 +313,7 @@ cudaError_t cudaFreeHost(void *p) {
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t stream) {
     CALL;
     CUstream_st *s = stream_of(stream);
+    if (kind == cudaMemcpyDeviceToHost) bytes_out += n;
     if (kind == cudaMemcpyHostToDevice && !is_pinned(from)) {
         if (s->capture) return invalidate(s, cudaErrorStreamCaptureUnsupported);
         std::vector<char> bytes((const char *)from, (const char *)from + n);

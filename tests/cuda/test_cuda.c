@@ -65,6 +65,37 @@ static void drop(pair p) {
     device.release(device.state, p.there);
 }
 
+/* n sums in double on both sides, which grow. */
+typedef struct {
+    size_t n;
+    double *host, *there;
+} tally;
+
+static tally zero_sums(size_t n) {
+    tally s = {n, (double *)calloc(n, sizeof(double)), (double *)device.allocate(device.state, n * sizeof(double))};
+    if (!s.host || !s.there) fail_msg("no memory");
+    return s;
+}
+
+static double *sums_there(tally s) {
+    double *got = (double *)calloc(s.n, sizeof *got);
+    device.copy_out(device.state, got, s.there, s.n * sizeof *got);
+    return got;
+}
+
+static void expect_same_sums(tally s, double tolerance, const char *what, const char *where) {
+    double *got = sums_there(s);
+    for (size_t i = 0; i < s.n; i++)
+        if (!(fabs(got[i] - s.host[i]) <= tolerance * fmax(1, fabs(s.host[i]))))
+            fail_msg("%s (%s): sum %zu is %.9g, not %.9g", what, where, i, got[i], s.host[i]);
+    free(got);
+}
+
+static void drop_sums(tally s) {
+    free(s.host);
+    device.release(device.state, s.there);
+}
+
 #define DROP(...)                                                   \
     do {                                                            \
         pair all_[] = {__VA_ARGS__};                                \
@@ -270,15 +301,20 @@ static void check_gate(const char *settings, size_t N, bool free_standing, size_
     expect_same(dy, 1e-5, "gate_backward", where);
     expect_same(ds, 1e-5, "gate_backward, ds", where);
     if (g.form != GA_SELF) {
-        ga_gate_sums here = {0}, there = {0};
+        size_t heads = g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H, n = heads * 57;
+        assert_int_equal(sizeof(ga_gate_sums), 57 * sizeof(double));
+        tally sums = zero_sums(n);
         for (int round = 0; round < 2; round++)
-            BOTH(gate_statistics, (&here, s.host, s_stride, N, g), (&there, s.there, s_stride, N, g));
-        const double *a = (const double *)&there, *b = (const double *)&here;
-        for (size_t i = 0; i < sizeof here / sizeof *a; i++)
-            if (!(fabs(a[i] - b[i]) <=
-                  1e-5 * fabs(b[i]) + (i < 3 ? 1e-4 : 0) + (i == 5 || i == 6 ? 1 : 0) + (i > 6 ? 1 : 0)))
-                fail_msg("gate_statistics (%s): field %zu is %g, not %g", where, i, a[i], b[i]);
-        assert_true(there.count == here.count);
+            BOTH(gate_statistics, ((ga_gate_sums *)(void *)sums.host, s.host, s_stride, N, g),
+                 ((ga_gate_sums *)(void *)sums.there, s.there, s_stride, N, g));
+        double *got = sums_there(sums);
+        for (size_t i = 0; i < n; i++) {
+            double bound = 1e-5 * fabs(sums.host[i]) + (i % 57 < 3 ? 1e-4 : 0) + (i % 57 == 5 || i % 57 > 5 ? 1 : 0);
+            if (!(fabs(got[i] - sums.host[i]) <= (i % 57 == 0 ? 0 : bound)))
+                fail_msg("gate_statistics (%s): field %zu is %g, not %g", where, i, got[i], sums.host[i]);
+        }
+        free(got);
+        drop_sums(sums);
     }
     DROP(y, s, d_o, o, dy, ds);
 }
@@ -404,12 +440,8 @@ static void test_optimiser(void **unused) {
         double here, there;
         BOTH(sum_of_squares, (&here, p.host, n), (&there, p.there, n));
         expect_near(there, here, 1e-6, "sum_of_squares");
-        BOTH(max_abs, (&here, p.host, n), (&there, p.there, n));
-        expect_near(there, here, 1e-6, "max_abs");
         p.host[n / 2] = NAN;
         device.copy_in(device.state, p.there, p.host, n * sizeof *p.host);
-        device.max_abs(device.state, &there, p.there, n);
-        assert_true(isnan(there));
         device.sum_of_squares(device.state, &there, p.there, n);
         assert_true(isnan(there));
         DROP(p, g, m, v);
@@ -558,40 +590,114 @@ static void test_switch_and_channels(void **unused) {
 
 static void check_rows(size_t N, size_t C) {
     const char *where = place("N %zu C %zu", N, C);
-    pair x = normal_pair(N * C, 1), max = normal_pair(N, 1), at = normal_pair(N, 1), columns = normal_pair(C, 1);
+    pair x = normal_pair(N * C, 1), max = normal_pair(N, 1), at = normal_pair(N, 1);
+    tally columns = zero_sums(C), top = zero_sums(1), magnitudes = zero_sums(4);
     x.host[N * C - 1] = -9;
     if (C > 2) x.host[1] = 9, x.host[2] = -9; /* the first of equal ones */
+    for (int round = 0; round < 3; round++) { /* more, less, NaN: all but the last add to what was there */
+        for (size_t i = 0; round == 1 && i < x.n; i++) x.host[i] *= (ga_real)0.5;
+        if (round == 2) x.host[N * C / 2] = NAN;
+        device.copy_in(device.state, x.there, x.host, x.n * sizeof *x.host);
+        BOTH(max_abs, (top.host, x.host, x.n), (top.there, x.there, x.n));
+        BOTH(max_abs_columns, (columns.host, x.host, N, C), (columns.there, x.there, N, C));
+        if (round == 2) break;
+        BOTH(max_abs_rows, (max.host, at.host, x.host, N, C), (max.there, at.there, x.there, N, C));
+        expect_same(max, 1e-9, "max_abs_rows", where);
+        expect_same(at, 1e-9, "max_abs_rows, at", where);
+        expect_same_sums(top, 0, "max_abs", where);
+        expect_same_sums(columns, 0, "max_abs_columns", where);
+        BOTH(magnitude_statistics, ((ga_magnitude_sums *)(void *)magnitudes.host, x.host, C, N, C, 0.02),
+             ((ga_magnitude_sums *)(void *)magnitudes.there, x.there, C, N, C, 0.02));
+        expect_same_sums(magnitudes, 1e-9, "magnitude_statistics", where);
+        BOTH(row_norms, (max.host, x.host, N, C), (max.there, x.there, N, C));
+        expect_same(max, 1e-6, "row_norms", where);
+    }
+    double *nan[] = {sums_there(top), sums_there(columns)};
+    assert_true(isnan(nan[0][0]) && isnan(nan[1][N * C / 2 % C]) && isnan(top.host[0]));
+    x.host[N * C / 2] = 0;
     device.copy_in(device.state, x.there, x.host, x.n * sizeof *x.host);
-    BOTH(max_abs_rows, (max.host, at.host, x.host, N, C), (max.there, at.there, x.there, N, C));
-    expect_same(max, 1e-9, "max_abs_rows", where);
-    expect_same(at, 1e-9, "max_abs_rows, at", where);
-    BOTH(max_abs_columns, (columns.host, x.host, N, C), (columns.there, x.there, N, C));
-    expect_same(columns, 1e-9, "max_abs_columns", where);
-    BOTH(row_norms, (max.host, x.host, N, C), (max.there, x.there, N, C));
-    expect_same(max, 1e-6, "row_norms", where);
-    ga_magnitude_sums here = {0}, there = {0};
-    for (int round = 0; round < 2; round++)
-        BOTH(magnitude_statistics, (&here, x.host, C, N, C, 0.02), (&there, x.there, C, N, C, 0.02));
-    assert_true(here.count == there.count && here.below_1e_2 == there.below_1e_2 &&
-                here.below_1e_3 == there.below_1e_3);
-    expect_near(there.sum, here.sum, 1e-9, "magnitude_statistics");
     BOTH(scale_rows, (x.host, C, N, (C + 1) / 2, (ga_real)0.5), (x.there, C, N, (C + 1) / 2, (ga_real)0.5));
     expect_same(x, 1e-9, "scale_rows", where);
     BOTH(scale_rows, (x.host, C, N, C, 0), (x.there, C, N, C, 0));
     expect_same(x, 1e-9, "scale_rows by 0", where);
-    DROP(x, max, at, columns);
+    free(nan[0]), free(nan[1]);
+    drop_sums(columns), drop_sums(top), drop_sums(magnitudes);
+    DROP(x, max, at);
+}
+
+static void check_accumulate(size_t R, size_t G, size_t I) {
+    const size_t strides[][2] = {{1, 0}, {I + 2, 1}, {1, G + 1}, {0, 0}, {0, 1}};
+    pair x = normal_pair(R * G * I, 1);
+    for (size_t k = 0; k < COUNT(strides); k++) {
+        tally s = zero_sums(1 + (G - 1) * strides[k][0] + (I - 1) * strides[k][1]);
+        for (int round = 0; round < 2; round++)
+            BOTH(accumulate, (s.host, strides[k][0], strides[k][1], x.host, R, G, I),
+                 (s.there, strides[k][0], strides[k][1], x.there, R, G, I));
+        expect_same_sums(s, 1e-12, "accumulate", place("R %zu G %zu I %zu, strides %zu", R, G, I, k));
+        drop_sums(s);
+    }
+    drop(x);
+}
+
+static void check_peaks(size_t B, size_t T) {
+    size_t N = B * T;
+    const char *where = place("B %zu T %zu", B, T);
+    ga_real *values = normal_reals(N, 1, &stream);
+    for (size_t n = 0; n < N; n++) values[n] = (ga_real)fabs((double)values[n]);
+    values[N - 1] = values[N / 2] = 9; /* the first of equal ones */
+    pair max = pair_of(values, N), at = normal_pair(N, 1);
+    int32_t *tokens = (int32_t *)calloc(N, sizeof *tokens);
+    fill_tokens(tokens, N, 99, &stream);
+    for (size_t n = 0; n < N; n++) at.host[n] = (ga_real)(n + 5);
+    device.copy_in(device.state, at.there, at.host, N * sizeof *at.host);
+    int32_t *tokens_there = ints_on_device(tokens, N);
+    tally max_at = zero_sums(T);
+    ga_peak here = {0, 0, 0, -1}, got, *there = (ga_peak *)device.allocate(device.state, sizeof *there);
+    device.copy_in(device.state, there, &here, sizeof here);
+    for (int round = 0; round < 4; round++) { /* new, less, more, NaN, then that stays */
+        if (round > 0) max.host[N / 3] = round == 1 ? (ga_real)0.1 : round == 2 ? 11 : (ga_real)NAN;
+        device.copy_in(device.state, max.there, max.host, N * sizeof *max.host);
+        BOTH(keep_peaks, (max_at.host, &here, max.host, at.host, tokens, N, T),
+             (max_at.there, there, max.there, at.there, tokens_there, N, T));
+        device.copy_out(device.state, &got, there, sizeof got);
+        assert_true(got.position == here.position && got.dimension == here.dimension && got.token == here.token);
+        assert_true(got.value == here.value || (isnan(got.value) && isnan(here.value)));
+        if (round < 3) expect_same_sums(max_at, 0, "keep_peaks", where);
+    }
+    double *last = sums_there(max_at);
+    assert_true(isnan(last[N / 3 % T]) && isnan(here.value));
+    free(values), free(tokens), free(last);
+    device.release(device.state, there), device.release(device.state, tokens_there);
+    drop_sums(max_at);
+    DROP(max, at);
+}
+
+static void check_sink_and_counts(void) {
+    enum { B = 3, HQ = 4, T = 101, E = 300 };
+    pair sink = normal_pair(HQ, 1), lse = normal_pair(B * HQ * T, 1);
+    tally shares = zero_sums(HQ), rows = zero_sums(E);
+    int32_t offsets[E + 1] = {0};
+    for (size_t e = 0; e < E; e++) offsets[e + 1] = offsets[e] + (int32_t)(ga_random_bits(&stream) % 5);
+    int32_t *there = ints_on_device(offsets, E + 1);
+    for (int round = 0; round < 2; round++) {
+        BOTH(sdpa_sink, (shares.host, sink.host, lse.host, B, HQ, T), (shares.there, sink.there, lse.there, B, HQ, T));
+        BOTH(route_counts, (rows.host, offsets, E), (rows.there, there, E));
+    }
+    expect_same_sums(shares, 1e-12, "sdpa_sink", "");
+    expect_same_sums(rows, 0, "route_counts", "");
+    device.release(device.state, there);
+    drop_sums(shares), drop_sums(rows);
+    DROP(sink, lse);
 }
 
 static void check_head_moments(size_t N, size_t H, size_t D) {
     size_t n = H * D * D;
     pair x = normal_pair(N * H * D, 1);
-    double *here = (double *)calloc(n, sizeof *here), *got = (double *)calloc(n, sizeof *got);
-    double *there = (double *)device.allocate(device.state, n * sizeof *there);
-    BOTH(head_moments, (here, x.host, N, H, D), (there, x.there, N, H, D));
-    device.copy_out(device.state, got, there, n * sizeof *got);
-    for (size_t i = 0; i < n; i++) expect_near(got[i], here[i], 1e-12, "head_moments");
-    free(here), free(got);
-    device.release(device.state, there);
+    tally moments = zero_sums(n);
+    for (int round = 0; round < 2; round++)
+        BOTH(head_moments, (moments.host, x.host, N, H, D), (moments.there, x.there, N, H, D));
+    expect_same_sums(moments, 1e-12, "head_moments", place("N %zu H %zu D %zu", N, H, D));
+    drop_sums(moments);
     drop(x);
 }
 
@@ -621,6 +727,9 @@ static void test_analysis(void **unused) {
     for (size_t a = 0; a < COUNT(odd); a++)
         for (size_t b = 0; b < COUNT(odd); b++) check_rows(odd[a], odd[b]);
     check_head_moments(5, 2, 18), check_head_moments(33, 1, 4);
+    check_accumulate(1, 1, 1), check_accumulate(3, 5, 7), check_accumulate(2, 33, 300), check_accumulate(300, 2, 1);
+    check_peaks(1, 1), check_peaks(3, 5), check_peaks(2, 300);
+    check_sink_and_counts();
     close_device();
 }
 
@@ -694,10 +803,53 @@ static void expect_blocks(const ga_model *m, const ga_real *there, const ga_real
     }
 }
 
+static void expect_figure(double a, double b, double tolerance, const char *what) {
+    if (!(isnan(a) && isnan(b))) expect_near(a, b, tolerance, what);
+}
+
+/* Figures of both sides; those of a layer and a head, so that none is counted where another belongs. */
 static void check_statistics(const ga_statistics *a, const ga_statistics *b, double tolerance) {
-    expect_near(ga_f_attn(a, GA_ALL), ga_f_attn(b, GA_ALL), tolerance, "F-Attn");
-    expect_near(ga_m_act(a, GA_ALL), ga_m_act(b, GA_ALL), tolerance, "M-Act");
-    if (a->has_gate) expect_near(ga_gate_mean(a, GA_ALL), ga_gate_mean(b, GA_ALL), tolerance, "gate score");
+    for (size_t l = 0; l < a->L; l++) {
+        expect_figure(ga_m_act(a, l), ga_m_act(b, l), tolerance, "M-Act");
+        expect_figure(ga_gate_mean(a, l), ga_gate_mean(b, l), tolerance, "gate score");
+        for (size_t h = 0; h < a->HQ; h++) {
+            expect_figure(ga_f_attn_head(a, l, h), ga_f_attn_head(b, l, h), tolerance, "F-Attn");
+            expect_figure(ga_sink_share_head(a, l, h), ga_sink_share_head(b, l, h), tolerance, "share of the sink");
+        }
+        for (size_t i = 0; i < a->E; i++) expect_figure(ga_expert_load(a, l, i), ga_expert_load(b, l, i), 0, "load");
+    }
+}
+
+static void check_details(const ga_statistics *a, const ga_statistics *b, double tolerance) {
+    for (size_t l = 0; l < a->L; l++) {
+        for (int stage = 0; stage < GA_STAGES; stage++)
+            expect_figure(ga_output_magnitude(a, (ga_stage)stage, l), ga_output_magnitude(b, (ga_stage)stage, l),
+                          tolerance, "magnitude");
+        for (int stream_of = 0; stream_of < GA_STREAMS; stream_of++) {
+            ga_peak p = ga_activation_peak(a, (ga_stream)stream_of, l),
+                    q = ga_activation_peak(b, (ga_stream)stream_of, l);
+            assert_true(p.position == q.position && p.dimension == q.dimension && p.token == q.token);
+            for (size_t i = 0; i < 19; i++) {
+                expect_figure(ga_activation_max_at(a, (ga_stream)stream_of, l, i),
+                              ga_activation_max_at(b, (ga_stream)stream_of, l, i), tolerance, "max at a position");
+                expect_figure(ga_activation_max_in(a, (ga_stream)stream_of, l, i),
+                              ga_activation_max_in(b, (ga_stream)stream_of, l, i), tolerance, "max in a dimension");
+            }
+        }
+        for (size_t h = 0; h < a->HQ; h++) {
+            expect_figure(ga_attention_entropy(a, l, h), ga_attention_entropy(b, l, h), tolerance, "entropy");
+            for (size_t i = 0; i < 19; i++)
+                expect_figure(ga_attention_received(a, l, h, i), ga_attention_received(b, l, h, i), tolerance,
+                              "attention received");
+            for (int rank = 0; rank < GA_RANKS; rank++)
+                expect_figure(ga_effective_rank(a, (ga_rank)rank, l, h), ga_effective_rank(b, (ga_rank)rank, l, h),
+                              tolerance, "effective rank");
+        }
+        for (size_t i = 0; i < 19; i++) {
+            expect_figure(ga_value_norm(a, l, 0, i), ga_value_norm(b, l, 0, i), tolerance, "value norm");
+            expect_figure(ga_key_norm(a, l, 0, i), ga_key_norm(b, l, 0, i), tolerance, "key norm");
+        }
+    }
 }
 
 static void check_training(const char *variant, double tolerance) {
@@ -770,6 +922,36 @@ static void test_inference(void **unused) {
     }
     ga_generator_destroy(a), ga_generator_destroy(b);
     ga_destroy(here), ga_destroy(there);
+    close_device();
+}
+
+/* What ./analyze measures, over two passes. */
+static void check_measuring(const char *variant) {
+    ga_config c = ga_config_default();
+    configure(&c, SMALL), configure(&c, variant);
+    ga_model *here = create(&c, GA_INFERENCE), *there = create_there(&c, GA_INFERENCE);
+    copy_weights(there, here);
+    ga_statistics *a = ga_statistics_create_detailed(here), *b = ga_statistics_create_detailed(there);
+    ga_observer o_here = {.statistics = a}, o_there = {.statistics = b};
+    int32_t tokens[38];
+    ga_error e;
+    for (int pass = 0; pass < 3; pass++) { /* the first is forgotten */
+        if (pass == 1) ga_statistics_reset(a), ga_statistics_reset(b);
+        fill_tokens(tokens, 38, c.vocab_size, &stream);
+        expect_ok(ga_forward(here, tokens, NULL, 2, 19, &o_here, NULL, &e), &e);
+        expect_ok(ga_forward(there, tokens, NULL, 2, 19, &o_there, NULL, &e), &e);
+    }
+    expect_ok(ga_measure_ranks(a, here, &e), &e), expect_ok(ga_measure_ranks(b, there, &e), &e);
+    check_statistics(b, a, 1e-5), check_details(b, a, 1e-4);
+    ga_statistics_destroy(a), ga_statistics_destroy(b);
+    ga_destroy(here), ga_destroy(there);
+}
+
+static void test_measuring(void **unused) {
+    (void)unused;
+    open_device(false);
+    check_measuring("gate_position=none"), check_measuring("gate_type=headwise attention_sink=learned");
+    check_measuring("gate_position=G2 n_experts=3 experts_per_token=2"), check_measuring("gate_position=G5");
     close_device();
 }
 
@@ -883,9 +1065,9 @@ static void check_no_late_memory(const char *variant, bool half) {
     expect_ok(ga_summarize(&c, GA_TRAINING, &s, &e), &e);
     size_t known = s.total_bytes + device.own_bytes(device.state, &c, GA_TRAINING);
     ga_model *m = create_there(&c, GA_TRAINING);
-    long allocations = cucpu_allocations();
     assert_true(cucpu_memory_used() - before == known);
     ga_statistics *statistics = ga_statistics_create(m);
+    long allocations = cucpu_allocations();
     ga_observer observer = {.statistics = statistics};
     int32_t *tokens = (int32_t *)calloc(rows, sizeof *tokens);
     double loss, norm;
@@ -905,6 +1087,58 @@ static void test_no_late_memory(void **unused) {
     check_no_late_memory("n_layers=1 batch_size=16 d_ff=300", true);       /* the products take the most */
     check_no_late_memory("n_layers=1 batch_size=16 vocab_size=900", true); /* the output head does */
     assert_true(cucpu_live_allocations() == 0);
+}
+
+/* Bytes that came to the host since the last call. */
+static size_t bytes_out(void) {
+    static size_t before;
+    size_t bytes = cucpu_bytes_out() - before;
+    before += bytes;
+    return bytes;
+}
+
+/* Only what is asked for comes to the host: of a pass its loss, also where figures are collected; all sums once, when the
+ * first figure is asked for. Details ask for a mean gate score in each layer. */
+static void check_bytes(const char *variant) {
+    ga_config c = ga_config_default();
+    configure(&c, SMALL), configure(&c, variant);
+    ga_model *m = create_there(&c, GA_TRAINING);
+    ga_statistics *live = ga_statistics_create(m), *full = ga_statistics_create_detailed(m);
+    ga_observer observer = {.statistics = live}, details = {.statistics = full};
+    int32_t tokens[38];
+    fill_tokens(tokens, 38, c.vocab_size, &stream);
+    double loss, norm;
+    ga_error e;
+    bytes_out();
+    expect_ok(ga_forward_backward(m, tokens, tokens, 2, 19, 1, &observer, &loss, &e), &e);
+    assert_int_equal(bytes_out(), sizeof(double));
+    expect_ok(ga_update(m, 1e-3, &norm, &e), &e);
+    assert_true(bytes_out() <= 8 * sizeof(double)); /* a sum for each run of tensors that are not frozen */
+    expect_ok(ga_forward(m, tokens, tokens, 2, 19, &observer, &loss, &e), &e);
+    assert_int_equal(bytes_out(), sizeof(double));
+    assert_true(ga_f_attn(live, GA_ALL) > 0);
+    size_t all = bytes_out(), sums = c.n_layers * (2 * c.n_heads + 1 + c.n_experts) * sizeof(double) +
+                                     c.n_layers * live->gate_heads * sizeof(ga_gate_sums);
+    assert_in_range(all, sums, sums + 5 * 64);
+    assert_true(ga_m_act(live, GA_ALL) > 0 && ga_f_attn(live, 0) > 0 && bytes_out() == 0);
+    expect_ok(ga_forward(m, tokens, tokens, 2, 19, &details, &loss, &e), &e);
+    size_t scores = full->has_gate ? c.n_layers * full->gate_heads * sizeof(ga_gate_sums) : 0;
+    assert_int_equal(bytes_out(), scores + sizeof(double));
+    ga_generator *g = ga_generator_create(m, 19, &e);
+    ga_generator_observe(g, live);
+    ga_real logits[37];
+    expect_ok(ga_generator_feed(g, tokens, 5, logits, &e), &e);
+    assert_int_equal(bytes_out(), c.vocab_size * sizeof *logits);
+    ga_generator_destroy(g);
+    ga_statistics_destroy(live), ga_statistics_destroy(full);
+    ga_destroy(m);
+}
+
+static void test_bytes_to_the_host(void **unused) {
+    (void)unused;
+    open_device(false);
+    for (size_t i = 0; i < COUNT(variants); i++) check_bytes(variants[i]);
+    close_device();
 }
 
 /* What a model of the open device takes. */
@@ -1076,18 +1310,31 @@ int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (argc > 2) cmocka_set_skip_filter(argv[2]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_copies),         cmocka_unit_test(test_rmsnorm),
-        cmocka_unit_test(test_heads),          cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_packed_weights), cmocka_unit_test(test_embedding),
-        cmocka_unit_test(test_gate),           cmocka_unit_test(test_elementwise),
-        cmocka_unit_test(test_head),           cmocka_unit_test(test_optimiser),
-        cmocka_unit_test(test_mixture),        cmocka_unit_test(test_switch_and_channels),
-        cmocka_unit_test(test_analysis),       cmocka_unit_test(test_training),
-        cmocka_unit_test(test_training_bf16),  cmocka_unit_test(test_inference),
-        cmocka_unit_test(test_repeatable),     cmocka_unit_test(test_training_recorded),
+        cmocka_unit_test(test_copies),
+        cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_heads),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_packed_weights),
+        cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_elementwise),
+        cmocka_unit_test(test_head),
+        cmocka_unit_test(test_optimiser),
+        cmocka_unit_test(test_mixture),
+        cmocka_unit_test(test_switch_and_channels),
+        cmocka_unit_test(test_analysis),
+        cmocka_unit_test(test_training),
+        cmocka_unit_test(test_training_bf16),
+        cmocka_unit_test(test_inference),
+        cmocka_unit_test(test_measuring),
+        cmocka_unit_test(test_repeatable),
+        cmocka_unit_test(test_training_recorded),
 #ifdef GAI_CUDA_CPU
-        cmocka_unit_test(test_no_late_memory), cmocka_unit_test(test_too_small),
-        cmocka_unit_test(test_failures),       cmocka_unit_test(test_failing_captures),
+        cmocka_unit_test(test_no_late_memory),
+        cmocka_unit_test(test_bytes_to_the_host),
+        cmocka_unit_test(test_too_small),
+        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_failing_captures),
         cmocka_unit_test(test_launches),
 #endif
     };
