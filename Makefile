@@ -41,6 +41,9 @@ CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))),$(firstwo
 CUDA_LIB = $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/x86_64-linux/lib /usr/lib/x86_64-linux-gnu))
 CUDA_LIBRARY := $(if $(NVCC),$(BUILD)/cuda/libgated_attention_cuda.so)
 CUDA_CFLAGS = $(if $(NVCC),-DGA_CUDA_LIBRARY='"$(notdir $(CUDA_LIBRARY))"')
+MPI_LIBRARY := $(if $(MPICC),$(BUILD)/mpi/libranks_mpi.so)
+MPI_CFLAGS = $(if $(MPICC),-DGA_MPI_LIBRARY='"$(notdir $(MPI_LIBRARY))"')
+MPI_LIBS = $(if $(MPICC),-Wl$(comma)-rpath$(comma)'$$ORIGIN/$(dir $(MPI_LIBRARY))' -ldl)
 CUDA_LIBS = $(if $(NVCC),-rdynamic -Wl$(comma)-rpath$(comma)'$$ORIGIN/$(dir $(CUDA_LIBRARY))' -ldl)
 
 .PHONY: all help packages packages-test test test-cuda demo check format bench bench-cuda mutants fuzz reference sanitize
@@ -57,12 +60,17 @@ packages:
 packages-test:
 	@sh .ci/packages test
 
-train: train.c $(HEADERS) | packages $(CUDA_LIBRARY)
-	$(CC) $(ALL_CFLAGS) $(CUDA_CFLAGS) train.c -o $@ $(CUDA_LIBS) $(LDLIBS)
+train: train.c $(HEADERS) | packages $(CUDA_LIBRARY) $(MPI_LIBRARY)
+	$(CC) $(ALL_CFLAGS) $(CUDA_CFLAGS) $(MPI_CFLAGS) train.c -o $@ $(CUDA_LIBS) $(MPI_LIBS) $(LDLIBS)
 analyze: analyze.c $(HEADERS) | packages $(CUDA_LIBRARY)
 	$(CC) $(ALL_CFLAGS) $(CUDA_CFLAGS) analyze.c -o $@ $(CUDA_LIBS) $(LDLIBS)
 data/vocabulary: data/vocabulary.c $(HEADERS) | packages
 	$(CC) $(ALL_CFLAGS) data/vocabulary.c -o $@ $(LDLIBS)
+
+# Ranks over MPI, which train loads where a launcher has started several. MPICC= on the command line builds without.
+$(BUILD)/mpi/libranks_mpi.so: drivers/ranks_mpi.c drivers/ranks_mpi.h $(BUILD)/cuda/declarations
+	@mkdir -p $(BUILD)/mpi
+	$(MPICC) -std=c11 $(WARN) $(CFLAGS) -fPIC -shared $< -o $@ -lpthread -lm
 
 # The companion for NVIDIA GPUs, which the programs load where there is a driver: for the GPU that is here, else for all
 # from compute capability 7.5 on (compiled by the driver when the program starts, but for 8.x). NVCC= on the command line

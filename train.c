@@ -36,6 +36,7 @@
 #endif
 #include "drivers/common.h"
 #include "drivers/device.h"
+#include "drivers/ranks.h"
 #include "drivers/routing.h"
 #include "drivers/spikes.h"
 #include "drivers/run.h"
@@ -73,6 +74,7 @@ static bool run_all(run *r, int argc, char **argv) {
     r->model->profile = a.profile;
     print_model(r);
     print_device(r);
+    print_ranks(r);
     print_data(r);
     if (r->state.step >= r->steps) {
         printf("complete    %s has all %s steps; --fresh starts over\n", r->last, GROUPED(r->steps));
@@ -93,14 +95,16 @@ static bool run_all(run *r, int argc, char **argv) {
 
 int main(int argc, char **argv) {
     static run r;
+    if (!ranks_find(&r.ranks, &r.error)) return ranks_fail(&r.ranks, "train", r.error.text, 1);
     const char *terminal = getenv("TERM");
-    r.progress.terminal = isatty(STDOUT_FILENO) && terminal && strcmp(terminal, "dumb");
+    on_terminal = isatty(STDOUT_FILENO) && r.ranks.count == 1;
+    r.progress.terminal = on_terminal && terminal && strcmp(terminal, "dumb");
     r.progress.latest = nothing_measured;
     r.progress.f_attn = r.progress.sink_share = r.progress.m_act = r.progress.gate_mean = NAN;
     bool done = run_all(&r, argc, argv);
     fflush(stdout);
-    close_run(&r);
-    if (done) return 0;
-    print_failure("train", r.failure);
-    return r.exit_code;
+    if (done || !r.ranks.table) close_run(&r); /* else exchanges may be under way in what it would free */
+    if (!done) return ranks_fail(&r.ranks, "train", r.failure, r.exit_code);
+    ranks_end(&r.ranks);
+    return 0;
 }

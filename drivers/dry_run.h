@@ -44,7 +44,8 @@ static bool dry_run(run *r) {
     if (!plan_steps(r)) return false;
     print_model(r);
     print_device(r);
-    double speed = measure_speed(r);
+    print_ranks(r);
+    double speed = measure_speed(r) * (double)r->ranks.count;
     double tokens = (double)r->steps * (double)step_tokens(c);
     printf("time        about %s on this machine, if all of it ran like its products: %s, %s\n",
            DURATION(tokens * r->cost.training_flops / speed), SCALED(speed, "FLOP/s"),

@@ -37,6 +37,7 @@ static void write_figure(FILE *f, const ga_statistics *s, const char *name, cons
 
 static bool write_metrics(run *r, uint64_t step, const measurement *m) {
     FILE *f = r->metrics;
+    if (!writes(r)) return true;
     fprintf(f, "{\"step\":%" PRIu64, step);
     write_number(f, "loss", m->loss);
     write_number(f, "lr", m->learning_rate);

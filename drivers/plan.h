@@ -13,10 +13,10 @@
 /* Now and then a line, or one that is redrawn. */
 static void show_progress(const char *what, double share) {
     static double drawn_at;
-    bool terminal = isatty(STDOUT_FILENO), last = share >= 1;
-    if (!last && now() - drawn_at < (terminal ? 0.1 : 10)) return;
+    bool last = share >= 1;
+    if (!last && now() - drawn_at < (on_terminal ? 0.1 : 10)) return;
     drawn_at = now();
-    printf("%s%-11s %.0f %%%s", terminal ? "\r" : "", what, 100 * share, terminal && !last ? "" : "\n");
+    printf("%s%-11s %.0f %%%s", on_terminal ? "\r" : "", what, 100 * share, on_terminal && !last ? "" : "\n");
     fflush(stdout);
 }
 
@@ -36,7 +36,9 @@ static bool open_data(run *r) {
                             .seed = c->seed,
                             .bos_token = c->bos_token};
     char text[512];
-    r->stream = data_open(&options, text, sizeof text);
+    if (writes(r)) r->stream = data_open(&options, text, sizeof text); /* which tokenizes a text, for all of them */
+    ranks_meet(&r->ranks);
+    if (!writes(r)) r->stream = data_open(&options, text, sizeof text);
     return r->stream || fail(r, 1, "%s", text);
 }
 

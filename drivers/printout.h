@@ -46,6 +46,7 @@ static void print_model(const run *r) {
     size_t own = d->own_bytes ? d->own_bytes(d->state, c, GA_TRAINING) : 0;
     printf("memory      %s: weights %s, gradients %s, optimizer %s, activations %s", BYTES(s->total_bytes + own),
            BYTES(s->weight_bytes), BYTES(s->gradient_bytes), BYTES(s->optimizer_bytes), BYTES(s->activation_bytes));
+    if (r->ranks.count > 1) printf(", on each of %zu ranks", r->ranks.count);
     if (d->own_bytes) printf(", device %s", BYTES(own));
     if (d->free_bytes) printf("; %s are free", BYTES(d->free_bytes(d->state)));
     printf("\n");
@@ -55,6 +56,20 @@ static void print_model(const run *r) {
            c->gradient_accumulation_steps, c->batch_size, c->max_seq_len, GROUPED(r->steps * step_tokens(c)));
 }
 
+static void print_ranks(const run *r) {
+    const ranks *all = &r->ranks;
+    if (all->count == 1) return;
+    char exchange[16];
+    ga_config_get(&r->config, "exchange", exchange, sizeof exchange);
+    bool rounded = strcmp(exchange, "bfloat16") == 0;
+    printf("ranks       %zu (%s), %zu on this machine: %zu micro-batches of a step each, moments shared out, gradients "
+           "sent "
+           "as %s%s\n",
+           all->count, all->calls.library(all->mpi), all->local_count,
+           r->config.gradient_accumulation_steps / all->count, exchange,
+           rounded ? " (lossy: rounded to 8 bits; sums and weights in float32)" : "");
+}
+
 static void print_device(const run *r) {
     const ga_config *c = &r->config;
     printf("device      %s (%s)", r->device.device.name, r->device.why);
@@ -62,9 +77,12 @@ static void print_device(const run *r) {
         printf("\n");
         return;
     }
-    printf(", %zu thread%s", thread_count(c), thread_count(c) == 1 ? "" : "s");
+    printf(", %zu thread%s", thread_count(r), thread_count(r) == 1 ? "" : "s");
 #ifdef _OPENMP
-    printf(" (%s)\n", c->threads ? "as the key threads says" : "OpenMP's choice");
+    printf(" (%s)\n", c->threads            ? "as the key threads says"
+                      : r->ranks.count == 1 ? "OpenMP's choice"
+                      : r->ranks.bound      ? "for each rank, as the launcher binds it; mpirun --bind-to none frees it"
+                                            : "for each rank: they share the cores");
 #else
     printf(" (built without OpenMP)\n");
 #endif
@@ -94,6 +112,13 @@ static int by_seconds(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
+/* How much of the exchanges was hidden behind the backward pass: their own time, and what of it was waited for. */
+static void print_exchange(const ranks *r) {
+    ranks_mpi_seconds s = r->calls.times(r->mpi);
+    printf("exchange of gradients %.2f s, of which %.2f s were waited for; of weights %.2f s and %.2f s\n", s.gradients,
+           s.gradients_waited, s.weights, s.weights_waited);
+}
+
 static void print_profile(const run *r) {
     const ga_model *m = r->model;
     const double *order[GA_OP_COUNT];
@@ -117,7 +142,9 @@ static void print_profile(const run *r) {
     double peak = 1024.0 * (double)usage.ru_maxrss;
 #endif
     double tokens = (double)(r->state.step - r->first_step) * (double)step_tokens(&r->config);
-    printf("tokens per second %.0f, peak memory %s\n\n", tokens / r->step_seconds, SCALED(peak, "B"));
+    printf("tokens per second %.0f, peak memory %s\n", tokens / r->step_seconds, SCALED(peak, "B"));
+    if (r->ranks.mpi) print_exchange(&r->ranks);
+    printf("\n");
 }
 
 static void print_end(const run *r, const measurement *m, int argc, char **argv) {

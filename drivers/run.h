@@ -4,7 +4,7 @@
  *     command_line a = {0};
  *     if (!parse_options(&r, argc, argv, &a) || !configure(&r, argc, argv, &a)) puts(r.failure);    // and r.exit_code
  *
- * Needs common.h, gated_attention.h, gated_attention_x86.h, data.h, device.h, routing.h and spikes.h before it.
+ * Needs common.h, gated_attention.h, gated_attention_x86.h, data.h, device.h, ranks.h, routing.h and spikes.h before it.
  */
 #ifndef DRIVERS_RUN_H
 #define DRIVERS_RUN_H
@@ -53,6 +53,7 @@ typedef struct {
     uint64_t val_windows;   /* seen by an evaluation; 0: none */
     double lowest_loss;     /* that can be reached on them; NaN where nobody knows */
 
+    ranks ranks; /* the processes of this run */
     device_choice device;
     ga_model *model;
     ga_statistics *live, *held_out; /* of the latest training micro-batch looked at; of the latest evaluation */
@@ -77,6 +78,7 @@ static const measurement nothing_measured = {NAN, NAN, NAN, NAN, NAN, false};
 static const double MOST_TOKENS = 1e18; /* of a run: counts of them fit 64 bits */
 
 static volatile sig_atomic_t stop_requested;
+static bool on_terminal; /* standard output; that of a launcher looks like one even where it goes to a file */
 
 /* ---- small things ------------------------------------------------------------------------------------------------- */
 
@@ -123,13 +125,13 @@ static const char *duration(double seconds, char text[32]) {
 #define BYTES(n)          SCALED((double)(n), "B")
 #define DURATION(seconds) duration((seconds), (char[32]){0})
 
-static size_t thread_count(const ga_config *c) {
-#ifdef _OPENMP
-    return c->threads ? c->threads : (size_t)omp_get_max_threads();
-#else
-    (void)c;
-    return 1;
-#endif
+static size_t thread_count(const run *r) {
+    return r->config.threads ? r->config.threads : r->ranks.threads;
+}
+
+/* Only rank 0 writes files. */
+static bool writes(const run *r) {
+    return r->ranks.rank == 0;
 }
 
 static uint64_t step_tokens(const ga_config *c) {
@@ -249,16 +251,27 @@ static bool configure(run *r, int argc, char **argv, const command_line *a) {
     if (ga_config_load(c, a->config_path, &r->error)) return fail(r, 2, "%s", r->error.text);
     if (!set_keys(r, argc, argv, a) || !name_run(r, a->config_path)) return false;
     if (*c->init_from && !take_model_keys(r, argc, argv, a)) return false;
-    if (ga_config_check(c, &r->error) || ga_summarize(c, GA_TRAINING, &r->cost, &r->error)) return fail_library(r);
+    if (ga_config_check(c, &r->error) || ga_summarize_rank(c, GA_TRAINING, r->ranks.count, &r->cost, &r->error))
+        return fail_library(r);
+    if (c->gradient_accumulation_steps % r->ranks.count)
+        return fail(
+            r, 2,
+            "gradient_accumulation_steps = %zu cannot be spread over %zu ranks: it counts the micro-batches of all "
+            "of them, and must be a multiple of their number",
+            c->gradient_accumulation_steps, r->ranks.count);
     choose_tokenizer(r);
     return true;
 }
 
 static bool open_device(run *r) {
 #ifdef _OPENMP
-    omp_set_num_threads((int)thread_count(&r->config));
+    omp_set_num_threads((int)thread_count(r));
 #endif
-    return device_open(&r->device, &r->config, &r->error) || fail(r, 2, "%s", r->error.text);
+    if (!device_open(&r->device, &r->config, &r->error)) return fail(r, 2, "%s", r->error.text);
+    if (r->device.cuda && r->ranks.count > 1)
+        return fail(r, 2, "ranks with a GPU each need NCCL; device=cpu goes with MPI");
+    r->device.device.ranks = ranks_join(&r->ranks, &r->config);
+    return true;
 }
 
 #endif

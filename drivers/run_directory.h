@@ -47,8 +47,10 @@ static bool learn_vocabulary(run *r) {
 
 /* tokenizer = train: a run that has not begun yet learns its vocabulary. */
 static bool open_tokenizer(run *r, bool fresh) {
-    bool learns = strcmp(r->config.tokenizer, "train") == 0 && (fresh || !has_checkpoint(r));
-    return !learns || learn_vocabulary(r);
+    bool learns = writes(r) && strcmp(r->config.tokenizer, "train") == 0 && (fresh || !has_checkpoint(r));
+    if (learns && !learn_vocabulary(r)) return false;
+    ranks_meet(&r->ranks);
+    return true;
 }
 
 /* The lock falls with the process, however it ends. */
@@ -189,8 +191,9 @@ static bool start_from(run *r) {
 
 /* Takes up the run where it stands. What is there is touched only when all else has gone well. */
 static bool open_run(run *r, bool fresh) {
-    if (!make_directory(r) || !open_metrics(r)) return false;
+    if (writes(r) && (!make_directory(r) || !open_metrics(r))) return false;
     bool resumed = !fresh && has_checkpoint(r);
+    ranks_share(&r->ranks, &resumed, sizeof resumed);
     if (resumed && !check_same_run(r)) return false;
     if (!allocate(r)) return false;
     r->state = (ga_training_state){.random = r->config.seed, .best_val_loss = INFINITY};
@@ -198,8 +201,10 @@ static bool open_run(run *r, bool fresh) {
     if (!resumed && *r->config.init_from && !start_from(r)) return false;
     r->saved = resumed;
     r->saved_step = r->state.step;
-    if (fresh && (!remove_checkpoint(r, r->last) || !remove_checkpoint(r, r->best))) return false;
-    return cut_metrics(r) && write_config(r);
+    if (fresh && writes(r) && (!remove_checkpoint(r, r->last) || !remove_checkpoint(r, r->best))) return false;
+    if (writes(r) && (!cut_metrics(r) || !write_config(r))) return false;
+    ranks_share(&r->ranks, &r->spikes, sizeof r->spikes);
+    return true;
 }
 
 static void close_run(run *r) {
@@ -219,6 +224,7 @@ static void close_run(run *r) {
 /* With the tokenizer that the model's tokens are of. */
 static bool save_checkpoint(run *r, const char *directory, const ga_training_state *state) {
     if (ga_save(r->model, directory, state, &r->error)) return fail_library(r);
+    if (!writes(r)) return true;
     const data_tokenizer *t = data_stream_tokenizer(r->stream);
     char path[PATH_SIZE + 32];
     snprintf(path, sizeof path, "%s/%s", directory, DATA_TOKENIZER_FILE);

@@ -30,7 +30,8 @@ static void look_at_attention(run *r) {
 
 /* Gradients of a whole step, as the mean over its micro-batches. The next windows are read while a device computes: their
  * loss is asked for at the end only, but for the very first that is seen. A stop is heeded between two of them: the step is then
- * left out (false, without a failure), and the run goes on from before it. */
+ * left out (false, without a failure), and the run goes on from before it. Ranks take micro-batches in turn, and stop between
+ * two steps, together. */
 static bool accumulate(run *r, measurement *m) {
     const ga_config *c = &r->config;
     const ga_observer observer = {.statistics = r->live};
@@ -38,8 +39,9 @@ static bool accumulate(run *r, measurement *m) {
     bool look = step == r->first_step + 1 || step % c->log_every == 0;
     if (look) ga_statistics_reset(r->live);
     double share = 1.0 / (double)c->gradient_accumulation_steps;
-    for (size_t k = 0; k < c->gradient_accumulation_steps; k++) {
-        if (stop_requested) return false;
+    for (size_t k = r->ranks.rank; k < c->gradient_accumulation_steps; k += r->ranks.count) {
+        if (stop_requested && r->ranks.count == 1) return false;
+        r->model->last_of_step = k + r->ranks.count >= c->gradient_accumulation_steps;
         if (!read_windows(r, DATA_TRAIN, r->state.windows + k * c->batch_size, c->batch_size)) return false;
         double *latest = &r->progress.latest.loss;
         if (ga_forward_backward(r->model, r->inputs, r->targets, c->batch_size, c->max_seq_len, share,
@@ -101,7 +103,8 @@ static bool evaluate(run *r, double *loss) {
     ga_observer observer = {.statistics = r->held_out};
     ga_statistics_reset(r->held_out);
     *loss = 0;
-    for (uint64_t first = 0; first < r->val_windows; first += c->batch_size) {
+    uint64_t turn = c->batch_size * r->ranks.count; /* windows that all ranks see at one time */
+    for (uint64_t first = r->ranks.rank * c->batch_size; first < r->val_windows; first += turn) {
         size_t count = r->val_windows - first < c->batch_size ? (size_t)(r->val_windows - first) : c->batch_size;
         double mean;
         if (!read_windows(r, DATA_VAL, first, count)) return false;
@@ -109,7 +112,10 @@ static bool evaluate(run *r, double *loss) {
             return fail_library(r);
         *loss += mean * (double)count / (double)r->val_windows;
     }
-    return true;
+    const ga_ranks *all = r->ranks.table;
+    if (!all) return true;
+    all->sum(all->state, loss, 1);
+    return ga_statistics_merge(r->held_out, all, &r->error) == GA_OK || fail_library(r);
 }
 
 static bool due(uint64_t step, uint64_t every) {
@@ -136,7 +142,7 @@ static bool finish_step(run *r, measurement *m) {
 static bool train(run *r, measurement *m) {
     r->started = now();
     r->first_step = r->state.step;
-    while (r->state.step < r->steps && !stop_requested) {
+    while (r->state.step < r->steps && !ranks_any(&r->ranks, stop_requested)) {
         *m = nothing_measured;
         if (take_step(r, m)) {
             if (!finish_step(r, m)) return false;
