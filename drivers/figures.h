@@ -610,7 +610,8 @@ static bool figure_training(report *r) {
     figure_begin(gp, stem, FIGURE_WIDTH, (f_attn ? 2 : 1) * (300 + 21 * (int)lines));
     fprintf(gp, "set key vertical maxrows %zu\n", lines);
     if (f_attn) fputs("set multiplot layout 2,1\n", gp);
-    fputs("set xtics autofreq\nset xlabel 'optimiser step'\nset ylabel 'loss, nats per token'\nplot", gp);
+    fputs("set xtics autofreq\nset xrange [0:*]\nset xlabel 'optimiser step'\nset ylabel 'loss, nats per token'\nplot",
+          gp);
     if (training) figure_plot_series(r, gp, FIGURE_TRAINING, "with lines linewidth 1.2", !held_out, 1);
     if (held_out)
         figure_plot_series(r, gp, FIGURE_HELD_OUT, "with linespoints pointtype 7 pointsize 0.5 linewidth 2", true, 1);
@@ -740,8 +741,8 @@ static bool figure_map_panel(report *r, const report_model *m, size_t layer, con
     const double *map = report_map(window ? m->window_maps : m->maps, layer, r->map_len);
     double sink = window ? report_map_sink(map, r->map_len, shown) : ga_f_attn(m->statistics, layer);
     snprintf(panel->stem, sizeof panel->stem, "map_%s_layer%zu%s", m->file, layer, window ? window : "");
-    snprintf(panel->title, sizeof panel->title, "%s, layer %zu: %.1f %% on the first token", m->name, layer,
-             100 * sink);
+    snprintf(panel->title, sizeof panel->title, "%s, layer %zu%s: %.1f %% on the first token", m->name, layer,
+             window ? ", one window" : "", 100 * sink);
     return figure_map_csv(r, panel->stem, map, r->map_len, shown);
 }
 

@@ -473,10 +473,9 @@ static bool gallery_draw_histograms(report *r, const report_model *m) {
             " font ',14' offset 0,-0.4\nset xrange [0:1]\nset yrange [%zu.5:-0.5]\nset ytics 0,%zu\nset xlabel 'gate "
             "score'\nset ylabel 'layer'\n"
             "set palette defined (0 '#ffffff', 0.1 '#deebf7', 0.3 '#9ecae1', 0.6 '#3182bd', 1 '#08306b')\n"
-            "set cbrange [0:1]\nset cbtics ('0 %%%%' 0, '1 %%%%' 0.1, '10 %%%%' 0.3162, "
-            "'40 %%%%' 0.6325, '100 %%%%' 1) scale 0\n"
+            "set cbrange [0:1]\nset cbtics ('0 %%%%' 0, %s'10 %%%%' 0.3162, '40 %%%%' 0.6325, '100 %%%%' 1) scale 0\n"
             "plot '%s.csv' matrix using (($1+0.5)/%d):2:(sqrt($3)) with image\n",
-            s->L - 1, s->L / 13 + 1, stem, GA_BINS);
+            s->L - 1, s->L / 13 + 1, s->L < 6 ? "" : "'1 %%' 0.1, ", stem, GA_BINS);
     return figure_end(r, gp, stem, title);
 }
 

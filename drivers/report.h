@@ -58,7 +58,7 @@ static const char report_style[] =
     "p{margin:.5rem 0;max-width:46rem}\n"
     "code{font:.88em ui-monospace,Menlo,Consolas,monospace;overflow-wrap:anywhere}\n"
     "a{color:inherit}\n"
-    "nav{columns:15rem;font-size:.9rem;margin:1.2rem 0}nav a{display:block;padding:.18rem 0}\n"
+    "nav{columns:15rem;font-size:.9rem;margin:1.2rem 0}nav a{display:block;padding:.18rem 0;break-inside:avoid}\n"
     ".lead,.place,nav small{color:var(--dim)}.place{margin:0;font-size:.9rem}nav small{display:inline}\n"
     ".beside{display:grid;grid-template-columns:minmax(0,1fr) 16rem;gap:0 1.5rem;align-items:start}\n"
     ".figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,21rem),1fr));gap:0 1rem}\n"
@@ -387,6 +387,22 @@ static void report_means(const report *r, FILE *f, const char *format, double sc
 
 /* ---- sections ---------------------------------------------------------------------------------------------------- */
 
+/* "On the first token, in layer 1, where the F-Attn of baseline is largest: baseline 85.5 %, gated 3.5 %." */
+static void report_finding(const report *r, FILE *f) {
+    size_t base = report_baseline(r), sink = report_sink_layer(&r->models[base]), listed = 0;
+    fprintf(f, "On the first token, in layer %zu, where the F-Attn of ", sink);
+    report_escape(f, r->models[base].name);
+    fputs(" is largest: ", f);
+    for (size_t i = 0; i < arrlenu(r->models); i++) {
+        const ga_statistics *s = r->models[i].statistics;
+        if (sink >= s->L) continue;
+        fputs(listed++ ? ", <b>" : "<b>", f);
+        report_escape(f, r->models[i].name);
+        fprintf(f, " %.1f&nbsp;%%</b>", 100 * ga_f_attn(s, sink));
+    }
+    fputs(".", f);
+}
+
 static void report_head(const report *r, FILE *f) {
     fputs("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
           "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>Gated attention: ",
@@ -394,7 +410,9 @@ static void report_head(const report *r, FILE *f) {
     report_names(r, f);
     fprintf(f, "</title>\n<style>\n%s</style>\n</head>\n<body>\n<h1>Gated attention: ", report_style);
     report_names(r, f);
-    fprintf(f, "</h1>\n<p class=\"lead\">%zu windows of %zu tokens from <code>", r->samples, r->seq_len);
+    fputs("</h1>\n<p>", f);
+    report_finding(r, f);
+    fprintf(f, "</p>\n<p class=\"lead\">%zu windows of %zu tokens from <code>", r->samples, r->seq_len);
     report_escape(f, r->source);
     fputs("</code> (", f);
     report_escape(f, r->part);
@@ -492,15 +510,8 @@ static void report_numbers_maps(const report *r, FILE *f) {
     size_t base = report_baseline(r), sink = report_sink_layer(&r->models[base]);
     fprintf(f, "Layer %zu, where the F-Attn of ", sink);
     report_escape(f, r->models[base].name);
-    fprintf(f, " is largest; %zu windows, their first %zu positions. On the first token: ", r->samples, r->map_len);
-    for (size_t i = 0; i < arrlenu(r->models); i++) {
-        const ga_statistics *s = r->models[i].statistics;
-        if (sink >= s->L) continue;
-        fputs(i ? ", " : "", f);
-        report_escape(f, r->models[i].name);
-        fprintf(f, " %.1f&nbsp;%%", 100 * ga_f_attn(s, sink));
-    }
-    fputs(".", f);
+    fprintf(f, " is largest; %zu windows, their first %zu positions. Below: one window, token by token.", r->samples,
+            r->map_len);
 }
 
 static void report_numbers_f_attn(const report *r, FILE *f) {
@@ -732,7 +743,7 @@ static const report_section report_sections[] = {
      "The largest value of the residual stream at each position, and of each dimension from the largest on: massive "
      "activations stand at few positions in few dimensions.", NULL, NULL, {"max_act_by_position", "max_act_by_dimension"},
      report_rest_peaks, NULL},
-    {"rank", "Effective rank of W_V W_O and of the heads&rsquo; output", "Eq. 6; section 4.1",
+    {"rank", "Effective rank of W<sub>V</sub>W<sub>O</sub> and of the heads&rsquo; output", "Eq. 6; section 4.1",
      "In how many directions a head can write, and in how many its output does write, before and after the gate "
      "(exponential of the entropy of the normalised singular values).", report_numbers_rank,
      "Without a non-linearity between them W<sub>V</sub> and W<sub>O</sub> are one map of rank at most d<sub>k</sub> "

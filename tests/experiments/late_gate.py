@@ -16,9 +16,9 @@ def read(name):
 
 baseline = read("baseline")
 sink = max(range(len(baseline[-1]["f_attn_by_layer"])), key=lambda l: baseline[-1]["f_attn_by_layer"][l])
-curves = {}
+curves = {"baseline": [(m["step"], m) for m in baseline]}
 for name, title in RUNS.items():
-    before, shift = ([], 0) if name == "scratch" else ([(m["step"], m) for m in baseline], steps)
+    before, shift = ([], 0) if name == "scratch" else (curves["baseline"][-1:], steps)
     curves[title] = before + [(m["step"] + shift, m) for m in read(name)]
 
 
@@ -31,16 +31,20 @@ def number(x):
 
 
 table = ["| model | steps | held-out loss | F-Attn | F-Attn of the largest layer | gate score, by layer |", "|---|---|---|---|---|---|"]
-for title, m in [("baseline", baseline[-1])] + [(t, c[-1][1]) for t, c in curves.items()]:
-    total = steps if title == "baseline" else 2 * steps
+for title, curve in curves.items():
+    total, m = curve[-1]
     gate = " ".join(number(x) for x in m["gate_mean_by_layer"] or []) or "-"
     table.append(f"| {title} | {total} | {m['val_loss']:.4f} | {m['f_attn']:.3f} | {layer(m):.3f} | {gate} |")
 added = [f"set arrow from {steps},graph 0 to {steps},graph 1 nohead dashtype 2 linecolor rgb '#8c8c8c'"]
-plot("docs/late-gate.svg", "Attention on the first token, with a gate from the start and with one added late", [
+end = {name: layer(curves[title][-1][1]) for name, title in RUNS.items()}
+finding = (f"{steps} steps after a gate was added, the layer with the sink keeps {100 * end['headwise']:.0f} % and "
+           f"{100 * end['elementwise']:.0f} % on the first token; gated from the start, {100 * end['scratch']:.0f} %")
+plot("docs/late-gate.svg", finding, [
     {"xlabel": "optimiser step", "ylabel": "F-Attn of the largest layer", "set": added + ["set yrange [0:1]"],
      "series": {t: [(x, layer(m)) for x, m in c] for t, c in curves.items()}},
-    {"xlabel": "optimiser step", "ylabel": "held-out loss", "set": ["set autoscale y"],
-     "series": {t: [(x, m["val_loss"]) for x, m in c] for t, c in curves.items()}}])
+    {"xlabel": "optimiser step", "ylabel": "held-out loss, nats", "set": ["set autoscale y"],
+     "series": {t: [(x, m["val_loss"]) for x, m in c] for t, c in curves.items()}}],
+    looks={"baseline": {"colour": 6}})
 with open("docs/late-gate.md", "w") as f:
     f.write("# Adding the gate late\n\n"
             f"`configs/quick-baseline.cfg`, trained for {steps} steps, then for {steps} more from its weights as it is and with a gate "

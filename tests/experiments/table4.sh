@@ -14,11 +14,18 @@ for config in configs/variants/table4-*.cfg; do
 done
 wait
 ./analyze --models "${models[@]}" --num_samples 256 --output $out/report >$out/report.log
+
+# The parameters of all rows, from ./train --dry-run: "parameters  230,624 (...); 175,328 activated by a token".
+sizes=$(for config in configs/variants/table4-*.cfg; do
+    ./train "$config" "$@" output_dir=$out/size --dry-run
+done | sed -n 's/^parameters  *\([0-9,]*\).*; \([0-9,]*\) activated.*/\1 \2/p' | sort |
+    awk 'NR == 1 { first = $1; least = $2 } { last = $1; most = $2 } END { print first " to " last " parameters, of which a token uses " least " to " most }')
 {
     echo "# Table 4 in small"
     echo
-    echo "Each row of Table 4 as a model of about 180 thousand parameters on Bigram-Backcopy (\`configs/variants/table4-*.cfg\`; 4 query"
-    echo "heads, 2 key-value heads, one seed), written by \`make table4\`, with the paper's figures below."
+    echo "Each row of Table 4 as a mixture of 16 experts, 4 for each token, like the paper's of 128 and 8: $sizes"
+    echo "(\`configs/variants/table4-*.cfg\`: 4 query heads, 2 key-value heads), on Bigram-Backcopy with one seed, written by"
+    echo "\`make table4\`, with the paper's figures below."
     echo
     echo '```'
     sed -n '/windows of/,/^report:/p' $out/report.log | sed '/^report:/d'
