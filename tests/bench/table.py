@@ -17,6 +17,9 @@ import sys
 from compare import COMPILED, EAGER, OURS, WORK
 from config import read_config
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "experiments"))
+from plots import plot  # noqa: E402
+
 DOCS = pathlib.Path("docs")
 EMPTY = "–"
 
@@ -241,35 +244,46 @@ def attention_figures():
     }
 
 
+def faster_at_the_longest(figures):
+    """ "2.2 times (float32) ... as fast as PyTorch at 32768 positions", of what was measured with both programs."""
+    longest = max(T for by_length in figures.values() for T in by_length)
+    seconds = {key: by_length[longest][0] for key, by_length in figures.items() if longest in by_length}
+    ratios = [
+        f"{seconds['PyTorch', products] / seconds['ours', products]:.1f} ({products})"
+        for products in ("float32", "bf16")
+        if {("PyTorch", products), ("ours", products)} <= seconds.keys()
+    ]
+    return f"Attention over {longest} positions: PyTorch's seconds over ours, {' and '.join(ratios)}"
+
+
 def plot_attention(figures):
     """Seconds and bytes over T as docs/attention.svg; False without gnuplot."""
     if not shutil.which("gnuplot"):
         return False
-    blocks, plots = [], {1: [], 2: []}
-    for index, ((program, products), by_length) in enumerate(figures.items()):
-        lines = (f"{T} {seconds} {size / 1e6}" for T, (seconds, size) in by_length.items())
-        blocks.append("\n".join([f"$d{index} << EOD", *lines, "EOD"]))
-        dash = 1 if program == "ours" else 2
-        color = "#0072b2" if products == "float32" else "#d55e00"
-        for panel, plot in plots.items():
-            style = f"linespoints lw 2 pt 7 ps 0.5 dt {dash} lc rgb '{color}'"
-            plot.append(f"$d{index} using 1:{panel + 1} with {style} title '{program}, {products}'")
-    script = f"""
-set terminal svg size 900,400 enhanced font 'sans-serif,12' background rgb 'white'
-set output '{DOCS / "attention.svg"}'
-{chr(10).join(blocks)}
-set multiplot layout 1,2
-set logscale xy
-set xtics ('512' 512, '1k' 1024, '2k' 2048, '4k' 4096, '8k' 8192, '16k' 16384, '32k' 32768)
-set grid
-set key top left
-set xlabel 'positions T'
-set ylabel 'seconds, forward and backward'
-plot {", ".join(plots[1])}
-set ylabel 'memory, MB'
-plot {", ".join(plots[2])}
-"""
-    subprocess.run(["gnuplot"], input=script, text=True, check=True)
+    lengths = sorted({T for by_length in figures.values() for T in by_length})
+    ticks = ", ".join(f"'{T if T < 1024 else f'{T // 1024}k'}' {T}" for T in lengths)
+    axes = ["set logscale xy", f"set xtics ({ticks})", f"set xrange [{lengths[0] / 1.2}:{lengths[-1] * 1.2}]"]
+
+    def series(panel, scale):
+        return {
+            f"{program}, {products}": [(T, values[panel] / scale) for T, values in by_length.items()]
+            for (program, products), by_length in figures.items()
+        }
+
+    looks = {
+        f"{program}, {products}": {"colour": int(products == "float32"), "marker": int(program != "ours"), "dash": dash}
+        for program, dash in (("ours", 1), ("PyTorch", 2))
+        for products in ("float32", "bf16")
+    }
+    plot(
+        DOCS / "attention.svg",
+        faster_at_the_longest(figures),
+        [
+            {"xlabel": "positions T", "ylabel": "forward and backward, s", "set": axes, "series": series(0, 1)},
+            {"xlabel": "positions T", "ylabel": "memory, MB", "set": [], "series": series(1, 1e6)},
+        ],
+        looks,
+    )
     return True
 
 

@@ -16,14 +16,13 @@ def quoted(text):
 
 
 def style(number, looks):
-    """Of the series with this number; looks may replace colour (a number), marker (a number) and dash (gnuplot's)."""
-    looks = {"colour": number, "marker": number, "dash": 1} | looks
-    return {"colour": COLOURS[looks["colour"] % len(COLOURS)], "marker": MARKERS[looks["marker"] % len(MARKERS)],
-            "dash": looks["dash"]}
+    """Of the series with this number; looks may replace colour and marker (numbers too), dash and width (gnuplot's)."""
+    look = {"colour": number, "marker": number, "dash": 1, "width": 2} | looks
+    return look | {"colour": COLOURS[look["colour"] % len(COLOURS)], "marker": MARKERS[look["marker"] % len(MARKERS)]}
 
 
 def curve(source, points, look, title):
-    line = f"linewidth 2 linecolor rgb '{look['colour']}' dashtype {look['dash']}"
+    line = f"linewidth {look['width']} linecolor rgb '{look['colour']}' dashtype {look['dash']}"
     marked = "lines" if len(points) > MANY_POINTS else f"linespoints pointtype {look['marker']} pointsize {0.7 if len(points) < 20 else 0.45}"
     return f"{source} with {marked} {line} {title}"
 
@@ -36,10 +35,10 @@ def plot(path, title, panels, looks=None, width=450, height=330):
     look = {name: style(number, (looks or {}).get(name, {})) for number, name in enumerate(names)}
     columns = max(1, min(len(names), width * len(panels) // (LETTER * max(map(len, names)) + 60)))
     rows = -(-len(names) // columns)
-    above = 66 + 20 * rows  # pixels of title, legend and the panels' own titles
+    above = 66 + 20 * rows + 20 * any("title" in panel for panel in panels)  # pixels of title, legend, panels' titles
     height += above
     lines = [f"set terminal svg noenhanced size {width * len(panels)},{height} font 'Helvetica,14' background '#ffffff'",
-             f"set output {quoted(path)}", "set encoding utf8", "set border 3 linecolor rgb '#8c8c8c'",
+             f"set output {quoted(str(path))}", "set encoding utf8", "set border 3 linecolor rgb '#8c8c8c'",
              "set tics nomirror out scale 0.5 textcolor rgb '#333333'",
              "set grid ytics linetype 1 linecolor rgb '#e6e6e6'",
              f"set multiplot title {quoted(title)} font 'Helvetica,{min(16, int(1.7 * width * len(panels) / len(title)))}'",
