@@ -8,8 +8,10 @@ set -eu
 cd "$(dirname "$0")/../.."
 config=${BENCH_CONFIG:-configs/rtx4060.cfg}
 work=build/bench
+begin=$(date +%s)
 export PYTHONDONTWRITEBYTECODE=1
 mkdir -p $work
+rm -f $work/*.txt $work/*.json # so that no figure of docs/bench.md is of another run
 
 profile() { # use_amp
     ./train "$config" --profile --fresh output_dir=$work/profile use_amp="$1" \
@@ -45,5 +47,6 @@ echo "== training"
 "$python" tests/bench/compare.py "$config" "$@"
 "$python" tests/bench/compare.py "$config" --ours --rounds 6
 echo
+echo "$((($(date +%s) - begin + 30) / 60)) min" >$work/duration.txt
 "$python" tests/bench/table.py "make bench${*:+ BENCH=\"$*\"}" >docs/bench.md
 cat docs/bench.md

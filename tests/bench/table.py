@@ -58,7 +58,8 @@ def machine():
         "memory": f"{memory:.0f} GB",
         "compiler": (output_of(os.environ.get("CC", "cc"), "--version").splitlines() or [""])[0],
         "PyTorch": output_of(sys.executable, "-c", "import torch; print(torch.__version__)").strip(),
-        "load": text_of("load.txt").partition(": ")[2],
+        "load before": text_of("load.txt").partition(": ")[2],
+        "duration": text_of("duration.txt"),
     }
 
 
