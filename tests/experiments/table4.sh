@@ -22,7 +22,7 @@ rows() { # NAME KEY=VALUE...: every row, as NAME/ROW, and their comparison
 }
 part() { # END NAME: the table, up to the line that begins with END
     echo '```'
-    sed -n "/windows of/,/$1/p" $out/"$2".log | sed "/$1/d"
+    printf '%s\n' "$(sed -n "/windows of/,/$1/p" $out/"$2".log | sed "/$1/d")"
     echo '```'
 }
 activated() { # of the baseline: "230,624 parameters, 175,328 activated by a token"
