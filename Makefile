@@ -82,7 +82,7 @@ $(BUILD)/cuda/declarations: gated_attention.h
 	@sed '/^.* ==== implementation/,$$d' $< | cmp -s - $@ || sed '/^.* ==== implementation/,$$d' $< >$@
 $(BUILD)/cuda/libgated_attention_cuda.so: gated_attention_cuda.cuh $(BUILD)/cuda/declarations
 	$(NVCC) -std=c++17 -O3 $(CUDA_ARCH) -shared -Xcompiler -Wall,-Wextra,-fPIC -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x cu $< -o $@ \
-		-L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublas
+		-L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublasLt
 
 # ---- the main job, small: both quick models, then the report -------------------------------------------------------
 DEMO ?= demo
@@ -116,7 +116,7 @@ test: packages-test train analyze data/vocabulary $(C_TESTS:%=$(BUILD)/test_%)
 	@sh tests/run.sh $(C_TESTS:%=$(BUILD)/test_%) $(SH_TESTS:%=tests/test_%.sh) tests/sanitize.sh tests/mutants.sh
 
 # The kernels for NVIDIA GPUs as plain C++ on the CPU: needs the CUDA headers, but neither nvcc nor a GPU.
-CUDA_INCLUDE := $(if $(CUDA_HOME),$(if $(wildcard $(CUDA_HOME)/include/cublas_v2.h),$(CUDA_HOME)/include),$(patsubst %/cublas_v2.h,%,$(wildcard /usr/include/cublas_v2.h)))
+CUDA_INCLUDE := $(if $(CUDA_HOME),$(if $(wildcard $(CUDA_HOME)/include/cublasLt.h),$(CUDA_HOME)/include),$(patsubst %/cublasLt.h,%,$(wildcard /usr/include/cublasLt.h)))
 CUDA_CPU = -std=c++17 -g $(WARN) -Wno-pedantic -Wno-unknown-pragmas -DGAI_CUDA_CPU -I. -Itests/cuda -isystem $(CUDA_INCLUDE)
 CUDA_CPU_PARTS = cuda_cpu cuda_cpu_runtime cuda_cpu_libs
 print-%:

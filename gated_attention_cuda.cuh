@@ -13,7 +13,7 @@
  *     ga_destroy(m);
  *     ga_device_cuda_destroy(&device);
  *
- * The implementation is a unit of its own, compiled by nvcc and linked with cuBLAS:
+ * The implementation is a unit of its own, compiled by nvcc and linked with cuBLASLt:
  *
  *     nvcc -x cu -O3 -DGATED_ATTENTION_CUDA_IMPLEMENTATION -c gated_attention_cuda.cuh -o cuda.o
  *
@@ -65,7 +65,7 @@ const char *ga_device_cuda_unrecorded(const ga_device *device);
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <cublas_v2.h>
+#include <cublasLt.h>
 
 #ifdef GA_DOUBLE
 #error "gated_attention_cuda.cuh computes in float: compile it without GA_DOUBLE"
@@ -102,6 +102,7 @@ static __device__ __forceinline__ void gai_mma_m16n8k16(float (&d)[4], const uin
 enum {
     GAI_CUDA_BLOCKS = 16,          /* of weights with a packed copy */
     GAI_CUDA_WORKSPACE = 32 << 20, /* bytes of cuBLAS's own memory */
+    GAI_CUDA_PLANS = 128,          /* shapes of products whose algorithm is kept */
     GAI_CUDA_SHARED = 48 << 10,    /* bytes of shared memory that a block gets without asking */
     GAI_CUDA_SLOTS = 16,           /* of pinned memory, for copies on their way */
     GAI_CUDA_SLOT = 512 << 10,     /* bytes of each */
@@ -115,6 +116,21 @@ typedef struct {
     size_t n;
     __nv_bfloat16 *packed;
 } gai_cuda_packed;
+
+/* What the choice of an algorithm depends on, in columns as cuBLAS sees matrices. Alignments are those of addresses. */
+typedef struct {
+    cudaDataType type; /* of A and B */
+    cublasOperation_t a_form, b_form;
+    uint32_t a_align, b_align, c_align;
+    size_t m, n, k, lda, ldb, ldc;
+} gai_cuda_shape;
+
+typedef struct {
+    gai_cuda_shape shape;
+    cublasLtMatmulDescOpaque_t product;
+    cublasLtMatrixLayoutOpaque_t a, b, c;
+    cublasLtMatmulAlgo_t algorithm;
+} gai_cuda_plan;
 
 /* A pass that has run, and from its second time on its graph. */
 typedef struct {
@@ -130,7 +146,9 @@ typedef struct {
     char name[320];
     bool bf16, tf32;
     cudaStream_t stream;
-    cublasHandle_t blas;
+    cublasLtHandle_t blas;
+    gai_cuda_plan plans[GAI_CUDA_PLANS];
+    size_t plans_made;
     void *workspace; /* of cuBLAS: given, so that its choices, and with them the bits, depend on nothing else */
     gai_cuda_packed packed[GAI_CUDA_BLOCKS];
     char *slots; /* SLOTS of SLOT bytes of the host's, which the GPU copies from and to by itself */
@@ -161,7 +179,7 @@ static bool gai_cuda_checked(gai_cuda *d, cudaError_t e, const char *file, int l
 
 static bool gai_cuda_checked(gai_cuda *d, cublasStatus_t e, const char *file, int line, const char *call) {
     if (e == CUBLAS_STATUS_SUCCESS) return true;
-    gai_cuda_fail(d, GA_ERR_DEVICE, file, line, call, cublasGetStatusString(e));
+    gai_cuda_fail(d, GA_ERR_DEVICE, file, line, call, cublasLtGetStatusString(e));
     return false;
 }
 
@@ -602,27 +620,87 @@ static void gai_cuda_weights_changed(void *state, const float *weights, size_t n
     gai_cuda_to_bf16(d, b->packed, weights, n);
 }
 
-/* C (+)= A B as cuBLAS sees it, in columns: a row-major (M, N) is an (N, M) there. */
-static void gai_cuda_gemm(gai_cuda *d, float *c, size_t ldc, gai_cuda_operand a, bool a_turned, size_t lda,
-                          gai_cuda_operand b, bool b_turned, size_t ldb, size_t m, size_t n, size_t k, bool add) {
-    const float one = 1, keep = add ? 1 : 0;
-    (void)GAI_CUDA(d, cublasGemmEx(d->blas, a_turned ? CUBLAS_OP_T : CUBLAS_OP_N, b_turned ? CUBLAS_OP_T : CUBLAS_OP_N,
-                                   (int)m, (int)n, (int)k, &one, a.p, a.type, (int)lda, b.p, b.type, (int)ldb, &keep, c,
-                                   CUDA_R_32F, (int)ldc, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+/* The largest power of two, up to that of a vector access, that divides the addresses. */
+static uint32_t gai_cuda_alignment(const void *p, const void *q) {
+    uintptr_t bits = (uintptr_t)p | (uintptr_t)q | 16;
+    return (uint32_t)(bits & (~bits + 1));
+}
+
+/* Asks cuBLASLt for its first choice: by its rules, not by timing, for a workspace of one size, and without sums that depend
+ * on which part of the GPU is done first. The same shape is computed in the same way in every run. */
+static bool gai_cuda_make_plan(gai_cuda *d, gai_cuda_plan *p, const gai_cuda_shape *s) {
+    bool tf32 = d->tf32 && s->type == CUDA_R_32F, a_turned = s->a_form == CUBLAS_OP_T,
+         b_turned = s->b_form == CUBLAS_OP_T;
+    size_t workspace = GAI_CUDA_WORKSPACE;
+    uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_MASK & ~CUBLASLT_REDUCTION_SCHEME_INPLACE;
+    cublasLtMatmulPreferenceOpaque_t rules;
+    cublasLtMatmulHeuristicResult_t found;
+    int count = 0;
+#define GAI_SET(what, of, attribute, value) \
+    GAI_CUDA(d, cublasLtMatmul##what##SetAttribute(of, CUBLASLT_MATMUL_##attribute, &(value), sizeof(value)))
+    bool made =
+        GAI_CUDA(d, cublasLtMatmulDescInit(&p->product, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
+                                           CUDA_R_32F)) &&
+        GAI_SET(Desc, &p->product, DESC_TRANSA, s->a_form) && GAI_SET(Desc, &p->product, DESC_TRANSB, s->b_form) &&
+        GAI_CUDA(d, cublasLtMatrixLayoutInit(&p->a, s->type, a_turned ? s->k : s->m, a_turned ? s->m : s->k,
+                                             (int64_t)s->lda)) &&
+        GAI_CUDA(d, cublasLtMatrixLayoutInit(&p->b, s->type, b_turned ? s->n : s->k, b_turned ? s->k : s->n,
+                                             (int64_t)s->ldb)) &&
+        GAI_CUDA(d, cublasLtMatrixLayoutInit(&p->c, CUDA_R_32F, s->m, s->n, (int64_t)s->ldc)) &&
+        GAI_CUDA(d, cublasLtMatmulPreferenceInit(&rules)) &&
+        GAI_SET(Preference, &rules, PREF_MAX_WORKSPACE_BYTES, workspace) &&
+        GAI_SET(Preference, &rules, PREF_REDUCTION_SCHEME_MASK, reductions) &&
+        GAI_SET(Preference, &rules, PREF_MIN_ALIGNMENT_A_BYTES, s->a_align) &&
+        GAI_SET(Preference, &rules, PREF_MIN_ALIGNMENT_B_BYTES, s->b_align) &&
+        GAI_SET(Preference, &rules, PREF_MIN_ALIGNMENT_C_BYTES, s->c_align) &&
+        GAI_SET(Preference, &rules, PREF_MIN_ALIGNMENT_D_BYTES, s->c_align) &&
+        GAI_CUDA(d, cublasLtMatmulAlgoGetHeuristic(d->blas, &p->product, &p->a, &p->b, &p->c, &p->c, &rules, 1, &found,
+                                                   &count));
+#undef GAI_SET
+    if (made && count == 0)
+        gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, "cublasLtMatmulAlgoGetHeuristic", "no algorithm");
+    if (d->error.result != GA_OK) return false;
+    p->algorithm = found.algo, p->shape = *s;
+    return true;
+}
+
+static gai_cuda_plan *gai_cuda_find_plan(gai_cuda *d, const gai_cuda_shape *s) {
+    for (size_t i = 0; i < gai_cuda_min(d->plans_made, GAI_CUDA_PLANS); i++)
+        if (memcmp(&d->plans[i].shape, s, sizeof *s) == 0) return &d->plans[i];
+    gai_cuda_plan *p = &d->plans[d->plans_made++ % GAI_CUDA_PLANS];
+    memset(p, 0, sizeof *p);
+    return gai_cuda_make_plan(d, p, s) ? p : NULL;
+}
+
+/* D = A B, or A B + C for a C that is not NULL and may be D; in columns: a row-major (M, N) is an (N, M) there. */
+static void gai_cuda_gemm(gai_cuda *d, float *out, const float *c, size_t ldc, gai_cuda_operand a, bool a_turned,
+                          size_t lda, gai_cuda_operand b, bool b_turned, size_t ldb, size_t m, size_t n, size_t k) {
+    const float one = 1, keep = c ? 1 : 0;
+    if (!c) c = out;
+    gai_cuda_shape s;
+    memset(&s, 0, sizeof s);
+    s.type = a.type, s.a_form = a_turned ? CUBLAS_OP_T : CUBLAS_OP_N, s.b_form = b_turned ? CUBLAS_OP_T : CUBLAS_OP_N;
+    s.a_align = gai_cuda_alignment(a.p, a.p), s.b_align = gai_cuda_alignment(b.p, b.p);
+    s.c_align = gai_cuda_alignment(c, out);
+    s.m = m, s.n = n, s.k = k, s.lda = lda, s.ldb = ldb, s.ldc = ldc;
+    gai_cuda_plan *p = d->error.result == GA_OK ? gai_cuda_find_plan(d, &s) : NULL;
+    if (!p) return;
+    (void)GAI_CUDA(d, cublasLtMatmul(d->blas, &p->product, &one, a.p, &p->a, b.p, &p->b, &keep, c, &p->c, out, &p->c,
+                                     &p->algorithm, d->workspace, GAI_CUDA_WORKSPACE, d->stream));
 }
 
 /* y = x w^T,  dx = dy w,  dw += dy^T x. */
 static void gai_cuda_product(gai_cuda *d, float *y, gai_cuda_operand x, gai_cuda_operand w, size_t M, size_t O,
                              size_t I) {
-    gai_cuda_gemm(d, y, O, w, true, I, x, false, I, O, M, I, false);
+    gai_cuda_gemm(d, y, NULL, O, w, true, I, x, false, I, O, M, I);
 }
 static void gai_cuda_product_dx(gai_cuda *d, float *dx, gai_cuda_operand dy, gai_cuda_operand w, size_t M, size_t O,
                                 size_t I) {
-    gai_cuda_gemm(d, dx, I, w, false, I, dy, false, O, I, M, O, false);
+    gai_cuda_gemm(d, dx, NULL, I, w, false, I, dy, false, O, I, M, O);
 }
 static void gai_cuda_product_dw(gai_cuda *d, float *dw, gai_cuda_operand dy, gai_cuda_operand x, size_t M, size_t O,
                                 size_t I) {
-    gai_cuda_gemm(d, dw, I, x, false, I, dy, true, O, I, O, M, true);
+    gai_cuda_gemm(d, dw, dw, I, x, false, I, dy, true, O, I, O, M);
 }
 
 static void gai_cuda_linear_forward(void *state, float *y, const float *x, const float *w, size_t M, size_t O,
@@ -670,7 +748,7 @@ static void gai_cuda_linear_channels_forward(void *state, float *y, const float 
     size_t columns;
     char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_weight_bytes(d, w, O * I));
     gai_cuda_operand xs = gai_cuda_channels_of(d, x, stride, M, I, &at, &columns);
-    gai_cuda_gemm(d, y, O, gai_cuda_weights_of(d, w, O * I, &at), true, I, xs, false, columns, O, M, I, false);
+    gai_cuda_gemm(d, y, NULL, O, gai_cuda_weights_of(d, w, O * I, &at), true, I, xs, false, columns, O, M, I);
 }
 
 static void gai_cuda_linear_channels_backward(void *state, float *dx, float *dw, const float *dy, const float *x,
@@ -681,8 +759,8 @@ static void gai_cuda_linear_channels_backward(void *state, float *dx, float *dw,
                                        gai_cuda_operand_bytes(d, M * O));
     gai_cuda_operand xs = gai_cuda_channels_of(d, x, stride, M, I, &at, &columns);
     gai_cuda_operand dys = gai_cuda_operand_of(d, dy, M * O, &at);
-    gai_cuda_gemm(d, dx, stride, gai_cuda_weights_of(d, w, O * I, &at), false, I, dys, false, O, I, M, O, true);
-    gai_cuda_gemm(d, dw, I, xs, false, columns, dys, true, O, I, O, M, true);
+    gai_cuda_gemm(d, dx, dx, stride, gai_cuda_weights_of(d, w, O * I, &at), false, I, dys, false, O, I, M, O);
+    gai_cuda_gemm(d, dw, dw, I, xs, false, columns, dys, true, O, I, O, M);
 }
 
 /* ---- embedding --------------------------------------------------------------------------------------------------- */
@@ -3260,16 +3338,14 @@ static ga_result gai_cuda_open(gai_cuda *d, ga_cuda_settings settings) {
     for (int i = 0; i < GAI_CUDA_SLOTS; i++)
         (void)GAI_CUDA(d, cudaEventCreateWithFlags(&d->through[i], cudaEventDisableTiming));
     if (GAI_CUDA(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking)) &&
-        GAI_CUDA(d, cublasCreate(&d->blas)) && GAI_CUDA(d, cublasSetStream(d->blas, d->stream)) &&
-        GAI_CUDA(d, cudaMalloc(&d->workspace, GAI_CUDA_WORKSPACE)) &&
-        GAI_CUDA(d, cublasSetWorkspace(d->blas, d->workspace, GAI_CUDA_WORKSPACE)))
-        (void)GAI_CUDA(d, cublasSetMathMode(d->blas, d->tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH));
+        GAI_CUDA(d, cublasLtCreate(&d->blas)))
+        (void)GAI_CUDA(d, cudaMalloc(&d->workspace, GAI_CUDA_WORKSPACE));
     return d->error.result;
 }
 
 static void gai_cuda_close(gai_cuda *d) {
     gai_cuda_forget_passes(d);
-    if (d->blas) (void)cublasDestroy(d->blas);
+    if (d->blas) (void)cublasLtDestroy(d->blas);
     (void)cudaFree(d->workspace);
     (void)cudaFree(d->scratch);
     (void)cudaFreeHost(d->slots);

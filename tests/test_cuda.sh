@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.." || exit 1
 . tests/testing.sh
 include=$(make -s print-CUDA_INCLUDE)
 if [ -z "$include" ]; then
-    skip "the kernels (cuda_runtime.h and cublas_v2.h are not here; Debian: nvidia-cuda-dev, or NVIDIA's toolkit)"
+    skip "the kernels (cuda_runtime.h and cublasLt.h are not here; Debian: nvidia-cuda-dev, or NVIDIA's toolkit)"
     finish
 fi
 

@@ -1,14 +1,14 @@
-/* cuda_cpu_libs.cpp - cuBLAS for cuda_cpu.h as plain loops, with the argument checks of the library. */
+/* cuda_cpu_libs.cpp - cuBLASLt for cuda_cpu.h as plain loops, with the library's checks of arguments, and those that it
+ * leaves to its caller: that an algorithm is used for the shape and the alignment that it was chosen for. */
 #include "cuda_cpu.h"
 #include "cuda_cpu_control.h"
-#include <cublas_v2.h>
+#include <cublasLt.h>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
-struct cublasContext {
-    cudaStream_t stream = nullptr;
-    cublasMath_t mode = CUBLAS_DEFAULT_MATH;
+struct cublasLtContext {
+    int nothing;
 };
 
 namespace {
@@ -37,74 +37,190 @@ std::vector<float> lines(const void *p, cudaDataType t, size_t rows, size_t k, s
         }
     return to;
 }
+
+/* What the opaque structures hold here. */
+struct product {
+    cublasComputeType_t compute;
+    cudaDataType_t scale;
+    cublasOperation_t a_form, b_form;
+};
+struct layout {
+    cudaDataType type;
+    uint64_t rows, columns;
+    int64_t ld;
+};
+struct rules {
+    uint64_t workspace;
+    uint32_t reductions, alignment[4]; /* of A, B, C, D */
+};
+struct algorithm {
+    uint64_t shape, workspace;
+    uint32_t alignment[4];
+    bool in_place;
+};
+static_assert(sizeof(product) <= sizeof(cublasLtMatmulDescOpaque_t) &&
+                  sizeof(layout) <= sizeof(cublasLtMatrixLayoutOpaque_t) &&
+                  sizeof(rules) <= sizeof(cublasLtMatmulPreferenceOpaque_t) &&
+                  sizeof(algorithm) <= sizeof(cublasLtMatmulAlgo_t),
+              "");
+
+template <class T>
+T *as(void *opaque) {
+    return (T *)opaque;
+}
+
+uint64_t mix(uint64_t hash, uint64_t x) {
+    return (hash ^ x) * 0x100000001b3ull;
+}
+
+/* Identifies operation and layouts; 0: they do not fit together. */
+uint64_t shape_of(const product *p, const layout *a, const layout *b, const layout *c, const layout *d) {
+    bool a_plain = p->a_form == CUBLAS_OP_N, b_plain = p->b_form == CUBLAS_OP_N;
+    uint64_t m = a_plain ? a->rows : a->columns, k = a_plain ? a->columns : a->rows;
+    uint64_t n = b_plain ? b->columns : b->rows;
+    const layout *all[] = {a, b, c, d};
+    uint64_t hash = mix(mix(mix(0xcbf29ce484222325ull, p->a_form), p->b_form), p->compute);
+    for (const layout *l : all) {
+        if (l->rows == 0 || l->columns == 0 || l->ld < (int64_t)l->rows) return 0;
+        hash = mix(mix(mix(mix(hash, l->type), l->rows), l->columns), (uint64_t)l->ld);
+    }
+    bool types =
+        a->type == b->type && c->type == d->type && p->scale == CUDA_R_32F &&
+        (p->compute == CUBLAS_COMPUTE_32F || (p->compute == CUBLAS_COMPUTE_32F_FAST_TF32 && a->type == CUDA_R_32F));
+    bool sizes =
+        k == (b_plain ? b->rows : b->columns) && c->rows == m && c->columns == n && d->rows == m && d->columns == n;
+    return types && sizes ? hash | 1 : 0;
+}
 } // namespace
 
 #ifdef CUCPU_CHECK
 void cucpu_check_host_write(void *p, size_t n), cucpu_check_host_read(const void *p, size_t n);
 #endif
 
+#define CALL \
+    if (cucpu_call_fails()) return CUBLAS_STATUS_NOT_INITIALIZED
+
 extern "C" {
-cublasStatus_t cublasCreate_v2(cublasHandle_t *h) {
-    if (cucpu_call_fails()) return CUBLAS_STATUS_NOT_INITIALIZED;
-    *h = new cublasContext();
+cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) {
+    CALL;
+    *h = new cublasLtContext();
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasDestroy_v2(cublasHandle_t h) {
-    if (cucpu_call_fails()) return CUBLAS_STATUS_NOT_INITIALIZED;
+cublasStatus_t cublasLtDestroy(cublasLtHandle_t h) {
+    CALL;
     delete h;
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t s) {
-    if (cucpu_call_fails()) return CUBLAS_STATUS_NOT_INITIALIZED;
-    h->stream = s;
+cublasStatus_t cublasLtMatmulDescInit_internal(cublasLtMatmulDesc_t p, size_t, cublasComputeType_t compute,
+                                               cudaDataType_t scale) {
+    CALL;
+    *as<product>(p) = {compute, scale, CUBLAS_OP_N, CUBLAS_OP_N};
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t, void *, size_t) {
-    return cucpu_call_fails() ? CUBLAS_STATUS_NOT_INITIALIZED : CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasSetMathMode(cublasHandle_t h, cublasMath_t mode) {
-    if (cucpu_call_fails()) return CUBLAS_STATUS_NOT_INITIALIZED;
-    h->mode = mode;
+cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t p, cublasLtMatmulDescAttributes_t attribute,
+                                              const void *value, size_t bytes) {
+    CALL;
+    bool a = attribute == CUBLASLT_MATMUL_DESC_TRANSA;
+    if ((!a && attribute != CUBLASLT_MATMUL_DESC_TRANSB) || bytes != sizeof(cublasOperation_t))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(a ? &as<product>(p)->a_form : &as<product>(p)->b_form, value, bytes);
     return CUBLAS_STATUS_SUCCESS;
 }
 
-const char *cublasGetStatusString(cublasStatus_t s) {
+cublasStatus_t cublasLtMatrixLayoutInit_internal(cublasLtMatrixLayout_t l, size_t, cudaDataType type, uint64_t rows,
+                                                 uint64_t columns, int64_t ld) {
+    CALL;
+    *as<layout>(l) = {type, rows, columns, ld};
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceInit_internal(cublasLtMatmulPreference_t r, size_t) {
+    CALL;
+    *as<rules>(r) = {0, CUBLASLT_REDUCTION_SCHEME_MASK, {256, 256, 256, 256}};
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
+                                                    cublasLtMatmulPreferenceAttributes_t attribute, const void *value,
+                                                    size_t bytes) {
+    CALL;
+    rules *r = as<rules>(preference);
+    int of = (int)attribute - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES;
+    void *to = attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES     ? (void *)&r->workspace
+               : attribute == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK ? (void *)&r->reductions
+               : of >= 0 && of < 4                                       ? (void *)&r->alignment[of]
+                                                                         : nullptr;
+    if (!to || bytes != (to == &r->workspace ? sizeof r->workspace : sizeof r->reductions))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(to, value, bytes);
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t p, cublasLtMatrixLayout_t a,
+                                              cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+                                              cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference,
+                                              int wanted, cublasLtMatmulHeuristicResult_t *results, int *count) {
+    CALL;
+    const rules *r = as<rules>(preference);
+    uint64_t shape = shape_of(as<product>(p), as<layout>(a), as<layout>(b), as<layout>(c), as<layout>(d));
+    *count = 0;
+    if (!shape || wanted < 1) return CUBLAS_STATUS_INVALID_VALUE;
+    memset(results, 0, sizeof *results);
+    algorithm *found = as<algorithm>(&results->algo);
+    found->shape = shape, found->workspace = r->workspace / 2;
+    memcpy(found->alignment, r->alignment, sizeof found->alignment);
+    found->in_place = r->reductions & CUBLASLT_REDUCTION_SCHEME_INPLACE;
+    results->workspaceSize = found->workspace, *count = 1;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+const char *cublasLtGetStatusString(cublasStatus_t s) {
     return s == CUBLAS_STATUS_SUCCESS           ? "the operation completed successfully"
            : s == CUBLAS_STATUS_NOT_INITIALIZED ? "the library was not initialized"
            : s == CUBLAS_STATUS_INVALID_VALUE   ? "an unsupported value or parameter was passed to the function"
                                                 : "another status";
 }
 
-cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k,
-                            const void *alpha, const void *A, cudaDataType at, int lda, const void *B, cudaDataType bt,
-                            int ldb, const void *beta, void *C, cudaDataType ct, int ldc, cublasComputeType_t,
-                            cublasGemmAlgo_t) {
-    if (cucpu_call_fails()) return CUBLAS_STATUS_NOT_INITIALIZED;
-    bool a_plain = ta == CUBLAS_OP_N, b_plain = tb == CUBLAS_OP_N;
-    if (m < 0 || n < 0 || k < 0 || lda < (a_plain ? m : k) || ldb < (b_plain ? k : n) || ldc < m || at != bt)
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void *alpha, const void *A,
+                              cublasLtMatrixLayout_t a_layout, const void *B, cublasLtMatrixLayout_t b_layout,
+                              const void *beta, const void *C, cublasLtMatrixLayout_t c_layout, void *D,
+                              cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t *algo, void *workspace,
+                              size_t workspace_bytes, cudaStream_t stream) {
+    CALL;
+    product p = *as<product>(desc);
+    layout a = *as<layout>(a_layout), b = *as<layout>(b_layout), c = *as<layout>(c_layout), d = *as<layout>(d_layout);
+    const algorithm *with = as<algorithm>((void *)algo);
+    if (!with || with->shape != shape_of(&p, &a, &b, &c, &d) || !workspace || with->workspace > workspace_bytes)
         return CUBLAS_STATUS_INVALID_VALUE;
+    const void *addresses[] = {A, B, C, D};
+    for (int i = 0; i < 4; i++)
+        if ((uintptr_t)addresses[i] % with->alignment[i]) return CUBLAS_STATUS_INVALID_VALUE;
     float scale = *(const float *)alpha, keep = *(const float *)beta;
-    bool tf32 = h->mode == CUBLAS_TF32_TENSOR_OP_MATH && at == CUDA_R_32F;
-    cucpu_submit(h->stream, [=] {
-        size_t M = (size_t)m, N = (size_t)n, K = (size_t)k, la = (size_t)lda, lb = (size_t)ldb, lc = (size_t)ldc;
-        std::vector<float> a = lines(A, at, M, K, a_plain ? 1 : la, a_plain ? la : 1, tf32);
-        std::vector<float> b = lines(B, bt, N, K, b_plain ? lb : 1, b_plain ? 1 : lb, tf32);
+    bool tf32 = p.compute == CUBLAS_COMPUTE_32F_FAST_TF32, in_place = with->in_place;
+    cucpu_submit(stream, [=] {
+        static bool reversed; /* in place, whoever comes first is added first */
+        reversed = in_place && !reversed;
+        bool a_plain = p.a_form == CUBLAS_OP_N, b_plain = p.b_form == CUBLAS_OP_N;
+        size_t M = d.rows, N = d.columns, K = a_plain ? a.columns : a.rows;
+        size_t la = (size_t)a.ld, lb = (size_t)b.ld, lc = (size_t)c.ld, ld = (size_t)d.ld;
+        std::vector<float> x = lines(A, a.type, M, K, a_plain ? 1 : la, a_plain ? la : 1, tf32);
+        std::vector<float> y = lines(B, b.type, N, K, b_plain ? lb : 1, b_plain ? 1 : lb, tf32);
         for (size_t j = 0; j < N; j++)
             for (size_t i = 0; i < M; i++) {
-                const float *x = &a[i * K], *y = &b[j * K];
                 float sum = 0;
-                for (size_t l = 0; l < K; l++) sum += x[l] * y[l];
-                put(C, ct, j * lc + i, scale * sum + (keep != 0 ? keep * get(C, ct, j * lc + i) : 0));
+                for (size_t l = 0; l < K; l++) {
+                    size_t at = reversed ? K - 1 - l : l;
+                    sum += x[i * K + at] * y[j * K + at];
+                }
+                put(D, d.type, j * ld + i, scale * sum + (keep != 0 ? keep * get(C, c.type, j * lc + i) : 0));
             }
 #ifdef CUCPU_CHECK
-        size_t size = ct == CUDA_R_32F ? 4 : 2;
-        for (size_t i = 0; i < M && N; i++)
-            cucpu_check_host_read((const char *)A + (a_plain ? i : i * la) * (at == CUDA_R_32F ? 4 : 2), 1);
-        for (size_t j = 0; j < N; j++) cucpu_check_host_write((char *)C + j * lc * size, M * size);
+        size_t read = a.type == CUDA_R_32F ? 4 : 2, written = d.type == CUDA_R_32F ? 4 : 2;
+        for (size_t i = 0; i < M; i++) cucpu_check_host_read((const char *)A + (a_plain ? i : i * la) * read, 1);
+        for (size_t j = 0; j < N; j++) cucpu_check_host_write((char *)D + j * ld * written, M * written);
 #endif
     });
     return CUBLAS_STATUS_SUCCESS;
