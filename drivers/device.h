@@ -29,7 +29,7 @@ typedef struct {
 } device_choice;
 
 static void device_close(device_choice *d) {
-    if (d->device.name) d->destroy(&d->device);
+    if (d->destroy) d->destroy(&d->device);
 }
 
 /* Why passes that repeat are launched kernel by kernel; NULL: they are not. */

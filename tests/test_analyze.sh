@@ -3,6 +3,7 @@
 #
 # ANALYZE and TRAIN name the programs (default ./analyze and ./train). Figures are held against one another where they
 # come from different code: summary.json against the trainer's metrics, the maps against F-Attn, bins against shares.
+#     tests/test_analyze.sh [--figures]    only the figures of comparisons: for tests/test_isa.sh
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/testing.sh
@@ -312,6 +313,8 @@ fails "a length that is none" 2 "--lengths 64,1x: it takes lengths" --models g:r
 fails "lengths that fall" 2 "lengths rise" --models g:runs/gated --lengths 64,32
 fails "too short for the task" 1 "needs windows of at least" --models g:runs/gated --data gen:niah,vocab=61 --lengths 4,24
 fails "--lengths of a prompt" 2 "--lengths does not go with --prompt" --models g:runs/gated --prompt 1 --lengths 8
+
+[ "${1-}" != --figures ] || finish
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Drives ./train end to end on tiny models: what it writes, stops and kills, divergence, bad input, full disks.
 # TRAIN names another binary.
+#     tests/test_train.sh [--runs]    only whole runs, their bits by threads, resumed and with experts: for tests/test_isa.sh
 set -u
 train=${TRAIN:-./train}
 train=$(cd "$(dirname "$train")" && pwd)/$(basename "$train")
@@ -135,6 +136,8 @@ check "and recorded in each step, with the losses of the routers" sh -c "[ \$(gr
 refuse "more experts for a token than there are" 2 "experts_per_token=7 is above n_experts=6" tiny.cfg $experts experts_per_token=7
 refuse "a single expert" 2 "n_experts=1 " tiny.cfg n_experts=1
 refuse "a negative coefficient" 2 "load_balance_coef: -1 is out of range" tiny.cfg $experts load_balance_coef=-1
+
+[ "${1-}" != --runs ] || finish
 
 # ---- stopping, killing, going on
 
@@ -312,6 +315,7 @@ refuse "heads that do not divide" 2 "n_kv_heads" tiny.cfg n_kv_heads=3
 refuse "odd head_dim" 2 "head_dim" tiny.cfg head_dim=7
 refuse "impossible gate" 2 "gate_" tiny.cfg gate_activation=rmsnorm
 refuse "device = cuda" 2 "device.*CUDA" tiny.cfg device=cuda
+GA_ISA=sse9 refuse "an unknown instruction set" 2 "GA_ISA = sse9 is none of: c avx2" tiny.cfg --dry-run
 GA_ISA=c refuse "use_amp = on" 2 "use_amp" tiny.cfg use_amp=on
 refuse "an endless epoch" 2 "max_tokens" tiny.cfg max_steps=0 max_tokens=0 output_dir=other
 refuse "missing data" 1 "missing.txt" tiny.cfg data=missing.txt output_dir=other
