@@ -40,6 +40,7 @@
 #include "gated_attention.h"
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
+#include "data/questions.h"
 #include "gated_attention_x86.h"
 #if defined(GA_CUDA) || defined(GA_CUDA_LIBRARY)
 #include "gated_attention_cuda.cuh"

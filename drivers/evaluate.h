@@ -1,14 +1,6 @@
 /* drivers/evaluate.h - analyze --eval: multiple choice by log-likelihood, with the numbers of lm-evaluation-harness.
  *
- * A file has a question on each line, a JSON object in one of the field's forms:
- *
- *     {"context": "The sky is", "choices": ["blue", "loud"], "label": 0}
- *
- *     context   or ctx, query, question      what the choices follow
- *     choices   or endings                   texts, or {"text": [...], "label": ["A", ...]}
- *     label     or gold, answer, answerKey   the right choice: its number from 0, or its letter
- *
- * so that Hellaswag's, MMLU's, ARC's files run as they are. Other members are passed over. For each choice
+ * The questions are those of data/questions.h. For each choice
  *
  *     log p(choice) = sum over its tokens of log p(token | context, tokens before)
  *
@@ -21,133 +13,17 @@
  *     B. second
  *     Answer: A
  *
- * Needs analysis.h before it.
+ * Needs analysis.h and data/questions.h before it.
  */
 #ifndef DRIVERS_EVALUATE_H
 #define DRIVERS_EVALUATE_H
 
-enum { EVALUATE_CHOICES = 26, EVALUATE_TOKENS = 4096 /* computed at once, where a question has fewer */ };
-
-typedef struct {
-    size_t line; /* in the file, from 1 */
-    const char *context;
-    char **choices; /* stb_ds array */
-    size_t label;
-} eval_question;
-
-typedef struct {
-    const char *path;
-    char *text; /* the file, decoded where it lies */
-    eval_question *questions;
-} eval_file;
+enum { EVALUATE_TOKENS = 4096 /* computed at once, where a question has fewer */ };
 
 /* What a model makes of a file. */
 typedef struct {
     size_t questions, right, right_normalised;
 } eval_score;
-
-/* ---- reading the questions --------------------------------------------------------------------------------------- */
-
-static bool eval_fail(analysis *a, const eval_file *f, size_t line, const char *what) {
-    return fail(a, 1, "%s:%zu: %s", f->path, line, what);
-}
-
-/* The one of `names` that the question has; false: more than one, or none. */
-static bool eval_member(const gai_json *values, size_t from, size_t n, gai_json *value) {
-    size_t found = 0;
-    for (size_t i = from; i < from + n; i++)
-        if (values[i].at) *value = values[i], found++;
-    return found == 1;
-}
-
-static bool eval_strings(gai_json array, char ***texts) {
-    gai_json value;
-    if (gai_json_peek(&array) != '[') return false;
-    while (gai_json_next(&array, NULL, &value)) {
-        char *text;
-        if (gai_json_peek(&value) != '"' || !gai_json_string(&value, &text)) return false;
-        arrput(*texts, text);
-    }
-    return true;
-}
-
-/* 2, "2", or the letter "C", or one of `names` where the choices have them; n: there is no such choice. */
-static size_t eval_label(gai_json value, char **names, size_t n) {
-    char *text;
-    uint64_t number;
-    if (gai_json_peek(&value) != '"') return gai_parse_u64(value.at, value.end, &number) && number < n ? number : n;
-    if (!gai_json_string(&value, &text)) return n;
-    for (size_t i = 0; i < arrlenu(names); i++)
-        if (strcmp(names[i], text) == 0) return i;
-    if (gai_parse_u64(text, text + strlen(text), &number)) return number < n ? number : n;
-    bool letter = *text >= 'A' && *text <= 'Z' && !text[1];
-    return letter && (size_t)(*text - 'A') < n ? (size_t)(*text - 'A') : n;
-}
-
-static bool eval_read_question(analysis *a, const eval_file *f, char *line, size_t length, eval_question *q) {
-    static const char *const names[] = {"context", "ctx",   "query", "question", "choices",
-                                        "endings", "label", "gold",  "answer",   "answerKey"};
-    static const char *const parts[] = {"text", "label"};
-    const char *place = keep_text(a, "%s:%zu", f->path, q->line);
-    gai_json object, values[10], context, choices, label, texts[2];
-    ga_error e = {GA_OK, ""};
-    if (gai_json_open(&object, place, line, length, &e) || gai_json_members(object, names, 10, values, false))
-        return fail(a, 1, "%s", e.text);
-    char *text, **labels = NULL;
-    if (!eval_member(values, 0, 4, &context) || gai_json_peek(&context) != '"' || !gai_json_string(&context, &text))
-        return eval_fail(a, f, q->line, "needs one text \"context\" (or \"ctx\", \"query\", \"question\")");
-    q->context = text;
-    bool good = eval_member(values, 4, 2, &choices);
-    if (good && gai_json_peek(&choices) == '{') {
-        if (gai_json_members(choices, parts, 2, texts, false)) return fail(a, 1, "%s", e.text);
-        good = texts[0].at && eval_strings(texts[0], &q->choices) && (!texts[1].at || eval_strings(texts[1], &labels));
-    } else if (good) {
-        good = eval_strings(choices, &q->choices);
-    }
-    size_t n = arrlenu(q->choices);
-    for (size_t i = 0; i < n; i++) good = good && q->choices[i][0];
-    if (good && n >= 2 && n <= EVALUATE_CHOICES && eval_member(values, 6, 4, &label))
-        q->label = eval_label(label, labels, n);
-    else
-        q->label = n;
-    arrfree(labels);
-    if (!good || n < 2 || n > EVALUATE_CHOICES)
-        return eval_fail(a, f, q->line, "needs \"choices\" (or \"endings\"), 2 to 26 texts that are not empty");
-    if (q->label == n)
-        return eval_fail(a, f, q->line, "needs one \"label\" (or \"gold\", \"answer\", \"answerKey\") of a choice");
-    return true;
-}
-
-static bool eval_read_file(analysis *a, eval_file *f, const char *path) {
-    FILE *file = NULL;
-    uint64_t size = 0;
-    ga_error e;
-    f->path = path;
-    if (gai_open(path, &file, &size, &e)) return fail(a, 1, "%s", e.text);
-    ga_result result = gai_read_text(file, path, (size_t)size, &f->text, &e);
-    fclose(file);
-    if (result) return fail(a, 1, "%s", e.text);
-    char *end = f->text + size;
-    size_t number = 1;
-    for (char *line = f->text; line < end; number++) {
-        char *stop = memchr(line, '\n', (size_t)(end - line));
-        if (!stop) stop = end;
-        *stop = '\0';
-        size_t length = (size_t)(stop - line);
-        if (strspn(line, " \t\r") < length) {
-            arrput(f->questions, ((eval_question){.line = number}));
-            if (!eval_read_question(a, f, line, length, &arrlast(f->questions))) return false;
-        }
-        line = stop + 1;
-    }
-    return arrlenu(f->questions) > 0 || fail(a, 1, "%s: holds no question", path);
-}
-
-static void eval_free_file(eval_file *f) {
-    for (size_t i = 0; i < arrlenu(f->questions); i++) arrfree(f->questions[i].choices);
-    arrfree(f->questions);
-    GA_FREE(f->text);
-}
 
 /* ---- the text of a question -------------------------------------------------------------------------------------- */
 
@@ -160,7 +36,7 @@ static void eval_append(char **text, const char *more) {
 }
 
 /* What stands before the answer, without the space between them. */
-static void eval_append_question(const analysis *a, const eval_question *q, char **text) {
+static void eval_append_question(const analysis *a, const data_question *q, char **text) {
     eval_append(text, q->context);
     if (!eval_by_letter(a)) return;
     for (size_t i = 0; i < arrlenu(q->choices); i++) {
@@ -171,14 +47,14 @@ static void eval_append_question(const analysis *a, const eval_question *q, char
     eval_append(text, "\nAnswer:");
 }
 
-static void eval_append_answer(const analysis *a, const eval_question *q, size_t choice, char **text) {
+static void eval_append_answer(const analysis *a, const data_question *q, size_t choice, char **text) {
     char letter[] = {(char)('A' + choice), 0};
     eval_append(text, " ");
     eval_append(text, eval_by_letter(a) ? letter : q->choices[choice]);
 }
 
 /* The description and the answered questions that every question follows. */
-static char *eval_prefix(const analysis *a, const eval_file *shots) {
+static char *eval_prefix(const analysis *a, const data_question_file *shots) {
     char *text = NULL;
     if (a->options.description) eval_append(&text, a->options.description);
     for (size_t i = 0; i < a->options.shots; i++) {
@@ -219,7 +95,7 @@ static bool eval_tokens(analysis *a, const report_model *m, const char *text, si
     return good;
 }
 
-static bool eval_make_requests(analysis *a, const report_model *m, const eval_file *f, const eval_question *q,
+static bool eval_make_requests(analysis *a, const report_model *m, const data_question_file *f, const data_question *q,
                                const char *prefix, eval_request **requests) {
     char *text = NULL;
     if (arrlenu(prefix) > 0) memcpy(arraddnptr(text, arrlenu(prefix)), prefix, arrlenu(prefix));
@@ -233,7 +109,7 @@ static bool eval_make_requests(analysis *a, const report_model *m, const eval_fi
         good = eval_tokens(a, m, text, context, arrlenu(text), &r);
         arrput(*requests, r);
         if (good && r.context >= arrlenu(r.tokens))
-            good = eval_fail(a, f, q->line, "the tokenizer leaves nothing of a choice behind its context");
+            good = fail(a, 1, "%s:%zu: the tokenizer leaves nothing of a choice behind its context", f->path, q->line);
     }
     arrfree(text);
     return good;
@@ -293,7 +169,7 @@ static double eval_characters(const char *text) {
 }
 
 /* The choice with the highest log p, or log p for each character; the first of equals. */
-static size_t eval_choose(const analysis *a, const eval_question *q, const eval_request *requests, bool normalised) {
+static size_t eval_choose(const analysis *a, const data_question *q, const eval_request *requests, bool normalised) {
     size_t best = 0;
     double highest = -INFINITY;
     for (size_t i = 0; i < arrlenu(q->choices); i++) {
@@ -323,8 +199,8 @@ static bool eval_finite(const eval_request *requests) {
 }
 
 /* Scores the questions from `first` on, and writes a line for each into `csv`. */
-static bool eval_score_file(analysis *a, const report_model *m, eval_batch *b, const eval_file *f, size_t first,
-                            const char *prefix, eval_score *score, FILE *csv) {
+static bool eval_score_file(analysis *a, const report_model *m, eval_batch *b, const data_question_file *f,
+                            size_t first, const char *prefix, eval_score *score, FILE *csv) {
     enum { TOGETHER = 64 }; /* questions */
     bool good = true, terminal = isatty(STDERR_FILENO);
     size_t n = arrlenu(f->questions);
@@ -337,7 +213,7 @@ static bool eval_score_file(analysis *a, const report_model *m, eval_batch *b, c
         good = good && eval_run_all(a, m, b, requests);
         if (good && !eval_finite(requests)) good = fail(a, 1, "%s: the model's losses are not finite", m->name);
         for (size_t i = from; good && i < end; i++) {
-            const eval_question *q = &f->questions[i];
+            const data_question *q = &f->questions[i];
             size_t chosen = eval_choose(a, q, requests + at, false),
                    normalised = eval_choose(a, q, requests + at, true);
             score->questions++, score->right += chosen == q->label, score->right_normalised += normalised == q->label;
@@ -365,8 +241,8 @@ static const char *eval_stem(analysis *a, const char *path) {
     return stem;
 }
 
-static bool eval_model(analysis *a, const report_model *m, const eval_file *files, const eval_file *shots,
-                       eval_score *scores) {
+static bool eval_model(analysis *a, const report_model *m, const data_question_file *files,
+                       const data_question_file *shots, eval_score *scores) {
     size_t longest = a->options.has_seq_len ? a->options.seq_len : m->config.max_seq_len;
     eval_batch b = {.rows = longest > EVALUATE_TOKENS ? longest : EVALUATE_TOKENS};
     size_t sequences = b.rows / longest;
@@ -378,7 +254,7 @@ static bool eval_model(analysis *a, const report_model *m, const eval_file *file
     b.losses = malloc(b.rows * sizeof *b.losses);
     bool good = (b.inputs && b.targets && b.losses) || fail(a, 1, "%s: out of memory", m->name);
     for (size_t i = 0; good && i < arrlenu(a->options.eval); i++) {
-        const eval_file *from = shots ? shots : &files[i];
+        const data_question_file *from = shots ? shots : &files[i];
         size_t first = shots ? 0 : a->options.shots;
         const char *name = keep_text(a, "eval_%s_%s", m->file, eval_stem(a, files[i].path));
         FILE *csv = report_open(&a->report, name, ".csv");
@@ -438,6 +314,11 @@ static bool eval_write(analysis *a, const eval_score *scores) {
     return report_close(&a->report, f, "evaluation", ".json") || fail(a, 1, "%s", a->report.error);
 }
 
+static bool eval_read_file(analysis *a, data_question_file *f, const char *path) {
+    ga_error e;
+    return !data_read_questions(f, path, &e) || fail(a, 1, "%s", e.text);
+}
+
 static bool evaluate(analysis *a) {
     const options *o = &a->options;
     size_t n = arrlenu(o->eval), models = arrlenu(a->report.models);
@@ -445,16 +326,16 @@ static bool evaluate(analysis *a) {
         return fail(a, 2, "--eval_form %s: it is cloze or letters", o->eval_form);
     if (!choose_output(a)) return false;
     assert(n > 0 && models > 0);
-    eval_file *files = NULL, shots = {0};                    /* an stb_ds array */
+    data_question_file *files = NULL, shots = {0};           /* an stb_ds array */
     eval_score *scores = calloc(n * models, sizeof *scores); /* (models, files) */
     bool good = scores || fail(a, 1, "out of memory");
     for (size_t i = 0; good && i < n; i++) {
-        arrput(files, (eval_file){0});
+        arrput(files, (data_question_file){0});
         good = eval_read_file(a, &files[i], o->eval[i]);
     }
     good = good && (!o->shots_from || eval_read_file(a, &shots, o->shots_from));
     for (size_t i = 0; good && i < n; i++) {
-        const eval_file *from = o->shots_from ? &shots : &files[i];
+        const data_question_file *from = o->shots_from ? &shots : &files[i];
         size_t have = arrlenu(from->questions);
         if (have < o->shots + !o->shots_from)
             good = fail(a, 1, "%s: has %zu questions, too few for --shots %zu", from->path, have, o->shots);
@@ -468,8 +349,8 @@ static bool evaluate(analysis *a) {
     }
     good = good && eval_write(a, scores);
     if (good) printf("+- is the standard error; all numbers: %s/evaluation.json\n", a->report.directory);
-    for (size_t i = 0; i < arrlenu(files); i++) eval_free_file(&files[i]);
-    eval_free_file(&shots);
+    for (size_t i = 0; i < arrlenu(files); i++) data_free_questions(&files[i]);
+    data_free_questions(&shots);
     arrfree(files);
     free(scores);
     return good;

@@ -12,6 +12,7 @@
     X(json)             \
     X(jsonl)            \
     X(kept)             \
+    X(questions)        \
     X(safetensors)      \
     X(tokenizer)        \
     X(tokens)           \
@@ -24,6 +25,7 @@
 #include "fuzz_json.c"
 #include "fuzz_jsonl.c"
 #include "fuzz_kept.c"
+#include "fuzz_questions.c"
 #include "fuzz_safetensors.c"
 #include "fuzz_tokenizer.c"
 #include "fuzz_tokens.c"
