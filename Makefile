@@ -35,7 +35,7 @@ UTF8PROC = $(call try,$(hash)include <utf8proc.h>\nint main(void){return !utf8pr
 TEXT = $(if $(PCRE2),-DDATA_PCRE2) $(if $(UTF8PROC),-DDATA_UTF8PROC)
 TEXT_LIBS = $(if $(PCRE2),-lpcre2-8) $(if $(UTF8PROC),-lutf8proc)
 NVCC := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
-MPICC := $(shell command -v mpicc 2>/dev/null)
+MPICC := $(shell command -v mpicc 2>/dev/null || ls /usr/lib64/openmpi/bin/mpicc 2>/dev/null)
 comma := ,
 CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))),$(firstword $(wildcard /usr/local/cuda /opt/cuda)))
 CUDA_LIB = $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/x86_64-linux/lib /usr/lib/x86_64-linux-gnu))
@@ -104,7 +104,7 @@ curves: train
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data tokenizer x86 amx analysis ranks
-SH_TESTS = header train analyze text evaluate readme isa cuda round_trip fuzz report
+SH_TESTS = header train mpi analyze text evaluate readme isa cuda round_trip fuzz report
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)
 
