@@ -19,6 +19,7 @@ run() { # name configuration use_amp [key=value ...]
 large="max_steps=300 eval_every=0 eval_windows=64 save_every=25 log_every=25"
 for amp in on off; do
     run quick-$amp configs/quick.cfg $amp
+    # shellcheck disable=SC2086 # several keys
     run rtx4060-$amp configs/rtx4060.cfg $amp $large "$@"
 done
 

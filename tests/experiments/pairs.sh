@@ -5,6 +5,7 @@
 set -eu
 seeds=${SEEDS:-1 2 3}
 cd "$(dirname "$0")/../.."
+. tests/experiments/jobs.sh
 out=build/pairs
 mkdir -p "$out" docs
 for seed in $seeds; do
@@ -12,12 +13,15 @@ for seed in $seeds; do
     for name in baseline gated; do
         config=configs/quick.cfg
         [ $name = gated ] || config=configs/quick-baseline.cfg
-        ./train $config seed=$seed data=$data threads=1 output_dir="$out/$name-$seed" "$@" --fresh \
-            >"$out/$name-$seed.log" 2>&1 &
+        start logged "$out/$name-$seed.log" ./train $config "seed=$seed" "data=$data" threads=1 \
+            output_dir="$out/$name-$seed" "$@" --fresh
     done
-    wait
-    ./analyze --models "baseline:$out/baseline-$seed/last" "gated:$out/gated-$seed/last" --data $data \
-        --num_samples 256 --output "$out/report-$seed" >"$out/report-$seed.log"
-    echo "seed $seed done"
 done
+await
+for seed in $seeds; do
+    data=gen:backcopy,trigger_rate=0.15,seed=$seed
+    ./analyze --models "baseline:$out/baseline-$seed/last" "gated:$out/gated-$seed/last" --data "$data" \
+        --num_samples 256 --output "$out/report-$seed" >"$out/report-$seed.log"
+done
+# shellcheck disable=SC2086 # several seeds
 python3 tests/experiments/pairs.py "$out" $seeds

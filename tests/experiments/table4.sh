@@ -1,24 +1,25 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Table 4 in small: trains configs/variants/table4-*.cfg, mixtures of experts as the paper's models are, and the same rows
 # with a dense FFN as wide as a token's experts; compares them, writes docs/table4.md.
 #     tests/experiments/table4.sh [key=value ...]
 set -eu
 cd "$(dirname "$0")/../.."
+. tests/experiments/jobs.sh
 out=build/table4
 mkdir -p $out docs
 dense="n_experts=0 d_ff=96"
 
 rows() { # NAME KEY=VALUE...: every row, as NAME/ROW, and their comparison
-    name=$1 models=()
+    name=$1 models=
     shift
     for config in configs/variants/table4-*.cfg; do
         row=$(basename "$config" .cfg)
-        models+=("$row:$out/$name/$row/last")
-        ./train "$config" threads=1 output_dir="$out/$name/$row" "$@" --fresh >"$out/$name-$row.log" 2>&1 &
-        [ "$(jobs -r | wc -l)" -lt "$(nproc)" ] || wait -n
+        models="$models $row:$out/$name/$row/last"
+        start logged "$out/$name-$row.log" ./train "$config" threads=1 output_dir="$out/$name/$row" "$@" --fresh
     done
-    while [ "$(jobs -r | wc -l)" -gt 0 ]; do wait -n; done
-    ./analyze --models "${models[@]}" --num_samples 256 --output $out/"$name"-report >$out/"$name".log
+    await
+    # shellcheck disable=SC2086 # several models
+    logged $out/"$name".log ./analyze --models $models --num_samples 256 --output $out/"$name"-report
 }
 part() { # END NAME: the table, up to the line that begins with END
     echo '```'
