@@ -40,6 +40,8 @@ comma := ,
 CUDA_HOME ?= $(if $(NVCC),$(patsubst %/bin/nvcc,%,$(realpath $(NVCC))),$(firstword $(wildcard /usr/local/cuda /opt/cuda)))
 CUDA_LIB = $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/x86_64-linux/lib /usr/lib/x86_64-linux-gnu))
 CUDA_LIBRARY := $(if $(NVCC),$(BUILD)/cuda/libgated_attention_cuda.so)
+# Several GPUs need NCCL's header now, and its library when they are used.
+CUDA_NCCL = $(if $(wildcard $(CUDA_HOME)/include/nccl.h /usr/include/nccl.h),-DGA_NCCL)
 CUDA_CFLAGS = $(if $(NVCC),-DGA_CUDA_LIBRARY='"$(notdir $(CUDA_LIBRARY))"')
 MPI_LIBRARY := $(if $(MPICC),$(BUILD)/mpi/libranks_mpi.so)
 MPI_CFLAGS = $(if $(MPICC),-DGA_MPI_LIBRARY='"$(notdir $(MPI_LIBRARY))"')
@@ -81,7 +83,7 @@ $(BUILD)/cuda/declarations: gated_attention.h
 	@mkdir -p $(BUILD)/cuda
 	@sed '/^.* ==== implementation/,$$d' $< | cmp -s - $@ || sed '/^.* ==== implementation/,$$d' $< >$@
 $(BUILD)/cuda/libgated_attention_cuda.so: gated_attention_cuda.cuh $(BUILD)/cuda/declarations
-	$(NVCC) -std=c++17 -O3 $(CUDA_ARCH) -shared -Xcompiler -Wall,-Wextra,-fPIC -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x cu $< -o $@ \
+	$(NVCC) -std=c++17 -O3 $(CUDA_ARCH) -shared -Xcompiler -Wall,-Wextra,-fPIC -DGATED_ATTENTION_CUDA_IMPLEMENTATION $(CUDA_NCCL) -x cu $< -o $@ \
 		-L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublasLt
 
 # ---- the main job, small: both quick models, then the report -------------------------------------------------------
@@ -117,8 +119,8 @@ test: packages-test train analyze data/vocabulary $(C_TESTS:%=$(BUILD)/test_%)
 
 # The kernels for NVIDIA GPUs as plain C++ on the CPU: needs the CUDA headers, but neither nvcc nor a GPU.
 CUDA_INCLUDE := $(if $(CUDA_HOME),$(if $(wildcard $(CUDA_HOME)/include/cublasLt.h),$(CUDA_HOME)/include),$(patsubst %/cublasLt.h,%,$(wildcard /usr/include/cublasLt.h)))
-CUDA_CPU = -std=c++17 -g $(WARN) -Wno-pedantic -Wno-unknown-pragmas -DGAI_CUDA_CPU -I. -Itests/cuda -isystem $(CUDA_INCLUDE)
-CUDA_CPU_PARTS = cuda_cpu cuda_cpu_runtime cuda_cpu_libs
+CUDA_CPU = -std=c++17 -g $(WARN) -Wno-pedantic -Wno-unknown-pragmas -DGAI_CUDA_CPU $(CUDA_NCCL) -I. -Itests/cuda -isystem $(CUDA_INCLUDE)
+CUDA_CPU_PARTS = cuda_cpu cuda_cpu_runtime cuda_cpu_libs $(if $(CUDA_NCCL),cuda_cpu_nccl)
 print-%:
 	@echo '$($*)'
 $(BUILD)/cuda/%.o: tests/cuda/%.cpp $(wildcard tests/cuda/*.h)
@@ -131,7 +133,7 @@ $(BUILD)/cuda/test_%.o: tests/cuda/test_%.c tests/cuda/cuda_cpu_control.h tests/
 	@mkdir -p $(BUILD)/cuda
 	$(CC) $(TEST_CFLAGS) -DGAI_CUDA_CPU -Itests/cuda -c $< -o $@
 $(BUILD)/cuda/%_cpu: $(BUILD)/cuda/test_%.o $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
-	$(CXX) --coverage $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
+	$(CXX) --coverage -rdynamic $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
 # The same with the checker of tests/cuda/cuda_cpu_check.cpp: the compiler's calls for the thread sanitizer go to it.
 CUDA_CHECKED = $(CUDA_CPU) -DCUCPU_CHECK -fno-pie
 CUDA_CHECKED_PARTS = $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/checked/%.o) $(BUILD)/cuda/checked/cuda_cpu_check.o
@@ -142,11 +144,11 @@ $(BUILD)/cuda/checked/kernels.o: gated_attention_cuda.cuh gated_attention.h $(wi
 	@mkdir -p $(BUILD)/cuda/checked
 	$(CXX) $(CUDA_CHECKED) -O1 -fsanitize=thread -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c $< -o $@
 $(BUILD)/cuda/checked/%_cpu: $(BUILD)/cuda/test_%.o $(BUILD)/cuda/checked/kernels.o $(CUDA_CHECKED_PARTS)
-	$(CXX) -no-pie -Wl,--wrap=memcpy,--wrap=memset $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
+	$(CXX) -no-pie -rdynamic -Wl,--wrap=memcpy,--wrap=memset $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
 # The program itself with the emulated GPU, for tests/cuda/resume.sh.
 $(BUILD)/cuda/train_cpu: train.c $(HEADERS) $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o) | packages
 	$(CC) $(ALL_CFLAGS) -O1 -DGA_CUDA -c train.c -o $(BUILD)/cuda/train.o
-	$(CXX) --coverage $(BUILD)/cuda/train.o $(filter %.o,$^) -o $@ $(OPENMP) $(LDLIBS)
+	$(CXX) --coverage -rdynamic $(BUILD)/cuda/train.o $(filter %.o,$^) -o $@ $(OPENMP) $(LDLIBS)
 
 # On a machine with a GPU: the same tests for real, then speed and memory beside PyTorch.
 $(BUILD)/cuda/%_gpu: tests/cuda/test_%.c tests/cuda/device.h $(CUDA_LIBRARY) $(TEST_HEADERS) | packages-test

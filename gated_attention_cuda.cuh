@@ -17,6 +17,9 @@
  *
  *     nvcc -x cu -O3 -DGATED_ATTENTION_CUDA_IMPLEMENTATION -c gated_attention_cuda.cuh -o cuda.o
  *
+ * With -DGA_NCCL (it needs nccl.h) several GPUs train one model, a process for each; libnccl.so.2 is loaded when
+ * ga_ranks_cuda asks for it.
+ *
  * Numbers: all tensors are float32. Products read float32, or float32 rounded to TF32, or operands rounded to bfloat16
  * (weights from a packed copy that is renewed when they change), and add in float32; all else is float32, with sums over
  * a whole tensor in double. The same bits in every run on one device: no floating-point atomics.
@@ -49,6 +52,29 @@ bool ga_device_cuda_bf16(const ga_device *device);
 /* Why passes that repeat could not be recorded, and are launched kernel by kernel; NULL: nothing has been in the way. */
 const char *ga_device_cuda_unrecorded(const ga_device *device);
 
+/* How the processes of one run find each other: the companion has no transport of its own. */
+typedef struct {
+    void *state;
+    /* Rank 0's n bytes to all ranks; false: it could not be done, and why. */
+    bool (*share)(void *state, void *bytes, size_t n, ga_error *e);
+    /* False: a rank has ended, and which. A thread beside asks now and then; NULL: nobody knows. */
+    bool (*all_alive)(void *state, ga_error *e);
+} ga_cuda_rendezvous;
+
+typedef struct {
+    size_t rank, count;
+    bool bf16;      /* gradients travel in bfloat16: half the bytes, but those of others are rounded to 8 bits */
+    double timeout; /* seconds without an answer of the other ranks that end the run */
+    ga_cuda_rendezvous rendezvous;
+} ga_cuda_ranks_settings;
+
+/* The ranks' exchanges over NCCL, on a stream of their own beside the device's; before models are made. A rank that has
+ * died or does not answer is a failure of the table and of the device on all ranks: nothing waits for ever.
+ * GA_ERR_DEVICE when NCCL is not there, or the ranks do not come together. */
+ga_result ga_ranks_cuda(ga_ranks *ranks, ga_device *device, const ga_cuda_ranks_settings *settings, ga_error *e);
+/* After the models, before ga_device_cuda_destroy. failed: this rank gives up, and does not wait for the others. */
+void ga_ranks_cuda_destroy(ga_ranks *ranks, bool failed);
+
 #ifdef __cplusplus
 }
 #endif
@@ -66,6 +92,12 @@ const char *ga_device_cuda_unrecorded(const ga_device *device);
 #include <cstdlib>
 #include <cstring>
 #include <cublasLt.h>
+#ifdef GA_NCCL
+#include <dlfcn.h>
+#include <nccl.h>
+#include <pthread.h>
+#include <time.h>
+#endif
 
 #ifdef GA_DOUBLE
 #error "gated_attention_cuda.cuh computes in float: compile it without GA_DOUBLE"
@@ -83,6 +115,11 @@ const char *ga_device_cuda_unrecorded(const ga_device *device);
     T *name = reinterpret_cast<T *>(gai_dynamic_shared)
 #define GAI_LAUNCH_ON(stream, kernel, grid, block, shared_bytes, ...) \
     (kernel)<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
+#define GAI_NCCL_LIBRARY "libnccl.so.2"
+enum {
+    GAI_CUDA_WORKSPACE = 32 << 20, /* bytes of cuBLAS's own memory */
+    GAI_RANKS_HALVES = 16 << 20    /* gradients that travel in bfloat16 at one time */
+};
 
 /* Tensor core: D (16, 8) += A (16, 16) B (16, 8), float32 += bfloat16, fragments as in the PTX ISA (mma.m16n8k16). */
 static __device__ __forceinline__ void gai_mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -100,14 +137,13 @@ static __device__ __forceinline__ void gai_mma_m16n8k16(float (&d)[4], const uin
 /* ---- state, errors, memory --------------------------------------------------------------------------------------- */
 
 enum {
-    GAI_CUDA_BLOCKS = 16,          /* of weights with a packed copy */
-    GAI_CUDA_WORKSPACE = 32 << 20, /* bytes of cuBLAS's own memory */
-    GAI_CUDA_PLANS = 128,          /* shapes of products whose algorithm is kept */
-    GAI_CUDA_SHARED = 48 << 10,    /* bytes of shared memory that a block gets without asking */
-    GAI_CUDA_SLOTS = 16,           /* of pinned memory, for copies on their way */
-    GAI_CUDA_SLOT = 512 << 10,     /* bytes of each */
-    GAI_CUDA_PASSES = 4,           /* that are known by heart at a time */
-    GAI_CUDA_KEY = 64              /* bytes of a pass's key, at most */
+    GAI_CUDA_BLOCKS = 16,       /* of weights with a packed copy */
+    GAI_CUDA_PLANS = 128,       /* shapes of products whose algorithm is kept */
+    GAI_CUDA_SHARED = 48 << 10, /* bytes of shared memory that a block gets without asking */
+    GAI_CUDA_SLOTS = 16,        /* of pinned memory, for copies on their way */
+    GAI_CUDA_SLOT = 512 << 10,  /* bytes of each */
+    GAI_CUDA_PASSES = 4,        /* that are known by heart at a time */
+    GAI_CUDA_KEY = 64           /* bytes of a pass's key, at most */
 };
 
 /* A block of weights and its copy in bfloat16. */
@@ -143,6 +179,7 @@ typedef struct {
 typedef struct {
     ga_error error; /* the first since it was asked for */
     cudaDeviceProp properties;
+    int index;
     char name[320];
     bool bf16, tf32;
     cudaStream_t stream;
@@ -158,7 +195,8 @@ typedef struct {
     size_t scratch_bytes, reserved; /* reserved: the most that an operator of the models so far needs */
     gai_cuda_pass passes[GAI_CUDA_PASSES], *recording; /* recording: the one whose operators are taken down */
     uint64_t passes_asked;
-    ga_error unrecorded; /* why passes are not recorded any more */
+    ga_error unrecorded;          /* why passes are not recorded any more */
+    struct gai_cuda_ranks *ranks; /* with whom it exchanges; NULL: it is alone */
 } gai_cuda;
 
 static void gai_cuda_fail(gai_cuda *d, ga_result result, const char *file, int line, const char *call,
@@ -188,10 +226,12 @@ static bool gai_cuda_checked(gai_cuda *d, cublasStatus_t e, const char *file, in
 
 /* Launches a kernel on the device's stream, unless a call has failed before. The kernel stands in parentheses if it has
  * template arguments. */
-#define GAI_LAUNCH(d, kernel, grid, block, shared_bytes, ...)                                \
+#define GAI_LAUNCH(d, kernel, grid, block, shared_bytes, ...) \
+    GAI_LAUNCH_INTO((d)->stream, d, kernel, grid, block, shared_bytes, __VA_ARGS__)
+#define GAI_LAUNCH_INTO(stream, d, kernel, grid, block, shared_bytes, ...)                   \
     do {                                                                                     \
         if ((d)->error.result != GA_OK) break;                                               \
-        GAI_LAUNCH_ON((d)->stream, kernel, grid, block, shared_bytes, __VA_ARGS__);          \
+        GAI_LAUNCH_ON(stream, kernel, grid, block, shared_bytes, __VA_ARGS__);               \
         gai_cuda_checked((d), cudaGetLastError(), __FILE__, __LINE__, "launch of " #kernel); \
     } while (0)
 
@@ -307,8 +347,11 @@ static void gai_cuda_wait(void *state) {
     (void)GAI_CUDA(d, cudaStreamSynchronize(d->stream));
 }
 
+static void gai_cuda_take_failure(gai_cuda *d);
+
 static ga_result gai_cuda_status(void *state, ga_error *e) {
     gai_cuda *d = (gai_cuda *)state;
+    gai_cuda_take_failure(d);
     ga_result result = d->error.result;
     if (result != GA_OK && e) *e = d->error;
     memset(&d->error, 0, sizeof d->error);
@@ -3282,6 +3325,410 @@ static void gai_cuda_sdpa_statistics(void *state, float *received, float *entrop
                gai_attention_of(n));
 }
 
+/* ---- ranks ------------------------------------------------------------------------------------------------------- */
+
+#ifdef GA_NCCL
+
+#define GAI_NCCL_FUNCTIONS(X)                                                                               \
+    X(GetVersion)                                                                                           \
+    X(GetUniqueId)                                                                                          \
+    X(GetErrorString)                                                                                       \
+    X(GetLastError)                                                                                         \
+    X(CommInitRankConfig)                                                                                   \
+    X(CommGetAsyncError) X(CommFinalize) X(CommDestroy) X(CommAbort) X(GroupStart) X(GroupEnd) X(AllReduce) \
+        X(ReduceScatter) X(AllGather) X(Broadcast) X(Send) X(Recv)
+
+typedef struct {
+#define GAI_X(name) decltype(&nccl##name) name;
+    GAI_NCCL_FUNCTIONS(GAI_X)
+#undef GAI_X
+} gai_nccl;
+
+enum { GAI_RANKS_BYTES = 32 << 10 }; /* of the host's values at one time */
+
+/* An exchange runs on a stream of its own, after what the device's stream had been given before; the device's stream waits
+ * for it when it is told to. A second thread looks after the other ranks: only it can end an exchange that would never end,
+ * since this one may stand in any call that waits for the GPU. */
+struct gai_cuda_ranks {
+    gai_cuda *device;
+    ga_cuda_ranks_settings settings;
+    gai_nccl nccl;
+    cudaStream_t stream;
+    cudaEvent_t computed, exchanged;
+    char *values;          /* GAI_RANKS_BYTES of the host, on their way */
+    __nv_bfloat16 *halves; /* GAI_RANKS_HALVES gradients on their way out, and as many that came in */
+    pthread_t watcher;
+    bool watched;
+
+    pthread_mutex_t lock; /* of what both threads use: */
+    ncclComm_t comm;      /* NULL before the beginning, and after a failure */
+    ga_error failure;     /* the first, for good */
+    double since;         /* when the latest exchange was begun; 0: none was */
+    bool stop;            /* the watcher is to end */
+};
+typedef struct gai_cuda_ranks gai_cuda_ranks;
+
+static double gai_seconds() {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void gai_nap(double seconds) {
+    const struct timespec t = {0, (long)(seconds * 1e9)};
+    nanosleep(&t, NULL);
+}
+
+/* ---- ranks: failures, and who notices them ---- */
+
+static void gai_ranks_fail(gai_cuda_ranks *r, const char *file, int line, const char *call, const char *word) {
+    if (r->failure.result != GA_OK) return;
+    const char *name = strrchr(file, '/');
+    r->failure.result = GA_ERR_DEVICE;
+    snprintf(r->failure.text, sizeof r->failure.text, "%s:%d: %s: %s", name ? name + 1 : file, line, call, word);
+}
+
+/* A failure of the ranks is one of the device: what it has computed since may be anything. */
+static void gai_cuda_take_failure(gai_cuda *d) {
+    if (!d->ranks) return;
+    pthread_mutex_lock(&d->ranks->lock);
+    if (d->error.result == GA_OK) d->error = d->ranks->failure;
+    pthread_mutex_unlock(&d->ranks->lock);
+}
+
+/* Why the ranks cannot go on; NULL: they can. */
+static const char *gai_ranks_trouble(gai_cuda_ranks *r, ga_error *e) {
+    ga_cuda_rendezvous meeting = r->settings.rendezvous;
+    ncclResult_t state = ncclSuccess;
+    if (meeting.all_alive && !meeting.all_alive(meeting.state, e)) return e->text;
+    if (r->comm && r->nccl.CommGetAsyncError(r->comm, &state) != ncclSuccess) return "ncclCommGetAsyncError fails";
+    if (state != ncclSuccess && state != ncclInProgress) return r->nccl.GetErrorString(state);
+    if (r->since == 0 || gai_seconds() < r->since + r->settings.timeout) return NULL;
+    cudaError_t done = cudaEventQuery(r->exchanged);
+    if (done == cudaErrorNotReady) return "the other ranks do not answer";
+    return done == cudaSuccess ? NULL : cudaGetErrorString(done);
+}
+
+/* The second thread. It ends the exchanges where there is trouble, so that the GPU comes to the end of its streams. */
+static void *gai_ranks_watch(void *state) {
+    gai_cuda_ranks *r = (gai_cuda_ranks *)state;
+    ga_error e = {GA_OK, ""};
+    const char *trouble = cudaSetDevice(r->device->index) == cudaSuccess ? NULL : "cudaSetDevice fails";
+    for (bool stop = false; !stop; gai_nap(0.02)) {
+        pthread_mutex_lock(&r->lock);
+        if (!trouble && r->failure.result == GA_OK) trouble = gai_ranks_trouble(r, &e);
+        if (trouble) gai_ranks_fail(r, __FILE__, __LINE__, "exchange", trouble);
+        if (r->failure.result != GA_OK && r->comm) {
+            (void)r->nccl.CommAbort(r->comm);
+            r->comm = NULL;
+        }
+        stop = r->stop;
+        pthread_mutex_unlock(&r->lock);
+    }
+    return NULL;
+}
+
+/* Before a call of NCCL: nobody takes the communicator away until gai_nccl_leave. False: something has failed before. */
+static bool gai_nccl_enter(gai_cuda_ranks *r) {
+    pthread_mutex_lock(&r->lock);
+    if (r->device->error.result == GA_OK) r->device->error = r->failure;
+    if (r->device->error.result == GA_OK) return true;
+    pthread_mutex_unlock(&r->lock);
+    return false;
+}
+
+/* After it: the communicator does not block, so that a call may go on after it has returned. It is over when the
+ * communicator's state says so. */
+static bool gai_nccl_leave(gai_cuda_ranks *r, ncclResult_t result, const char *file, int line, const char *call) {
+    double deadline = gai_seconds() + r->settings.timeout;
+    while (result == ncclInProgress && r->failure.result == GA_OK) {
+        pthread_mutex_unlock(&r->lock);
+        gai_nap(20e-6);
+        pthread_mutex_lock(&r->lock);
+        if (gai_seconds() > deadline) gai_ranks_fail(r, file, line, call, "the other ranks do not answer");
+        if (r->comm && r->nccl.CommGetAsyncError(r->comm, &result) != ncclSuccess) result = ncclInternalError;
+    }
+    if (result != ncclSuccess) {
+        char word[300];
+        snprintf(word, sizeof word, "%s: %.200s", r->nccl.GetErrorString(result), r->nccl.GetLastError(r->comm));
+        gai_ranks_fail(r, file, line, call, word);
+    }
+    pthread_mutex_unlock(&r->lock);
+    gai_cuda_take_failure(r->device);
+    return r->device->error.result == GA_OK;
+}
+
+/* Makes a call of NCCL, unless one has failed before; whether all is well. */
+#define GAI_NCCL(r, call) (gai_nccl_enter(r) && gai_nccl_leave((r), (call), __FILE__, __LINE__, #call))
+
+/* ---- ranks: exchanges ---- */
+
+/* The exchange that follows begins when the device's stream has come this far. */
+static bool gai_ranks_begin(gai_cuda_ranks *r) {
+    gai_cuda *d = r->device;
+    return GAI_CUDA(d, cudaEventRecord(r->computed, d->stream)) &&
+           GAI_CUDA(d, cudaStreamWaitEvent(r->stream, r->computed, 0));
+}
+
+/* All exchanges up to here are what gai_ranks_wait waits for. */
+static void gai_ranks_begun(gai_cuda_ranks *r) {
+    if (!GAI_CUDA(r->device, cudaEventRecord(r->exchanged, r->stream))) return;
+    pthread_mutex_lock(&r->lock);
+    r->since = gai_seconds();
+    pthread_mutex_unlock(&r->lock);
+}
+
+static ga_result gai_cuda_ranks_status(void *state, ga_error *e) {
+    return gai_cuda_status(((gai_cuda_ranks *)state)->device, e);
+}
+
+static void gai_cuda_ranks_wait(void *state) {
+    gai_cuda_ranks *r = (gai_cuda_ranks *)state;
+    (void)GAI_CUDA(r->device, cudaStreamWaitEvent(r->device->stream, r->exchanged, 0));
+}
+
+/* n values of each rank's part, one behind the other in bfloat16. All sizes are multiples of 4. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_pack_parts(__nv_bfloat16 *y, const float *x, size_t per_rank, size_t n, size_t count) {
+    size_t i = gai_index<4>();
+    if (i < count * n) gai_store<4>(y + i, gai_load<4>(x + i / n * per_rank + i % n));
+}
+
+/* x += what the other ranks have sent, in float32. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_add_parts_bf16(float *x, const __nv_bfloat16 *parts, size_t n, size_t count, size_t rank) {
+    size_t i = gai_index<4>();
+    if (i >= n) return;
+    gai_pack<4> sum = gai_load<4>(x + i);
+    for (size_t r = 0; r < count; r++) {
+        if (r == rank) continue;
+        uint2 bits = *reinterpret_cast<const uint2 *>(parts + r * n + i);
+        sum.v[0] += __uint_as_float(bits.x << 16), sum.v[1] += __uint_as_float(bits.x & 0xffff0000u);
+        sum.v[2] += __uint_as_float(bits.y << 16), sum.v[3] += __uint_as_float(bits.y & 0xffff0000u);
+    }
+    gai_store<4>(x + i, sum);
+}
+
+static size_t gai_ranks_halves_bytes(const gai_cuda_ranks *r) {
+    return r && r->settings.bf16 && !r->halves ? 2 * GAI_RANKS_HALVES * sizeof *r->halves : 0;
+}
+
+/* To each other rank its n values, and from each of them n of one's own. */
+static ncclResult_t gai_nccl_swap(const gai_cuda_ranks *r, __nv_bfloat16 *in, const __nv_bfloat16 *out, size_t n) {
+    ncclResult_t result = r->nccl.GroupStart(), end;
+    if (result != ncclSuccess) return result;
+    for (int i = 0; i < (int)r->settings.count && result == ncclSuccess; i++) {
+        if (i == (int)r->settings.rank) continue;
+        result = r->nccl.Send(out + i * n, n, ncclBfloat16, i, r->comm, r->stream);
+        if (result == ncclSuccess) result = r->nccl.Recv(in + i * n, n, ncclBfloat16, i, r->comm, r->stream);
+    }
+    end = r->nccl.GroupEnd();
+    return result == ncclSuccess ? end : result;
+}
+
+/* A slice of every part at a time. The sums stay in float32, as those of ncclReduceScatter in bfloat16 would not; the bytes
+ * that travel are as many. */
+static void gai_ranks_reduce_scatter_bf16(gai_cuda_ranks *r, float *x, size_t per_rank) {
+    gai_cuda *d = r->device;
+    size_t rank = r->settings.rank, count = r->settings.count, most = GAI_RANKS_HALVES / count / 4 * 4;
+    size_t bytes = gai_ranks_halves_bytes(r);
+    if (bytes && !GAI_CUDA(d, cudaMalloc((void **)&r->halves, bytes))) return;
+    __nv_bfloat16 *out = r->halves, *in = out + GAI_RANKS_HALVES;
+    for (size_t at = 0; at < per_rank; at += most) {
+        size_t n = gai_cuda_min(most, per_rank - at);
+        GAI_LAUNCH_INTO(r->stream, d, gai_k_pack_parts, gai_blocks(count * n, 4 * GAI_CUDA_THREADS), GAI_CUDA_THREADS,
+                        0, out, x + at, per_rank, n, count);
+        if (!GAI_NCCL(r, gai_nccl_swap(r, in, out, n))) return;
+        GAI_LAUNCH_INTO(r->stream, d, gai_k_add_parts_bf16, gai_blocks(n, 4 * GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0,
+                        x + rank * per_rank + at, in, n, count, rank);
+    }
+}
+
+static void gai_cuda_reduce_scatter(void *state, float *x, size_t per_rank) {
+    gai_cuda_ranks *r = (gai_cuda_ranks *)state;
+    float *mine = x + r->settings.rank * per_rank;
+    if (!gai_ranks_begin(r)) return;
+    if (r->settings.bf16)
+        gai_ranks_reduce_scatter_bf16(r, x, per_rank);
+    else
+        (void)GAI_NCCL(r, r->nccl.ReduceScatter(x, mine, per_rank, ncclFloat32, ncclSum, r->comm, r->stream));
+    gai_ranks_begun(r);
+}
+
+static void gai_cuda_all_gather(void *state, float *x, size_t per_rank) {
+    gai_cuda_ranks *r = (gai_cuda_ranks *)state;
+    float *mine = x + r->settings.rank * per_rank;
+    if (!gai_ranks_begin(r)) return;
+    (void)GAI_NCCL(r, r->nccl.AllGather(mine, x, per_rank, ncclFloat32, r->comm, r->stream));
+    gai_ranks_begun(r);
+}
+
+/* Values of the host: to the device, exchanged there, and back. */
+static bool gai_ranks_bring(gai_cuda_ranks *r, const void *values, size_t bytes) {
+    return GAI_CUDA(r->device, cudaMemcpyAsync(r->values, values, bytes, cudaMemcpyHostToDevice, r->stream));
+}
+
+static void gai_ranks_fetch(gai_cuda_ranks *r, void *values, size_t bytes) {
+    gai_cuda *d = r->device;
+    gai_ranks_begun(r);
+    if (GAI_CUDA(d, cudaMemcpyAsync(values, r->values, bytes, cudaMemcpyDeviceToHost, r->stream)))
+        (void)GAI_CUDA(d, cudaStreamSynchronize(r->stream));
+}
+
+static void gai_cuda_sum(void *state, double *values, size_t n) {
+    gai_cuda_ranks *r = (gai_cuda_ranks *)state;
+    const size_t most = GAI_RANKS_BYTES / sizeof *values;
+    for (size_t at = 0; at < n; at += most) {
+        size_t count = gai_cuda_min(most, n - at), bytes = count * sizeof *values;
+        if (gai_ranks_bring(r, values + at, bytes) &&
+            GAI_NCCL(r, r->nccl.AllReduce(r->values, r->values, count, ncclFloat64, ncclSum, r->comm, r->stream)))
+            gai_ranks_fetch(r, values + at, bytes);
+    }
+}
+
+static void gai_cuda_broadcast(void *state, void *values, size_t bytes) {
+    gai_cuda_ranks *r = (gai_cuda_ranks *)state;
+    for (size_t at = 0; at < bytes; at += GAI_RANKS_BYTES) {
+        size_t n = gai_cuda_min(GAI_RANKS_BYTES, bytes - at);
+        if (gai_ranks_bring(r, (char *)values + at, n) &&
+            GAI_NCCL(r, r->nccl.Broadcast(r->values, r->values, n, ncclUint8, 0, r->comm, r->stream)))
+            gai_ranks_fetch(r, (char *)values + at, n);
+    }
+}
+
+/* ---- ranks: beginning and end ---- */
+
+static bool gai_ranks_load(gai_cuda_ranks *r) {
+    gai_cuda *d = r->device;
+    int version = 0;
+    void *library = dlopen(GAI_NCCL_LIBRARY, RTLD_NOW); /* it stays to the end */
+    const char *missing = library ? NULL : "dlopen";
+#define GAI_X(name) \
+    if (!missing && !(*(void **)&r->nccl.name = dlsym(library, "nccl" #name))) missing = "nccl" #name;
+    GAI_NCCL_FUNCTIONS(GAI_X)
+#undef GAI_X
+    if (missing) {
+        gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, missing, dlerror());
+        return false;
+    }
+    if (!GAI_NCCL(r, r->nccl.GetVersion(&version))) return false;
+    if (version < NCCL_VERSION_CODE) {
+        char word[80];
+        snprintf(word, sizeof word, "version %d, but compiled for %d", version, NCCL_VERSION_CODE);
+        gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, "libnccl.so.2", word);
+        return false;
+    }
+    return true;
+}
+
+/* Exchanges begin before the products that were launched earlier are all done: their stream goes first. */
+static bool gai_ranks_streams(gai_cuda_ranks *r) {
+    gai_cuda *d = r->device;
+    int least = 0, greatest = 0;
+    return GAI_CUDA(d, cudaDeviceGetStreamPriorityRange(&least, &greatest)) &&
+           GAI_CUDA(d, cudaStreamCreateWithPriority(&r->stream, cudaStreamNonBlocking, greatest)) &&
+           GAI_CUDA(d, cudaEventCreateWithFlags(&r->computed, cudaEventDisableTiming)) &&
+           GAI_CUDA(d, cudaEventCreateWithFlags(&r->exchanged, cudaEventDisableTiming)) &&
+           GAI_CUDA(d, cudaMalloc((void **)&r->values, GAI_RANKS_BYTES));
+}
+
+static bool gai_ranks_watched(gai_cuda_ranks *r) {
+    int wrong = pthread_create(&r->watcher, NULL, gai_ranks_watch, r);
+    r->watched = wrong == 0;
+    if (wrong) gai_cuda_fail(r->device, GA_ERR_DEVICE, __FILE__, __LINE__, "pthread_create", strerror(wrong));
+    return r->watched;
+}
+
+/* The first exchange shows whether all are there. */
+static void gai_ranks_meet(gai_cuda_ranks *r) {
+    gai_cuda *d = r->device;
+    ga_cuda_ranks_settings s = r->settings;
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    ncclUniqueId id;
+    ga_error e = {GA_OK, ""};
+    memset(&id, 0, sizeof id);
+    if (s.rank == 0 && !GAI_NCCL(r, r->nccl.GetUniqueId(&id))) return;
+    if (!s.rendezvous.share(s.rendezvous.state, &id, sizeof id, &e)) {
+        gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, "rendezvous", e.text);
+        return;
+    }
+    double ranks = 1;
+    if (!gai_ranks_watched(r) ||
+        !GAI_NCCL(r, r->nccl.CommInitRankConfig(&r->comm, (int)s.count, id, (int)s.rank, &config)))
+        return;
+    gai_cuda_sum(r, &ranks, 1);
+    if (ranks != (double)s.count)
+        gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, "first exchange", "it does not count the ranks");
+}
+
+static void gai_ranks_close(gai_cuda_ranks *r, bool failed) {
+    gai_cuda *d = r->device;
+    bool finished = !failed && GAI_NCCL(r, r->nccl.CommFinalize(r->comm));
+    pthread_mutex_lock(&r->lock);
+    if (!finished) gai_ranks_fail(r, __FILE__, __LINE__, "exchange", "this rank has given up");
+    r->stop = true;
+    pthread_mutex_unlock(&r->lock);
+    if (r->watched) pthread_join(r->watcher, NULL);
+    if (r->comm) (void)r->nccl.CommDestroy(r->comm);
+    d->ranks = NULL;
+    if (r->exchanged) (void)cudaEventDestroy(r->exchanged);
+    if (r->computed) (void)cudaEventDestroy(r->computed);
+    if (r->stream) (void)cudaStreamDestroy(r->stream);
+    (void)cudaFree(r->values);
+    (void)cudaFree(r->halves);
+    (void)cudaGetLastError(); /* nobody is to take it for an error of his own */
+    pthread_mutex_destroy(&r->lock);
+    free(r);
+}
+
+ga_result ga_ranks_cuda(ga_ranks *ranks, ga_device *device, const ga_cuda_ranks_settings *settings, ga_error *e) {
+    gai_cuda *d = (gai_cuda *)device->state;
+    gai_cuda_ranks *r = (gai_cuda_ranks *)calloc(1, sizeof *r);
+    memset(ranks, 0, sizeof *ranks);
+    if (!r) {
+        gai_cuda_fail(d, GA_ERR_MEMORY, __FILE__, __LINE__, "calloc", "no memory for the ranks");
+        return gai_cuda_status(d, e);
+    }
+    r->device = d, r->settings = *settings, d->ranks = r;
+    pthread_mutex_init(&r->lock, NULL);
+    if (gai_ranks_load(r) && gai_ranks_streams(r)) gai_ranks_meet(r);
+    ga_result result = gai_cuda_status(d, e);
+    if (result != GA_OK) {
+        gai_ranks_close(r, true);
+        return result;
+    }
+    ranks->rank = settings->rank, ranks->count = settings->count, ranks->state = r;
+    ranks->reduce_scatter = gai_cuda_reduce_scatter, ranks->all_gather = gai_cuda_all_gather;
+    ranks->wait = gai_cuda_ranks_wait, ranks->status = gai_cuda_ranks_status;
+    ranks->sum = gai_cuda_sum, ranks->broadcast = gai_cuda_broadcast;
+    return GA_OK;
+}
+
+void ga_ranks_cuda_destroy(ga_ranks *ranks, bool failed) {
+    if (ranks->state) gai_ranks_close((gai_cuda_ranks *)ranks->state, failed);
+    memset(ranks, 0, sizeof *ranks);
+}
+
+#else
+
+static void gai_cuda_take_failure(gai_cuda *) {}
+
+static size_t gai_ranks_halves_bytes(const struct gai_cuda_ranks *) {
+    return 0;
+}
+
+ga_result ga_ranks_cuda(ga_ranks *ranks, ga_device *, const ga_cuda_ranks_settings *, ga_error *e) {
+    ga_error none = {GA_ERR_DEVICE, "several GPUs need NCCL: its header nccl.h was not there at build time"};
+    memset(ranks, 0, sizeof *ranks);
+    if (e) *e = none;
+    return none.result;
+}
+
+void ga_ranks_cuda_destroy(ga_ranks *, bool) {}
+
+#endif
+
 /* ---- device ------------------------------------------------------------------------------------------------------ */
 
 /* Memory beside the model's own blocks: packed weights, and the scratch of the most demanding operator. */
@@ -3305,7 +3752,7 @@ static size_t gai_cuda_own_bytes(void *state, const ga_config *c, ga_mode mode) 
     scratch = gai_cuda_max(scratch, gai_cuda_max(GAI_CUDA_PARTS, g.H) * sizeof(ga_gate_sums));
     d->reserved = scratch;
     size_t packed = d->bf16 ? summary.weight_bytes / sizeof(float) * sizeof(__nv_bfloat16) : 0;
-    return packed + (scratch > d->scratch_bytes ? scratch : 0);
+    return packed + (scratch > d->scratch_bytes ? scratch : 0) + gai_ranks_halves_bytes(d->ranks);
 }
 
 static size_t gai_cuda_free_bytes(void *state) {
@@ -3322,6 +3769,7 @@ static ga_result gai_cuda_open(gai_cuda *d, ga_cuda_settings settings) {
         gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, "no such GPU", word);
         return d->error.result;
     }
+    d->index = settings.index;
     if (!GAI_CUDA(d, cudaSetDevice(settings.index)) ||
         !GAI_CUDA(d, cudaGetDeviceProperties(&d->properties, settings.index)))
         return d->error.result;
@@ -3352,6 +3800,7 @@ static void gai_cuda_close(gai_cuda *d) {
     for (int i = 0; i < GAI_CUDA_SLOTS; i++)
         if (d->through[i]) (void)cudaEventDestroy(d->through[i]);
     if (d->stream) (void)cudaStreamDestroy(d->stream);
+    (void)cudaGetLastError(); /* nobody is to take it for an error of his own */
     free(d);
 }
 

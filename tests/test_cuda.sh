@@ -10,6 +10,8 @@ if [ -z "$include" ]; then
 fi
 
 programs="build/cuda/cuda_cpu build/cuda/sdpa_cpu build/cuda/checked/cuda_cpu build/cuda/checked/sdpa_cpu build/cuda/train_cpu"
+nccl=$(make -s print-CUDA_NCCL)
+[ -n "$nccl" ] && programs="$programs build/cuda/ranks_cpu build/cuda/checked/ranks_cpu"
 # shellcheck disable=SC2086 # a list
 if make -s $programs >build/log/cuda-build.log 2>&1; then ok "builds"; else
     bad "builds" && head -n 20 build/log/cuda-build.log
@@ -25,6 +27,12 @@ done
 unset CUCPU_SEED
 cmocka "kernels with the checker" build/cuda/checked/cuda_cpu 'test_*' 'test_training*'
 cmocka "attention with the checker" build/cuda/checked/sdpa_cpu
+if [ -n "$nccl" ]; then
+    cmocka "ranks on the CPU" build/cuda/ranks_cpu
+    cmocka "ranks with the checker" build/cuda/checked/ranks_cpu 'test_*' 'test_training*'
+else
+    skip "ranks (nccl.h is not here; Debian: libnccl-dev, or NVIDIA's package)"
+fi
 
 check "a run goes from the CPU to the GPU and back" sh tests/cuda/resume.sh build/cuda/train_cpu
 

@@ -78,7 +78,7 @@ awk -v work="$WORK" -v text="${1-}" 'BEGIN { RS = "" }
     $0 != "" && index($0, text) { print > sprintf("%s/%03d", work, ++n) }' tests/cuda/bugs.txt
 PLAIN=$(make -s print-CUDA_CPU) PLAIN_PARTS=$(make -s print-CUDA_CPU_PARTS | sed 's,[^ ]*,build/cuda/&.o,g')
 CHECKED=$(make -s print-CUDA_CHECKED) CHECKED_PARTS=$(make -s print-CUDA_CHECKED_PARTS)
-LIBRARIES="$(make -s print-OPENMP) -lcmocka -lm"
+LIBRARIES="-rdynamic $(make -s print-OPENMP) -lcmocka -lm"
 export WORK PLAIN PLAIN_PARTS CHECKED CHECKED_PARTS LIBRARIES
 awk 'FNR == 1 && !seen[$0]++ { print "--header", $0 }' "$WORK"/[0-9]* > "$WORK/runs"
 for bug in "$WORK"/[0-9]*; do echo "--bug $bug"; done >> "$WORK/runs"

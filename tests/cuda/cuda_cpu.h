@@ -98,6 +98,9 @@ static void cucpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t sha
 #define GAI_LAUNCH_ON(stream, kernel, grid, block, shared_bytes, ...) \
     cucpu_launch(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 
+#define GAI_NCCL_LIBRARY nullptr /* the program itself: cuda_cpu_nccl.cpp */
+enum { GAI_CUDA_WORKSPACE = 1 << 10, GAI_RANKS_HALVES = 1 << 10 };
+
 #define CUCPU_LINE int line = __builtin_LINE()
 
 static inline void __syncthreads(CUCPU_LINE) {

@@ -21,6 +21,7 @@ long cucpu_kernels_run(void);
 long cucpu_launches(void);   /* of kernels, copies and graphs, that the host has put into streams, ever */
 long cucpu_waits(void);      /* of the host, for a stream that had work left, ever */
 void cucpu_set_dry(bool on); /* streams take work, and do not do it: to count launches of large models */
+void cucpu_fail_async(void); /* the communicators of NCCL find that something has gone wrong */
 #ifdef __cplusplus
 }
 #endif

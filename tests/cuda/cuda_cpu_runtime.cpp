@@ -3,11 +3,13 @@
  * therefore seen, and so is an error that nobody checks, by cucpu_fail_call. */
 #include "cuda_cpu.h"
 #include "cuda_cpu_control.h"
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
 #include <map>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #ifdef CUCPU_CHECK
@@ -20,7 +22,7 @@ void cucpu_check_free(void *p), cucpu_check_host_write(void *p, size_t n),
 #endif
 
 struct CUevent_st {
-    uint64_t recorded = 0, reached = 0;
+    std::atomic<uint64_t> recorded{0}, reached{0}; /* asked for by other threads */
     bool captured = false; /* its latest record is a part of a graph */
 };
 struct work {
@@ -51,7 +53,9 @@ std::map<char *, size_t> pinned;
 cudaError_t last_error;
 cudaError_t failure = cudaErrorLaunchFailure;
 size_t memory_used, memory_size = (size_t)8 << 30, bytes_out;
-long calls, failing_call, allocations, launches, waits, devices = 1;
+long calls, failing_call, allocations, launches, waits;
+long devices = getenv("CUCPU_DEVICES") ? atol(getenv("CUCPU_DEVICES")) : 1;
+const std::thread::id main_thread = std::this_thread::get_id();
 bool dry;
 uint64_t turn = 0x9E3779B97F4A7C15ull;
 const size_t SHARED_DEFAULT = 48 << 10, SHARED_MOST = 99 << 10;
@@ -60,9 +64,10 @@ cudaError_t fail(cudaError_t e) {
     return last_error = e;
 }
 
-/* Counts a call of the library; true: this is the one that is to fail. */
+/* Counts a call of the library; true: this is the one that is to fail. Threads beside the first, which look after things
+ * now and then, do not count. */
 bool fails() {
-    return ++calls == failing_call;
+    return std::this_thread::get_id() == main_thread && ++calls == failing_call;
 }
 #define CALL \
     if (fails()) return fail(failure)
@@ -146,6 +151,9 @@ void copy_now(void *to, const void *from, size_t n) {
 
 void cucpu_set_memory(size_t bytes) {
     memory_size = bytes;
+}
+void cucpu_drain(cudaStream_t s) {
+    drain(stream_of(s));
 }
 void cucpu_set_devices(int n) {
     devices = n;
@@ -344,6 +352,16 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
     return cudaSuccess;
 }
 
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) {
+    CALL;
+    *least = 0, *greatest = -5;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int) {
+    return cudaStreamCreateWithFlags(s, flags);
+}
+
 cudaError_t cudaStreamDestroy(cudaStream_t s) {
     CALL;
     drain(s);
@@ -398,6 +416,12 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
     work w;
     w.event = e, w.ticket = e->recorded, w.wait = true;
     return put(s, w);
+}
+
+/* Runs nothing: whatever is in the streams goes on when the first thread waits. */
+cudaError_t cudaEventQuery(cudaEvent_t e) {
+    CALL;
+    return e->reached < e->recorded ? cudaErrorNotReady : cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {

@@ -1,0 +1,376 @@
+/* drivers/rendezvous.h - processes that were started by environment variables alone find each other: rank 0 listens at
+ * MASTER_ADDR:MASTER_PORT, the others connect. Over these connections goes what the ranks need to begin (NCCL's unique
+ * id), and then nothing: they stay open, so that each rank learns when another one has ended.
+ *
+ *     rendezvous_place place;                                       // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
+ *     if (!rendezvous_find(&place, &e)) puts(e.text);
+ *     if (place.count == 0) ...                                     // none of them is set
+ *     rendezvous r;
+ *     if (!rendezvous_open(&r, &place, 600, &e) || !rendezvous_share(&r, id, sizeof id, &e)) puts(e.text);
+ *     ...
+ *     if (!rendezvous_all_alive(&r, &e)) puts(e.text);              // also from another thread
+ *     rendezvous_close(&r, true);                                   // true: this rank is done; false: it has failed
+ *
+ * The names are those that torchrun sets; where its agent has taken the port for itself, the next one is used. A stranger
+ * (a port scanner) is turned away; ranks that disagree, or two of one number, end all of them. Nothing is encrypted.
+ * Needs common.h and gated_attention.h before it.
+ */
+#ifndef DRIVERS_RENDEZVOUS_H
+#define DRIVERS_RENDEZVOUS_H
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+enum { RENDEZVOUS_MOST = 65536 }; /* ranks */
+
+typedef struct {
+    size_t rank, count; /* count 0: the environment says nothing */
+    size_t local_rank;  /* among those on this machine */
+    char host[256], port[8];
+} rendezvous_place;
+
+typedef struct {
+    rendezvous_place place;
+    double seconds, deadline; /* for coming together, and until when */
+    int *peers;               /* rank 0: a connection to each rank but itself; the others: one, to rank 0; -1: none */
+    size_t n_peers;
+    int listening;
+} rendezvous;
+
+/* ---- the environment ---------------------------------------------------------------------------------------------- */
+
+static bool rendezvous_fail(ga_error *e, const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    vsnprintf(e->text, sizeof e->text, format, list);
+    va_end(list);
+    e->result = GA_ERR_DEVICE;
+    return false;
+}
+
+/* A number below `limit` from the environment; false: it is none. */
+static bool rendezvous_number(const char *name, size_t limit, size_t *value, ga_error *e) {
+    const char *text = getenv(name);
+    char *end;
+    errno = 0;
+    unsigned long n = strtoul(text, &end, 10);
+    if (*text < '0' || *text > '9' || *end || errno || n >= limit)
+        return rendezvous_fail(e, "%s=%.40s is not a whole number below %zu", name, text, limit);
+    *value = n;
+    return true;
+}
+
+static bool rendezvous_find(rendezvous_place *p, ga_error *e) {
+    static const char *const names[] = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"};
+    size_t port, set = 0;
+    memset(p, 0, sizeof *p);
+    for (size_t i = 0; i < 4; i++) set += getenv(names[i]) != NULL;
+    if (!getenv("RANK") && !getenv("WORLD_SIZE")) return true;
+    for (size_t i = 0; i < 4 && set < 4; i++)
+        if (!getenv(names[i]))
+            return rendezvous_fail(e, "%s is set, but not %s", getenv("RANK") ? "RANK" : "WORLD_SIZE", names[i]);
+    if (!rendezvous_number("WORLD_SIZE", RENDEZVOUS_MOST + 1, &p->count, e) ||
+        !rendezvous_number("RANK", RENDEZVOUS_MOST, &p->rank, e) || !rendezvous_number("MASTER_PORT", 65536, &port, e))
+        return false;
+    p->local_rank = p->rank;
+    if (getenv("LOCAL_RANK") && !rendezvous_number("LOCAL_RANK", RENDEZVOUS_MOST, &p->local_rank, e)) return false;
+    if (p->count == 0 || p->rank >= p->count)
+        return rendezvous_fail(e, "RANK=%zu is not one of WORLD_SIZE=%zu ranks, 0 to WORLD_SIZE - 1", p->rank,
+                               p->count);
+    const char *agent = getenv("TORCHELASTIC_USE_AGENT_STORE");
+    if (agent && strcmp(agent, "True") == 0) port++;
+    if (port == 0 || port > 65535) return rendezvous_fail(e, "MASTER_PORT=%zu is no port", port);
+    snprintf(p->port, sizeof p->port, "%zu", port);
+    if (snprintf(p->host, sizeof p->host, "%s", getenv("MASTER_ADDR")) >= (int)sizeof p->host || !*p->host)
+        return rendezvous_fail(e, "MASTER_ADDR is empty or too long");
+    return true;
+}
+
+/* ---- messages ----------------------------------------------------------------------------------------------------- */
+
+enum { RENDEZVOUS_HELLO, RENDEZVOUS_WELCOME, RENDEZVOUS_SIZES, RENDEZVOUS_TWICE, RENDEZVOUS_LOST, RENDEZVOUS_DONE };
+
+/* All that is ever said, in network byte order. HELLO a of b; SIZES: rank 0 has WORLD_SIZE a, another b; TWICE: there are
+ * two ranks a; LOST: rank a has ended. */
+typedef struct {
+    char magic[8];
+    uint32_t what, a, b;
+} rendezvous_message;
+
+static const char RENDEZVOUS_MAGIC[] = "GARANKS"; /* with its zero 8 bytes */
+
+static bool rendezvous_send(int peer, const void *bytes, size_t n) {
+    for (size_t sent = 0; sent < n;) {
+        ssize_t more = send(peer, (const char *)bytes + sent, n - sent, MSG_NOSIGNAL);
+        if (more < 0 && errno == EINTR) continue;
+        if (more <= 0) return false;
+        sent += (size_t)more;
+    }
+    return true;
+}
+
+static bool rendezvous_say(int peer, uint32_t what, size_t a, size_t b) {
+    rendezvous_message m = {.what = htonl(what), .a = htonl((uint32_t)a), .b = htonl((uint32_t)b)};
+    memcpy(m.magic, RENDEZVOUS_MAGIC, sizeof m.magic);
+    return peer < 0 || rendezvous_send(peer, &m, sizeof m);
+}
+
+/* Reads n bytes before the deadline. */
+static bool rendezvous_receive(int peer, void *bytes, size_t n, double deadline) {
+    for (size_t got = 0; got < n;) {
+        double left = deadline - now();
+        struct pollfd one = {peer, POLLIN, 0};
+        int ready = left > 0 ? poll(&one, 1, left > 1e6 ? 1000000000 : (int)(left * 1e3) + 1) : 0;
+        if (ready < 0 && errno == EINTR) continue;
+        if (ready <= 0) {
+            errno = ready == 0 ? ETIMEDOUT : errno;
+            return false;
+        }
+        ssize_t more = recv(peer, (char *)bytes + got, n - got, 0);
+        if (more < 0 && errno == EINTR) continue;
+        if (more == 0) errno = ECONNRESET;
+        if (more <= 0) return false;
+        got += (size_t)more;
+    }
+    return true;
+}
+
+static bool rendezvous_hear(int peer, rendezvous_message *m, double deadline) {
+    if (!rendezvous_receive(peer, m, sizeof *m, deadline)) return false;
+    m->what = ntohl(m->what), m->a = ntohl(m->a), m->b = ntohl(m->b);
+    errno = EPROTO;
+    return memcmp(m->magic, RENDEZVOUS_MAGIC, sizeof m->magic) == 0;
+}
+
+/* Why rank 0 has ended it all. */
+static bool rendezvous_explain(const rendezvous_message *m, ga_error *e) {
+    if (m->what == RENDEZVOUS_SIZES)
+        return rendezvous_fail(e, "the ranks disagree: WORLD_SIZE is %u for rank 0, and %u for another", m->a, m->b);
+    if (m->what == RENDEZVOUS_TWICE) return rendezvous_fail(e, "two processes have RANK=%u", m->a);
+    return rendezvous_fail(e, "rank %u has ended", m->a);
+}
+
+/* Tells all others why it ends, and what this rank says itself. */
+static bool rendezvous_end_all(rendezvous *r, uint32_t what, size_t a, size_t b, ga_error *e) {
+    rendezvous_message m = {.what = what, .a = (uint32_t)a, .b = (uint32_t)b};
+    for (size_t i = 0; i < r->n_peers; i++) (void)rendezvous_say(r->peers[i], what, a, b);
+    return rendezvous_explain(&m, e);
+}
+
+/* ---- coming together ---------------------------------------------------------------------------------------------- */
+
+static void rendezvous_close(rendezvous *r, bool done) {
+    for (size_t i = 0; i < r->n_peers; i++) {
+        if (r->peers[i] < 0) continue;
+        if (done) (void)rendezvous_say(r->peers[i], RENDEZVOUS_DONE, 0, 0);
+        close(r->peers[i]);
+    }
+    if (r->listening >= 0) close(r->listening);
+    free(r->peers);
+    *r = (rendezvous){.listening = -1};
+}
+
+/* No delays; a machine that is gone without a word is noticed in half a minute. */
+static void rendezvous_prepare(int peer) {
+    const int on = 1, idle = 10, interval = 5, probes = 4;
+    setsockopt(peer, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(peer, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(peer, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+    setsockopt(peer, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+    setsockopt(peer, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+}
+
+static bool rendezvous_look_up(const rendezvous_place *p, struct addrinfo **found, ga_error *e) {
+    const struct addrinfo wanted = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
+    int wrong = getaddrinfo(p->host, p->port, &wanted, found);
+    if (wrong) return rendezvous_fail(e, "MASTER_ADDR=%s: %s", p->host, gai_strerror(wrong));
+    return true;
+}
+
+static int rendezvous_listen_at(const struct addrinfo *a) {
+    const int on = 1;
+    int s = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (s < 0) return -1;
+    setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(s, a->ai_addr, a->ai_addrlen) == 0 && listen(s, 128) == 0) return s;
+    int wrong = errno;
+    close(s);
+    errno = wrong;
+    return -1;
+}
+
+static bool rendezvous_listen(rendezvous *r, ga_error *e) {
+    struct addrinfo *found;
+    if (!rendezvous_look_up(&r->place, &found, e)) return false;
+    for (struct addrinfo *a = found; a && r->listening < 0; a = a->ai_next) r->listening = rendezvous_listen_at(a);
+    int wrong = errno;
+    freeaddrinfo(found);
+    if (r->listening >= 0) return true;
+    return rendezvous_fail(e, "rank 0 cannot listen at %s:%s: %s", r->place.host, r->place.port, strerror(wrong));
+}
+
+/* Which ranks have not come: "rank 3", "ranks 1, 2 and 12 others". */
+static const char *rendezvous_missing(const rendezvous *r, char text[96]) {
+    size_t missing = 0, shown = 0;
+    int used = 0;
+    for (size_t i = 1; i < r->n_peers; i++) missing += r->peers[i] < 0;
+    used = snprintf(text, 96, "rank%s ", missing > 1 ? "s" : "");
+    for (size_t i = 1; i < r->n_peers && shown < 3; i++)
+        if (r->peers[i] < 0) used += snprintf(text + used, 96 - (size_t)used, "%s%zu", shown++ ? ", " : "", i);
+    if (missing > shown) snprintf(text + used, 96 - (size_t)used, " and %zu others", missing - shown);
+    return text;
+}
+
+/* One who has connected: a rank takes its place, a stranger is turned away. False: the ranks do not fit together. */
+static bool rendezvous_admit(rendezvous *r, int peer, ga_error *e) {
+    rendezvous_message m;
+    double soon = now() + 2;
+    if (!rendezvous_hear(peer, &m, soon < r->deadline ? soon : r->deadline) || m.what != RENDEZVOUS_HELLO) {
+        close(peer);
+        return true;
+    }
+    bool sizes = m.b != r->place.count, twice = !sizes && (m.a == 0 || m.a >= m.b || r->peers[m.a] >= 0);
+    if (!sizes && !twice) {
+        rendezvous_prepare(peer);
+        r->peers[m.a] = peer;
+        return true;
+    }
+    uint32_t what = sizes ? RENDEZVOUS_SIZES : RENDEZVOUS_TWICE;
+    size_t a = sizes ? r->place.count : m.a;
+    (void)rendezvous_say(peer, what, a, m.b);
+    close(peer);
+    return rendezvous_end_all(r, what, a, m.b, e);
+}
+
+/* Rank 0: until all are here. */
+static bool rendezvous_gather(rendezvous *r, ga_error *e) {
+    char text[96];
+    double tell = now() + 10;
+    for (size_t missing = r->place.count - 1; missing > 0;) {
+        double next = tell < r->deadline ? tell : r->deadline;
+        struct pollfd door = {r->listening, POLLIN, 0};
+        int ready = poll(&door, 1, (int)((next > now() ? next - now() : 0) * 1e3) + 1);
+        if (ready < 0 && errno != EINTR) return rendezvous_fail(e, "rank 0: poll: %s", strerror(errno));
+        int peer = ready > 0 ? accept(r->listening, NULL, NULL) : -1;
+        if (peer >= 0 && !rendezvous_admit(r, peer, e)) return false;
+        missing = 0;
+        for (size_t i = 1; i < r->n_peers; i++) missing += r->peers[i] < 0;
+        if (missing == 0) break;
+        if (now() >= r->deadline)
+            return rendezvous_fail(e, "%s of %zu did not come to %s:%s in time", rendezvous_missing(r, text),
+                                   r->place.count, r->place.host, r->place.port);
+        if (now() < tell) continue;
+        fprintf(stderr, "waiting for %s of %zu at %s:%s\n", rendezvous_missing(r, text), r->place.count, r->place.host,
+                r->place.port);
+        tell = now() + 60;
+    }
+    for (size_t i = 1; i < r->n_peers; i++)
+        if (!rendezvous_say(r->peers[i], RENDEZVOUS_WELCOME, 0, 0))
+            return rendezvous_end_all(r, RENDEZVOUS_LOST, i, 0, e);
+    return true;
+}
+
+/* One try; -1 and errno: nobody answers. */
+static int rendezvous_connect_to(const struct addrinfo *a, double seconds) {
+    struct timeval most = {(time_t)seconds, (suseconds_t)((seconds - (double)(time_t)seconds) * 1e6)};
+    int s = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (s < 0) return -1;
+    setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof most);
+    if (connect(s, a->ai_addr, a->ai_addrlen) == 0) return s;
+    int wrong = errno == EINPROGRESS ? ETIMEDOUT : errno;
+    close(s);
+    errno = wrong;
+    return -1;
+}
+
+/* The others: rank 0 may come later. */
+static bool rendezvous_connect(rendezvous *r, ga_error *e) {
+    struct addrinfo *found;
+    if (!rendezvous_look_up(&r->place, &found, e)) return false;
+    double tell = now() + 10;
+    int wrong = 0;
+    for (;;) {
+        for (struct addrinfo *a = found; a && r->peers[0] < 0 && now() < r->deadline; a = a->ai_next) {
+            double left = r->deadline - now();
+            r->peers[0] = rendezvous_connect_to(a, left < 0.001 ? 0.001 : left < 5 ? left : 5);
+            wrong = errno;
+        }
+        if (r->peers[0] >= 0 || now() >= r->deadline) break;
+        if (now() > tell) {
+            fprintf(stderr, "waiting for rank 0 at %s:%s: %s\n", r->place.host, r->place.port, strerror(wrong));
+            tell = now() + 60;
+        }
+        const struct timespec a_while = {0, 100000000};
+        nanosleep(&a_while, NULL);
+    }
+    freeaddrinfo(found);
+    if (r->peers[0] < 0)
+        return rendezvous_fail(e, "rank %zu finds no rank 0 at %s:%s: %s", r->place.rank, r->place.host, r->place.port,
+                               strerror(wrong));
+    rendezvous_prepare(r->peers[0]);
+    rendezvous_message m;
+    if (!rendezvous_say(r->peers[0], RENDEZVOUS_HELLO, r->place.rank, r->place.count) ||
+        !rendezvous_hear(r->peers[0], &m, r->deadline))
+        return rendezvous_fail(e, "rank %zu: %s:%s does not answer as rank 0 does: %s", r->place.rank, r->place.host,
+                               r->place.port, strerror(errno));
+    return m.what == RENDEZVOUS_WELCOME || rendezvous_explain(&m, e);
+}
+
+/* Until all ranks have come together, at most `seconds`. */
+static bool rendezvous_open(rendezvous *r, const rendezvous_place *place, double seconds, ga_error *e) {
+    *r = (rendezvous){.place = *place, .listening = -1, .seconds = seconds, .deadline = now() + seconds};
+    r->n_peers = place->rank == 0 ? place->count : 1;
+    r->peers = malloc(r->n_peers * sizeof *r->peers);
+    if (!r->peers) return rendezvous_fail(e, "no memory for %zu ranks", place->count);
+    for (size_t i = 0; i < r->n_peers; i++) r->peers[i] = -1;
+    bool here = place->rank == 0 ? rendezvous_listen(r, e) && rendezvous_gather(r, e) : rendezvous_connect(r, e);
+    if (!here) {
+        rendezvous_close(r, false);
+        return false;
+    }
+    if (r->listening >= 0) close(r->listening);
+    r->listening = -1;
+    return true;
+}
+
+/* ---- afterwards --------------------------------------------------------------------------------------------------- */
+
+/* Rank 0's n bytes, to all. */
+static bool rendezvous_share(void *state, void *bytes, size_t n, ga_error *e) {
+    rendezvous *r = (rendezvous *)state;
+    for (size_t i = 1; i < r->n_peers; i++)
+        if (!rendezvous_send(r->peers[i], bytes, n)) return rendezvous_end_all(r, RENDEZVOUS_LOST, i, 0, e);
+    if (r->place.rank == 0 || rendezvous_receive(r->peers[0], bytes, n, now() + r->seconds)) return true;
+    return rendezvous_fail(e, errno == ETIMEDOUT ? "rank 0 says nothing" : "rank 0 has ended");
+}
+
+/* False: a rank has ended before it was done. */
+static bool rendezvous_all_alive(void *state, ga_error *e) {
+    rendezvous *r = (rendezvous *)state;
+    for (size_t i = 0; i < r->n_peers; i++) {
+        rendezvous_message m;
+        if (r->peers[i] < 0) continue;
+        ssize_t n = recv(r->peers[i], &m, sizeof m, MSG_PEEK | MSG_DONTWAIT);
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) continue;
+        if (n > 0 && n < (ssize_t)sizeof m) continue;
+        if (n <= 0 || !rendezvous_hear(r->peers[i], &m, now() + 1))
+            return rendezvous_end_all(r, RENDEZVOUS_LOST, i, 0, e);
+        if (m.what != RENDEZVOUS_DONE) return rendezvous_explain(&m, e);
+        close(r->peers[i]);
+        r->peers[i] = -1;
+    }
+    return true;
+}
+
+#endif
