@@ -85,7 +85,7 @@ void run_head(CUstream_st *s) {
 
 /* Streams take turns at random until `s` is empty, NULL: until all are; or until the event is reached. */
 void drain(CUstream_st *s, const CUevent_st *e = nullptr) {
-    uint64_t ticket = e ? e->recorded : 0;
+    uint64_t ticket = e ? e->recorded.load() : 0;
     for (bool idle = true;; idle = false) {
         std::vector<CUstream_st *> able;
         bool left = e && e->reached < ticket;
