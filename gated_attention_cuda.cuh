@@ -168,6 +168,12 @@ typedef struct {
     cublasLtMatmulAlgo_t algorithm;
 } gai_cuda_plan;
 
+/* Values that the latest kernel has also left at the start of scratch, rounded for the product that reads them next. */
+typedef struct {
+    const float *values; /* NULL: something has run since */
+    size_t n;
+} gai_cuda_rounded;
+
 /* A pass that has run, and from its second time on its graph. */
 typedef struct {
     char key[GAI_CUDA_KEY];
@@ -193,6 +199,7 @@ typedef struct {
     unsigned next_slot;
     char *scratch;                  /* for the time of one operator */
     size_t scratch_bytes, reserved; /* reserved: the most that an operator of the models so far needs */
+    gai_cuda_rounded rounded;
     gai_cuda_pass passes[GAI_CUDA_PASSES], *recording; /* recording: the one whose operators are taken down */
     uint64_t passes_asked;
     ga_error unrecorded;          /* why passes are not recorded any more */
@@ -231,6 +238,7 @@ static bool gai_cuda_checked(gai_cuda *d, cublasStatus_t e, const char *file, in
 #define GAI_LAUNCH_INTO(stream, d, kernel, grid, block, shared_bytes, ...)                   \
     do {                                                                                     \
         if ((d)->error.result != GA_OK) break;                                               \
+        (d)->rounded.values = NULL;                                                          \
         GAI_LAUNCH_ON(stream, kernel, grid, block, shared_bytes, __VA_ARGS__);               \
         gai_cuda_checked((d), cudaGetLastError(), __FILE__, __LINE__, "launch of " #kernel); \
     } while (0)
@@ -261,6 +269,7 @@ static char *gai_cuda_scratch(gai_cuda *d, size_t bytes) {
     if (bytes < d->reserved) bytes = d->reserved;
     if (d->scratch && !GAI_CUDA(d, cudaFree(d->scratch))) return NULL;
     d->scratch = NULL, d->scratch_bytes = 0;
+    d->rounded.values = NULL;
     gai_cuda_forget_passes(d); /* of the scratch that was */
     if (!GAI_CUDA(d, cudaMalloc((void **)&d->scratch, bytes))) return NULL;
     d->scratch_bytes = bytes;
@@ -269,6 +278,7 @@ static char *gai_cuda_scratch(gai_cuda *d, size_t bytes) {
 
 static void gai_cuda_zero(void *state, void *p, size_t bytes) {
     gai_cuda *d = (gai_cuda *)state;
+    d->rounded.values = NULL; /* zeros may have taken their place */
     if (bytes) (void)GAI_CUDA(d, cudaMemsetAsync(p, 0, bytes, d->stream));
 }
 
@@ -305,6 +315,7 @@ static char *gai_cuda_take_slot(gai_cuda *d) {
 /* Begins the copy from or to the slot that was taken. */
 static bool gai_cuda_begin_copy(gai_cuda *d, void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
     cudaEvent_t through = d->through[d->next_slot];
+    d->rounded.values = NULL; /* others may have taken their place */
     d->next_slot = (d->next_slot + 1) % GAI_CUDA_SLOTS;
     return GAI_CUDA(d, cudaMemcpyAsync(to, from, bytes, kind, d->stream)) &&
            GAI_CUDA(d, cudaEventRecord(through, d->stream));
@@ -603,6 +614,14 @@ static void gai_cuda_to_bf16(gai_cuda *d, __nv_bfloat16 *y, const float *x, size
     GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(x, n)), gai_k_to_bf16, n, y, x, n);
 }
 
+/* One pack of values, and the same rounded beside it where that is not NULL. */
+template <int VEC>
+static __device__ __forceinline__ void gai_store_both(float *y, __nv_bfloat16 *rounded, size_t at,
+                                                      const gai_pack<VEC> &x) {
+    gai_store<VEC>(y + at, x);
+    if (rounded) gai_store<VEC>(rounded + at, x);
+}
+
 /* Bytes of n values of an operand in bfloat16, so that the next one is aligned too. */
 static size_t gai_cuda_half_bytes(size_t n) {
     return gai_cuda_ceil(n * sizeof(__nv_bfloat16), 256) * 256;
@@ -618,13 +637,24 @@ typedef struct {
 static gai_cuda_operand gai_cuda_operand_of(gai_cuda *d, const float *x, size_t n, char **at) {
     gai_cuda_operand plain = {x, CUDA_R_32F}, rounded = {*at, CUDA_R_16BF};
     if (!d->bf16) return plain;
-    gai_cuda_to_bf16(d, (__nv_bfloat16 *)*at, x, n);
+    bool there = d->rounded.values == x && d->rounded.n == n && *at == d->scratch;
+    if (!there) gai_cuda_to_bf16(d, (__nv_bfloat16 *)*at, x, n);
     *at += gai_cuda_half_bytes(n);
     return rounded;
 }
 
 static size_t gai_cuda_operand_bytes(const gai_cuda *d, size_t n) {
     return d->bf16 ? gai_cuda_half_bytes(n) : 0;
+}
+
+/* Where an operator leaves its n results rounded as well, for a product that follows; NULL: none would read them so. */
+static __nv_bfloat16 *gai_cuda_beside(gai_cuda *d, size_t n) {
+    return d->bf16 ? (__nv_bfloat16 *)gai_cuda_scratch(d, gai_cuda_half_bytes(n)) : NULL;
+}
+
+/* It has left them there. */
+static void gai_cuda_are_beside(gai_cuda *d, const float *values, size_t n) {
+    d->rounded.values = d->bf16 ? values : NULL, d->rounded.n = n;
 }
 
 /* The packed copy of n weights, or NULL. */
@@ -720,6 +750,7 @@ static void gai_cuda_gemm(gai_cuda *d, float *out, const float *c, size_t ldc, g
                           size_t lda, gai_cuda_operand b, bool b_turned, size_t ldb, size_t m, size_t n, size_t k) {
     const float one = 1, keep = c ? 1 : 0;
     if (!c) c = out;
+    if (out == d->rounded.values) d->rounded.values = NULL;
     gai_cuda_shape s;
     memset(&s, 0, sizeof s);
     s.type = a.type, s.a_form = a_turned ? CUBLAS_OP_T : CUBLAS_OP_N, s.b_form = b_turned ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -759,7 +790,11 @@ static void gai_cuda_linear_backward(void *state, float *dx, float *dw, const fl
     gai_cuda *d = (gai_cuda *)state;
     char *at = gai_cuda_scratch(d, gai_cuda_operand_bytes(d, M * I) + gai_cuda_weight_bytes(d, w, O * I) +
                                        gai_cuda_operand_bytes(d, M * O));
-    gai_cuda_operand dys = gai_cuda_operand_of(d, dy, M * O, &at), xs = gai_cuda_operand_of(d, x, M * I, &at);
+    bool x_first = d->rounded.values == x; /* what stands in scratch already stays at its start */
+    gai_cuda_operand xs, dys;
+    if (x_first) xs = gai_cuda_operand_of(d, x, M * I, &at);
+    dys = gai_cuda_operand_of(d, dy, M * O, &at);
+    if (!x_first) xs = gai_cuda_operand_of(d, x, M * I, &at);
     gai_cuda_product_dw(d, dw, dys, xs, M, O, I);
     if (dx) gai_cuda_product_dx(d, dx, dys, gai_cuda_weights_of(d, w, O * I, &at), M, O, I);
 }
@@ -864,9 +899,10 @@ static void gai_cuda_embedding_backward(void *state, float *dw, const int32_t *t
 
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
-    gai_k_rmsnorm_forward(float *h, float *rstd, const float *x, const float *w, size_t C, float eps) {
+    gai_k_rmsnorm_forward(float *h, __nv_bfloat16 *rounded, float *rstd, const float *x, const float *w, size_t C,
+                          float eps) {
     const float *xn = x + blockIdx.x * C;
-    float *hn = h + blockIdx.x * C, sum = 0;
+    float sum = 0;
     for (size_t c = threadIdx.x * VEC; c < C; c += blockDim.x * VEC) {
         gai_pack<VEC> a = gai_load<VEC>(xn + c);
         GAI_EACH(i) sum += a.v[i] * a.v[i];
@@ -875,7 +911,7 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     for (size_t c = threadIdx.x * VEC; c < C; c += blockDim.x * VEC) {
         gai_pack<VEC> a = gai_load<VEC>(xn + c), b = gai_load<VEC>(w + c);
         GAI_EACH(i) a.v[i] = b.v[i] * a.v[i] * r;
-        gai_store<VEC>(hn + c, a);
+        gai_store_both<VEC>(h, rounded, blockIdx.x * C + c, a);
     }
     if (threadIdx.x == 0) rstd[blockIdx.x] = r;
 }
@@ -883,7 +919,10 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
 static void gai_cuda_rmsnorm_forward(void *state, float *h, float *rstd, const float *x, const float *w, size_t N,
                                      size_t C, float eps) {
     gai_cuda *d = (gai_cuda *)state;
-    GAI_LAUNCH_ROWS(d, gai_aligned(gai_bits(h, x, w, C)), gai_k_rmsnorm_forward, N, C, 0, h, rstd, x, w, C, eps);
+    __nv_bfloat16 *rounded = gai_cuda_beside(d, N * C);
+    GAI_LAUNCH_ROWS(d, gai_aligned(gai_bits(h, x, w, C)), gai_k_rmsnorm_forward, N, C, 0, h, rounded, rstd, x, w, C,
+                    eps);
+    gai_cuda_are_beside(d, h, N * C);
 }
 
 /* A block takes every gridDim-th row, and keeps its part of dw: in shared memory, or in `parts` itself where a row is too
@@ -1950,8 +1989,8 @@ static __device__ __forceinline__ gai_pack<VEC> gai_shared_score(const float *s,
 /* Elementwise: a thread for each pack of a row's values, in all heads when they share their scores. */
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
-    gai_k_gate_elementwise(float *o, const float *y, size_t y_stride, const float *s, size_t s_stride, size_t N,
-                           ga_gate g) {
+    gai_k_gate_elementwise(float *o, __nv_bfloat16 *rounded, const float *y, size_t y_stride, const float *s,
+                           size_t s_stride, size_t N, ga_gate g) {
     bool shared = g.sharing == GA_SHARED;
     size_t width = g.H * g.D, items = shared ? g.D : width, heads = shared ? g.H : 1;
     size_t at = gai_index<VEC>(), n = at / items, c = at % items;
@@ -1966,7 +2005,7 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     for (size_t h = 0; h < heads; h++, c += g.D) {
         gai_pack<VEC> v = gai_load<VEC>(y + n * y_stride + c);
         GAI_EACH(i) v.v[i] = g.form == GA_MULTIPLICATIVE ? v.v[i] * score.v[i] : v.v[i] + score.v[i];
-        gai_store<VEC>(o + n * width + c, v);
+        gai_store_both<VEC>(o, rounded, n * width + c, v);
     }
 }
 
@@ -1987,7 +2026,8 @@ static __device__ __forceinline__ void gai_head_scores(float *scores, const floa
 /* Headwise and scalar: a block for each row. */
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
-    gai_k_gate_headwise(float *o, const float *y, size_t y_stride, const float *s, size_t s_stride, ga_gate g) {
+    gai_k_gate_headwise(float *o, __nv_bfloat16 *rounded, const float *y, size_t y_stride, const float *s,
+                        size_t s_stride, ga_gate g) {
     GAI_DYNAMIC_SHARED(float, scores);
     size_t n = blockIdx.x, width = g.H * g.D;
     gai_head_scores(scores, s + n * s_stride, g);
@@ -1995,21 +2035,23 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
         gai_pack<VEC> v = gai_load<VEC>(y + n * y_stride + c);
         float score = scores[c / g.D];
         GAI_EACH(i) v.v[i] = g.form == GA_MULTIPLICATIVE ? v.v[i] * score : v.v[i] + score;
-        gai_store<VEC>(o + n * width + c, v);
+        gai_store_both<VEC>(o, rounded, n * width + c, v);
     }
 }
 
 /* Without parameters (Table 3 rows 5 and 6): a warp for each head of each row. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
-    gai_k_gate_self(float *o, const float *y, size_t y_stride, size_t N, ga_gate g) {
+    gai_k_gate_self(float *o, __nv_bfloat16 *rounded, const float *y, size_t y_stride, size_t N, ga_gate g) {
     size_t head = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (head >= N * g.H) return; /* the whole warp */
     const float *yh = y + head / g.H * y_stride + head % g.H * g.D;
     float sum = 0;
     for (size_t d = threadIdx.x % 32; d < g.D; d += 32) sum += yh[d] * yh[d];
     float r = 1 / sqrtf(gai_warp_sum(sum) / (float)g.D + g.eps);
-    for (size_t d = threadIdx.x % 32; d < g.D; d += 32)
-        o[head * g.D + d] = g.activation == GA_RMSNORM ? yh[d] * r : yh[d] * gai_k_sigmoid(yh[d]);
+    for (size_t d = threadIdx.x % 32; d < g.D; d += 32) {
+        gai_pack<1> v = {{g.activation == GA_RMSNORM ? yh[d] * r : yh[d] * gai_k_sigmoid(yh[d])}};
+        gai_store_both<1>(o, rounded, head * g.D + d, v);
+    }
 }
 
 static void gai_cuda_gate_forward(void *state, float *o, const float *y, size_t y_stride, const float *s,
@@ -2017,14 +2059,17 @@ static void gai_cuda_gate_forward(void *state, float *o, const float *y, size_t 
     gai_cuda *d = (gai_cuda *)state;
     size_t items = N * (g.sharing == GA_SHARED ? g.D : g.H * g.D);
     bool four = gai_aligned(gai_bits(o, y, y_stride, g.D));
+    __nv_bfloat16 *rounded = gai_cuda_beside(d, N * g.H * g.D);
     if (g.form == GA_SELF)
-        GAI_LAUNCH(d, gai_k_gate_self, gai_blocks(N * g.H, GAI_CUDA_THREADS / 32), GAI_CUDA_THREADS, 0, o, y, y_stride,
-                   N, g);
+        GAI_LAUNCH(d, gai_k_gate_self, gai_blocks(N * g.H, GAI_CUDA_THREADS / 32), GAI_CUDA_THREADS, 0, o, rounded, y,
+                   y_stride, N, g);
     else if (gai_cuda_elementwise(g))
-        GAI_LAUNCH_ARRAY(d, four && gai_aligned(gai_bits(s, s_stride)), gai_k_gate_elementwise, items, o, y, y_stride,
-                         s, s_stride, N, g);
+        GAI_LAUNCH_ARRAY(d, four && gai_aligned(gai_bits(s, s_stride)), gai_k_gate_elementwise, items, o, rounded, y,
+                         y_stride, s, s_stride, N, g);
     else
-        GAI_LAUNCH_ROWS(d, four, gai_k_gate_headwise, N, g.H * g.D, g.H * sizeof *o, o, y, y_stride, s, s_stride, g);
+        GAI_LAUNCH_ROWS(d, four, gai_k_gate_headwise, N, g.H * g.D, g.H * sizeof *o, o, rounded, y, y_stride, s,
+                        s_stride, g);
+    gai_cuda_are_beside(d, o, N * g.H * g.D);
 }
 
 /* Elementwise, as in the forward pass. */
@@ -2178,23 +2223,25 @@ static void gai_cuda_gate_backward(void *state, float *dy, size_t dy_stride, flo
 
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
-    gai_k_swiglu_forward(float *a, const float *u, size_t N, size_t F) {
+    gai_k_swiglu_forward(float *a, __nv_bfloat16 *rounded, const float *u, size_t N, size_t F) {
     size_t at = gai_index<VEC>();
     if (at >= N * F) return;
     const float *from = u + at / F * 2 * F + at % F;
     gai_pack<VEC> act = gai_load<VEC>(from), up = gai_load<VEC>(from + F);
     GAI_EACH(i) act.v[i] *= gai_k_sigmoid(act.v[i]) * up.v[i];
-    gai_store<VEC>(a + at, act);
+    gai_store_both<VEC>(a, rounded, at, act);
 }
 
 static void gai_cuda_swiglu_forward(void *state, float *a, const float *u, size_t N, size_t F) {
     gai_cuda *d = (gai_cuda *)state;
-    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(a, u, F)), gai_k_swiglu_forward, N * F, a, u, N, F);
+    __nv_bfloat16 *rounded = gai_cuda_beside(d, N * F);
+    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(a, u, F)), gai_k_swiglu_forward, N * F, a, rounded, u, N, F);
+    gai_cuda_are_beside(d, a, N * F);
 }
 
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
-    gai_k_swiglu_backward(float *du, const float *da, const float *u, size_t N, size_t F) {
+    gai_k_swiglu_backward(float *du, __nv_bfloat16 *rounded, const float *da, const float *u, size_t N, size_t F) {
     size_t at = gai_index<VEC>();
     if (at >= N * F) return;
     size_t row = at / F * 2 * F + at % F;
@@ -2204,13 +2251,15 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
         d_act.v[i] = d.v[i] * up.v[i] * p * (1 + act.v[i] * (1 - p));
         d.v[i] *= act.v[i] * p;
     }
-    gai_store<VEC>(du + row, d_act);
-    gai_store<VEC>(du + row + F, d);
+    gai_store_both<VEC>(du, rounded, row, d_act);
+    gai_store_both<VEC>(du, rounded, row + F, d);
 }
 
 static void gai_cuda_swiglu_backward(void *state, float *du, const float *da, const float *u, size_t N, size_t F) {
     gai_cuda *d = (gai_cuda *)state;
-    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(du, da, u, F)), gai_k_swiglu_backward, N * F, du, da, u, N, F);
+    __nv_bfloat16 *rounded = gai_cuda_beside(d, N * 2 * F);
+    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(du, da, u, F)), gai_k_swiglu_backward, N * F, du, rounded, da, u, N, F);
+    gai_cuda_are_beside(d, du, N * 2 * F);
 }
 
 template <int VEC>

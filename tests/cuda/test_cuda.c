@@ -240,6 +240,66 @@ static void test_linear(void **unused) {
     }
 }
 
+/* A product that follows the operator which made its operand reads what that operator has rounded beside it: the same bits,
+ * and never what has been written over since. */
+enum { BESIDE_N = 6, BESIDE_C = 12, BESIDE_VALUES = BESIDE_N * BESIDE_C };
+
+static void make_beside(int maker, pair h, pair from, pair w) {
+    enum { N = BESIDE_N, C = BESIDE_C };
+    ga_config c = ga_config_default();
+    configure(&c, maker == 2 ? "n_heads=2 n_kv_heads=1 head_dim=6"
+                             : "n_heads=2 n_kv_heads=1 head_dim=6 gate_type=headwise");
+    void *s = device.state;
+    if (maker == 0)
+        device.rmsnorm_forward(s, h.there, from.there + 2 * BESIDE_VALUES, from.there, w.there, N, C, (ga_real)1e-6);
+    if (maker == 1) device.swiglu_forward(s, h.there, from.there, N, C);
+    if (maker == 2 || maker == 3)
+        device.gate_forward(s, h.there, from.there, C, from.there + BESIDE_VALUES, C, N, ga_gate_of(&c));
+    if (maker == 4) device.swiglu_backward(s, h.there, from.there + BESIDE_VALUES, from.there, N, C / 2);
+}
+
+static void overwrite(int writer, pair h, pair from, pair w) {
+    void *s = device.state;
+    ga_real *zeros = reals(BESIDE_VALUES);
+    if (writer == 1) device.zero(s, h.there, BESIDE_VALUES * sizeof *zeros);
+    if (writer == 2) device.copy_in(s, h.there, zeros, BESIDE_VALUES * sizeof *zeros);
+    if (writer == 3) device.scale_rows(s, h.there, BESIDE_C, BESIDE_N, BESIDE_C, 3);
+    if (writer == 4) device.linear_forward(s, h.there, h.there, w.there, 1, BESIDE_C, BESIDE_C);
+    if (writer == 5) device.sum_of_squares(s, &(double){0}, from.there, from.n); /* takes the scratch */
+    free(zeros);
+}
+
+static void test_rounded_beside(void **unused) {
+    (void)unused;
+    enum { N = BESIDE_N, C = BESIDE_C };
+    open_device(true);
+    pair from = normal_pair(3 * N * C, 1), w = normal_pair(C * C, 1), h = normal_pair(N * C, 1),
+         y = normal_pair(N * C, 1);
+    pair dy = normal_pair(N * C, 1), dx = normal_pair(N * C, 1), dw = normal_pair(C * C, 1), other = normal_pair(3, 1);
+    for (int maker = 0; maker < 5; maker++)
+        for (int writer = 0; writer < 6; writer++) {
+            ga_real got[2][2 * N * C + C * C];
+            for (int again = 0; again < 2; again++) {
+                device.zero(device.state, dw.there, C * C * sizeof *dw.host);
+                for (int product = 0; product < 3; product++) {
+                    make_beside(maker, h, from, w), overwrite(writer, h, from, w);
+                    if (again) device.add(device.state, other.there, other.there, other.there, 3); /* rounded anew */
+                    if (product == 0) device.linear_forward(device.state, y.there, h.there, w.there, N, C, C);
+                    if (product == 1)
+                        device.linear_backward(device.state, dx.there, dw.there, dy.there, h.there, w.there, N, C, C);
+                    if (product == 2)
+                        device.linear_backward(device.state, dx.there, dw.there, h.there, dy.there, w.there, N, C, C);
+                }
+                device.copy_out(device.state, got[again], y.there, N * C * sizeof *y.host);
+                device.copy_out(device.state, got[again] + N * C, dx.there, N * C * sizeof *y.host);
+                device.copy_out(device.state, got[again] + 2 * N * C, dw.there, C * C * sizeof *y.host);
+            }
+            if (memcmp(got[0], got[1], sizeof got[0]) != 0) fail_msg("maker %d, writer %d", maker, writer);
+        }
+    DROP(from, w, h, y, dy, dx, dw, other);
+    close_device();
+}
+
 /* A packed copy of a block of weights follows what weights_changed says, also for a part of the block. */
 static void test_packed_weights(void **unused) {
     (void)unused;
@@ -1315,6 +1375,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_heads),
         cmocka_unit_test(test_linear),
         cmocka_unit_test(test_packed_weights),
+        cmocka_unit_test(test_rounded_beside),
         cmocka_unit_test(test_embedding),
         cmocka_unit_test(test_gate),
         cmocka_unit_test(test_elementwise),
