@@ -3,7 +3,9 @@
     python limits.py CONFIG.cfg [key=value ...] [--tflops X --bandwidth Y | --measure]
 
 Counts for one token: FLOPs of forward and backward pass, and bytes to and from memory when every array is read or written
-once by each operator that needs it (float32; operands of products also as bfloat16). An operator takes at least
+once by each operator that needs it (float32; operands of products also as bfloat16; norms, gate and SwiGLU run once more in
+the backward pass, which keeps neither their results). What norms, gate and SwiGLU make is rounded as it is made, so that
+products do not read it as float32. An operator takes at least
 max(FLOPs / X, bytes / Y); the sum over operators limits tokens/s. --measure takes X from a large bfloat16 product and Y from
 a copy on the GPU that is here (needs PyTorch). The weights' own traffic is shared by the tokens of a micro-batch or step.
 """
@@ -21,28 +23,32 @@ def operators(keys):
     V, C, L, HQ, HK, D, F, T = (int(keys[name]) for name in names)
     rows = int(keys.get("batch_size", 1)) * T
     step = rows * int(keys.get("gradient_accumulation_steps", 1))
-    gate = {"headwise": HQ}.get(keys.get("gate_type"), HQ * D) if keys.get("gate_position", "G1") != "none" else 0
+    gate_position = keys.get("gate_position", "G1")
+    gate = {"headwise": HQ}.get(keys.get("gate_type"), HQ * D) if gate_position != "none" else 0
     Z = HQ * D + gate + 2 * HK * D
 
-    def product(name, outputs, inputs):
+    def product(name, outputs, inputs, beside):
+        """beside: operands that their maker has rounded."""
         weights = outputs * inputs
         moved = 4 * (3 * inputs + 3 * outputs) + 2 * 2 * (2 * inputs + outputs)  # float32, and to bfloat16 and back
+        moved -= 4 * beside
         return name, 6 * weights, moved + (2 * 2 * weights + 2 * 4 * weights) / rows
 
     layer = [
-        product("product [q, gate, k, v]", Z, C),
-        product("product W_O", C, HQ * D),
-        product("products of the FFN", 3 * F, C),
+        product("product [q, gate, k, v]", Z, C, C),
+        product("product W_O", C, HQ * D, HQ * D if gate_position == "G1" else 0),
+        product("product [act, up]", 2 * F, C, C + 2 * F),
+        product("product down", C, F, 2 * F),
         ("attention", 3.5 * 2 * HQ * D * (T + 1), 4 * D * (9 * HQ + 8 * HK)),
         ("QK-norm, RoPE", 0, 4 * D * 5 * (HQ + 2 * HK)),
-        ("RMSNorm", 0, 2 * 4 * C * (2 + 4)),
-        ("gate", 0, 4 * (2 * HQ * D + gate + 3 * HQ * D + 2 * gate) if gate else 0),
-        ("SwiGLU", 0, 4 * (3 * F + 5 * F)),
+        ("RMSNorm", 0, 2 * 4 * C * (2 * 2 + 4)),
+        ("gate", 0, 4 * (2 * (2 * HQ * D + gate) + 3 * HQ * D + 2 * gate) if gate else 0),
+        ("SwiGLU", 0, 4 * (2 * 3 * F + 5 * F)),
         ("residual", 0, 2 * 4 * 3 * C),
     ]
     weights = 2 * V * C + L * (C * (Z + HQ * D + 3 * F))
     total = [(name, L * flops, L * moved) for name, flops, moved in layer]
-    name, flops, moved = product("output head, cross-entropy", V, C)
+    name, flops, moved = product("output head, cross-entropy", V, C, C)
     total.append((name, flops, moved + 4 * 2 * V))
     total.append(("optimiser", 0, weights * (4 * 8 + 6) / step))
     return total

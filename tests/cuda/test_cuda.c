@@ -1327,6 +1327,10 @@ static void test_launches(void **unused) {
             expect_ok(ga_forward_backward(m, tokens, tokens, 1, c.max_seq_len, 1, NULL, NULL, &e), &e);
         }
         launches[recorded] = cucpu_launches() - launches[recorded], waits[recorded] = cucpu_waits() - waits[recorded];
+        double loss;
+        long before = cucpu_waits();
+        expect_ok(ga_batch_loss(m, &loss, &(ga_error){0}), &(ga_error){0});
+        assert_true(cucpu_waits() == before + 1);
         ga_destroy(m);
         cucpu_set_dry(false);
         close_device();
