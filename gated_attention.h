@@ -238,7 +238,8 @@ typedef struct {
 
 GA_API ga_config ga_config_default(void);
 GA_API bool ga_config_key(size_t i, ga_key *key);
-/* Sets one key from text. Unknown key, wrong type, out of range: GA_ERR_CONFIG, with the key's name and what it takes. */
+/* Sets one key from text. Wrong type, out of range: GA_ERR_CONFIG, with the key's name and what it takes; unknown key: the
+ * same, with the name that is nearest. */
 GA_API ga_result ga_config_set(ga_config *c, const char *key, const char *value, ga_error *e);
 /* The value of a key as text, in the form that ga_config_set reads back exactly; false: no such key. */
 GA_API bool ga_config_get(const ga_config *c, const char *key, char *text, size_t size);
@@ -1114,6 +1115,31 @@ GAI_FN const gai_key *gai_find_key(const char *name) {
     return NULL;
 }
 
+/* Letters to insert, delete or replace that turn one name into the other (Levenshtein); `to` has fewer than 64. */
+GAI_FN size_t gai_edits(const char *from, const char *to) {
+    size_t n = strlen(to), row[64]; /* from the letters of `from` so far to each beginning of `to` */
+    for (size_t j = 0; j <= n; j++) row[j] = j;
+    for (; *from; from++) {
+        size_t diagonal = row[0]++;
+        for (size_t j = 1; j <= n; j++) {
+            size_t replaced = diagonal + (*from != to[j - 1]);
+            diagonal = row[j];
+            row[j] = gai_min(replaced, gai_min(row[j - 1], row[j]) + 1);
+        }
+    }
+    return row[n];
+}
+
+/* The error of a key that does not exist, with the one that was meant where a few letters make it. */
+GAI_FN ga_result gai_unknown_key(const char *name, ga_error *e) {
+    const gai_key *keys = gai_keys(), *nearest = keys;
+    for (const gai_key *k = keys; k < keys + GAI_KEY_COUNT; k++)
+        if (gai_edits(name, k->name) < gai_edits(name, nearest->name)) nearest = k;
+    if (gai_edits(name, nearest->name) <= strlen(name) / 4)
+        return gai_fail(e, GA_ERR_CONFIG, "unknown key '%s'; is it %s?", name, nearest->name);
+    return gai_fail(e, GA_ERR_CONFIG, "unknown key '%s'", name);
+}
+
 #define GAI_DEFAULT_SIZE(member, value)    member = value;
 #define GAI_DEFAULT_SEED(member, value)    member = value;
 #define GAI_DEFAULT_INTEGER(member, value) member = value;
@@ -1196,7 +1222,7 @@ GAI_FN ga_result gai_set_choice(int *at, const gai_key *k, const char *value, ga
 
 GA_API ga_result ga_config_set(ga_config *c, const char *name, const char *value, ga_error *e) {
     const gai_key *k = gai_find_key(name);
-    if (!k) return gai_fail(e, GA_ERR_CONFIG, "unknown key '%s'", name);
+    if (!k) return gai_unknown_key(name, e);
     char *at = (char *)c + k->offset;
     if (k->kind == GAI_CHOICE) return gai_set_choice((int *)(void *)at, k, value, e);
     if (k->kind == GAI_TEXT) {
@@ -1330,7 +1356,8 @@ GAI_FN ga_result gai_config_file(ga_config *c, gai_config_place at, ga_error *e)
     ga_result result = GA_OK;
     ga_error inner = {GA_OK, ""};
     for (size_t number = 1; result == GA_OK && gai_config_read_line(f, line, sizeof line, &result, &inner); number++) {
-        if (result == GA_OK) result = gai_config_line(c, at, line, seen, &inner);
+        bool mark = number == 1 && strncmp(line, "\xEF\xBB\xBF", 3) == 0; /* the byte order mark of some editors */
+        if (result == GA_OK) result = gai_config_line(c, at, line + 3 * mark, seen, &inner);
         if (result != GA_OK) gai_fail(e, result, "%.180s:%zu: %.300s", at.path, number, inner.text);
     }
     if (result == GA_OK && ferror(f)) result = gai_fail(e, GA_ERR_FILE, "%s: %s", at.path, strerror(errno));
@@ -3446,8 +3473,8 @@ GAI_FN ga_model *gai_create(const ga_config *c, const ga_device *device, ga_mode
     }
     if (!allocated || result != GA_OK) {
         gai_fail(e, GA_ERR_MEMORY,
-                 "not enough memory: the model takes %.1f MB; a smaller batch_size or recompute=1 takes less",
-                 (double)summary.total_bytes / 1e6);
+                 "not enough memory: the model takes %.4g GB; a smaller batch_size or recompute=1 takes less",
+                 (double)summary.total_bytes / 1e9);
         ga_destroy(m);
         return NULL;
     }

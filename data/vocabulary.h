@@ -394,6 +394,7 @@ static ga_result datai_learn(datai_trainer *t, const char *const *texts, size_t 
             data_text_visit(texts[i], counting.splitter, options->progress, "words", datai_count_part, &counting, e);
     data_tokenizer_close(counting.splitter);
     if (result) return result;
+    if (t->counts.count == 0) return gai_fail(e, GA_ERR_FORMAT, "%s: holds no text", n_texts ? texts[0] : "nothing");
     if (!datai_start_words(t, of_byte) || !datai_join_pairs(t, options))
         return gai_fail(e, GA_ERR_MEMORY, "out of memory");
     if (options->progress) options->progress("vocabulary", 1);

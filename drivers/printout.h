@@ -49,6 +49,11 @@ static void print_model(const run *r) {
     if (r->ranks.count > 1) printf(", on each of %zu ranks", r->ranks.count);
     if (d->own_bytes) printf(", device %s", BYTES(own));
     if (d->free_bytes) printf("; %s are free", BYTES(d->free_bytes(d->state)));
+#ifdef _SC_PHYS_PAGES
+    double here = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    if (!d->free_bytes && (double)(s->total_bytes + own) > here)
+        printf("; more than the %s of this machine", BYTES((size_t)here));
+#endif
     printf("\n");
     printf("compute     %s a token forward, %s in training\n", SCALED(s->forward_flops, "FLOP"),
            SCALED(s->training_flops, "FLOP"));

@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -176,10 +177,11 @@ static bool parse_options(run *r, int argc, char **argv, command_line *a) {
             a->profile = true;
         else if (argv[i][0] == '-')
             return fail(r, 2, "unknown option %s; ./train --help lists them", argv[i]);
+        else if (!strchr(argv[i], '=') && a->config_path)
+            return fail(r, 2, "%s: a key is set as key=value, without spaces; the configuration is %s already", argv[i],
+                        a->config_path);
         else if (!a->config_path)
             a->config_path = argv[i];
-        else if (!strchr(argv[i], '='))
-            return fail(r, 2, "%s is not key=value, and the configuration is %s already", argv[i], a->config_path);
     }
     return true;
 }
@@ -243,12 +245,25 @@ static bool take_model_keys(run *r, int argc, char **argv, const command_line *a
     return set_keys(r, argc, argv, a) && name_run(r, a->config_path);
 }
 
+/* A configuration that is not there, with the one that was meant where that is to be seen. */
+static bool fail_configuration(run *r, const char *path) {
+    static const char *const places[] = {"", "configs/", "configs/variants/"};
+    if (access(path, F_OK) == 0) return fail(r, 2, "%s", r->error.text);
+    if (strchr(path, '=')) return fail(r, 2, "no configuration: ./train CONFIG.cfg %s", path);
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {
+        char meant[PATH_SIZE];
+        snprintf(meant, sizeof meant, "%s%s%s", places[i], path, ends_with(path, ".cfg") ? "" : ".cfg");
+        if (access(meant, R_OK) == 0) return fail(r, 2, "%s; is it %s?", r->error.text, meant);
+    }
+    return fail(r, 2, "%s", r->error.text);
+}
+
 static bool configure(run *r, int argc, char **argv, const command_line *a) {
     if (!a->config_path)
         return fail(r, 2, "usage: ./train CONFIG.cfg [key=value ...] [--help] [--dry-run] [--fresh] [--profile]");
     ga_config *c = &r->config;
     *c = ga_config_default();
-    if (ga_config_load(c, a->config_path, &r->error)) return fail(r, 2, "%s", r->error.text);
+    if (ga_config_load(c, a->config_path, &r->error)) return fail_configuration(r, a->config_path);
     if (!set_keys(r, argc, argv, a) || !name_run(r, a->config_path)) return false;
     if (*c->init_from && !take_model_keys(r, argc, argv, a)) return false;
     if (ga_config_check(c, &r->error) || ga_summarize_rank(c, GA_TRAINING, r->ranks.count, &r->cost, &r->error))
