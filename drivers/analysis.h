@@ -203,6 +203,13 @@ static bool set_option(analysis *a, const char *name, const char *value) {
     }
     ANALYSIS_OPTIONS(X)
 #undef X
+    const char *nearest = "models";
+#define X(kind, modes, field, def, low, high, argument, meaning) \
+    if (gai_edits(name, #field) < gai_edits(name, nearest)) nearest = #field;
+    ANALYSIS_OPTIONS(X)
+#undef X
+    if (gai_edits(name, nearest) <= strlen(name) / 4)
+        return fail(a, 2, "unknown option --%s; is it --%s? (see --help)", name, nearest);
     return fail(a, 2, "unknown option --%s (see --help)", name);
 }
 
@@ -293,9 +300,9 @@ static bool find_checkpoint(analysis *a, report_model *m, const char *directory)
         m->directory = path;
         return true;
     }
-    if (!gai_exists(directory)) return fail(a, 1, "%s: there is no %s", m->name, directory);
-    return fail(a, 1, "%s: %s is not a checkpoint (no config.json with model.safetensors, in best or last neither)",
-                m->name, directory);
+    if (!gai_exists(directory)) return fail(a, 1, "there is no %s", directory);
+    return fail(a, 1, "%s is not a checkpoint (no config.json with model.safetensors, in best or last neither)",
+                directory);
 }
 
 /* The gate, and what a model has in its place or beside it. */
@@ -333,7 +340,8 @@ static void describe_gate(const ga_config *c, char text[128]) {
 /* NAME:DIR. The name goes into JSON, HTML and, made safe, into file names. */
 static bool add_model(analysis *a, const char *argument) {
     const char *colon = strchr(argument, ':');
-    if (!colon || colon == argument || !colon[1]) return fail(a, 2, "--models %s: expected NAME:DIR", argument);
+    if (!colon) return fail(a, 2, "--models %s: expected NAME:DIR, such as mine:%s", argument, argument);
+    if (colon == argument || !colon[1]) return fail(a, 2, "--models %s: expected NAME:DIR", argument);
     report_model m = {.name = keep_text(a, "%.*s", (int)(colon - argument), argument)};
     size_t length = strlen(m.name);
     if (length >= 48) return fail(a, 2, "--models %s: the name has %zu bytes, more than 47", argument, length);

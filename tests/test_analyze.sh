@@ -396,8 +396,9 @@ fails "--weights: another word" 2 "--weights some: it is loaded, mapped or auto"
 b=baseline:runs/baseline
 fails "no arguments" 2 "--models NAME:DIR is missing"
 fails "unknown option" 2 "unknown option --bogus" --models $b --bogus
+fails "a misspelt option" 2 "unknown option --num_sample; is it --num_samples\? \(see --help\)" --models $b --num_sample 3
 fails "not an option" 2 "extra: not an option" --data x extra
-fails "no name" 2 "expected NAME:DIR" --models runs/baseline
+fails "no name" 2 "expected NAME:DIR, such as mine:runs/baseline" --models runs/baseline
 fails "name of control characters" 2 "not plain text" --models $'a\nb:runs/baseline' --data gen:backcopy
 fails "a name twice" 2 "two models are named a" --models a:runs/baseline a:runs/gated
 fails "names that make one file" 2 "files the same name" --models 'a b:runs/baseline' a_b:runs/gated

@@ -354,11 +354,14 @@ static void test_config_file(void **state) {
     (void)state;
     char path[256];
     write_text(path, sizeof path,
-               "# a comment\n\n  d_model = 96   # another\r\ngate_type=headwise\ndata = gen:backcopy,vocab=5\n"
+               "\xEF\xBB\xBF"
+               "max_steps = 7\r\n# a comment\n\n  d_model = 96   # another\r\ngate_type=headwise\ndata = "
+               "gen:backcopy,vocab=5\n"
                "\tlearning_rate\t=\t2e-3");
     ga_config c = ga_config_default();
     ga_error e;
     expect_ok(ga_config_load(&c, path, &e), &e);
+    assert_int_equal(c.max_steps, 7); /* behind a byte order mark */
     assert_int_equal(c.d_model, 96);
     assert_int_equal(c.gate_type, GA_HEADWISE);
     assert_string_equal(c.data, "gen:backcopy,vocab=5");
@@ -378,6 +381,10 @@ static void test_bad_config_files(void **state) {
         {"# fine\n= 96\n", ":2:", "key"},
         {"d_model =\n", ":1:", "d_model"},
         {"n_heads = 5000\n", ":1:", "n_heads"},
+        {"n_layer = 3\n", ":1:", "unknown key 'n_layer'; is it n_layers?"},
+        {"batchsize = 3\n", ":1:", "unknown key 'batchsize'; is it batch_size?"},
+        {"learning_rats = 3\n", ":1:", "unknown key 'learning_rats'; is it learning_rate?"},
+        {"lernig_arte = 3\n", ":1:", "unknown key 'lernig_arte'"},
     };
     for (size_t i = 0; i < COUNT(bad); i++) {
         char path[256];
@@ -387,6 +394,7 @@ static void test_bad_config_files(void **state) {
         if (ga_config_load(&c, path, &e) != GA_ERR_CONFIG) fail_msg("taken: %s", bad[i].text);
         if (!has_line(&e, path) || !has_line(&e, bad[i].line) || !has_line(&e, bad[i].named))
             fail_msg("the message should have %s, %s and %s: %s", path, bad[i].line, bad[i].named, e.text);
+        if (strstr(e.text, "is it") && !strstr(bad[i].named, "is it")) fail_msg("a guess too far: %s", e.text);
         unlink(path);
     }
     ga_config c = ga_config_default();

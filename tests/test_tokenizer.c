@@ -511,6 +511,9 @@ static void test_vocabulary_exhausted(void **state) {
     text = write_text("bad.jsonl", "{\"text\": 7}\n");
     assert_int_equal(data_vocabulary_train(&text, 1, &options, out, &e), GA_ERR_FORMAT);
     assert_non_null(strstr(e.text, "bad.jsonl:1: \"text\" is not a string"));
+    text = write_text("empty.txt", "");
+    assert_int_equal(data_vocabulary_train(&text, 1, &options, out, &e), GA_ERR_FORMAT);
+    assert_non_null(strstr(e.text, "empty.txt: holds no text"));
     text = FIXTURES "text.txt";
     assert_int_equal(data_vocabulary_train(&text, 1, &options, "/nowhere/x.json", &e), GA_ERR_FILE);
 }

@@ -298,12 +298,16 @@ printf '\x07\x00\xff\xff' | cat - text.txt >large.u16
 refuse "no arguments" 2 "usage"
 refuse "unknown option" 2 "--frehs" tiny.cfg --frehs
 refuse "two configurations" 2 "paper.cfg" tiny.cfg paper.cfg
-refuse "missing configuration" 2 "missing.cfg" missing.cfg
+refuse "missing configuration" 2 "missing.cfg: [^;]*$" missing.cfg
+refuse "a configuration without its ending" 2 "tiny: .*; is it tiny.cfg\?" tiny
+refuse "a key in the configuration's place" 2 "no configuration: ./train CONFIG.cfg d_model=16" d_model=16
+refuse "spaces about =" 2 "d_model: a key is set as key=value, without spaces" tiny.cfg d_model = 16
 refuse "unknown key in a file" 2 "unknown.cfg:2.*no_such_key" unknown.cfg
 refuse "wrong type in a file" 2 "type.cfg:1.*batch_size" type.cfg
 refuse "a line without =" 2 "line.cfg:1" line.cfg
 refuse "a key twice" 2 "twice.cfg:2.*seed" twice.cfg
 refuse "unknown key on the command line" 2 "no_such_key" tiny.cfg no_such_key=1
+refuse "a misspelt key" 2 "unknown key 'max_step'; is it max_steps\?" tiny.cfg max_step=1
 refuse "wrong type on the command line" 2 "d_model" tiny.cfg d_model=wide
 refuse "an empty value" 2 "d_model" tiny.cfg d_model=
 refuse "out of range" 2 "learning_rate" tiny.cfg learning_rate=11
