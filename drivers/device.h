@@ -24,17 +24,12 @@ typedef struct {
     bool cuda, bf16;
     /* Of the companion that made it. */
     void (*destroy)(ga_device *);
-    const char *(*unrecorded)(const ga_device *); /* NULL: it records no passes */
+    const char *(*unrecorded)(const ga_device *); /* why it launches kernel by kernel; NULL: it records no passes */
     char why[640];
 } device_choice;
 
 static void device_close(device_choice *d) {
     if (d->destroy) d->destroy(&d->device);
-}
-
-/* Why passes that repeat are launched kernel by kernel; NULL: they are not. */
-static const char *device_unrecorded(const device_choice *d) {
-    return d->unrecorded ? d->unrecorded(&d->device) : NULL;
 }
 
 #if defined(GA_CUDA) || defined(GA_CUDA_LIBRARY)

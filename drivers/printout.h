@@ -168,7 +168,8 @@ static void print_end(const run *r, const measurement *m, int argc, char **argv)
     printf("%s, ", evaluated ? ")" : "");
     if (r->spikes.count > 0) printf("%s loss spike%s, ", GROUPED(r->spikes.count), r->spikes.count == 1 ? "" : "s");
     printf("%s\n", DURATION(now() - r->started));
-    const char *why = device_unrecorded(&r->device);
+    const device_choice *d = &r->device;
+    const char *why = d->unrecorded ? d->unrecorded(&d->device) : NULL;
     if (why) printf("note        passes were launched kernel by kernel, not as graphs: %s\n", why);
     const char *name = strrchr(r->directory, '/');
     printf("kept in     %s%s%s and %s\n", r->last, evaluated ? ", " : "", evaluated ? r->best : "", r->metrics_path);
