@@ -40,7 +40,7 @@
  * A shape (B, T, HQ, D) is row-major. `d` before a name is the gradient of the loss with respect to it.
  *
  * INDEX of the paper: where each equation, table and figure is.
- *     Eq. 1   Q, K, V projections                    ga_linear_forward (one product for [q | gate | k | v])
+ *     Eq. 1   Q, K, V projections                    pass 2 of gai_layer_forward: one product for [q | gate | k | v]
  *     Eq. 2   softmax(Q K^T / sqrt(d_k)) V           ga_sdpa_forward, ga_sdpa_backward
  *     Eq. 3-4 concatenation and W_O                  pass 7 of gai_layer_forward
  *     Eq. 5   Y' = Y (.) sigma(X W_theta)            ga_gate_forward, ga_gate_backward
@@ -48,23 +48,28 @@
  *     Eq. 6   effective rank of W_V W_O, of outputs  ga_measure_ranks, ga_effective_rank
  *     Eq. 9   NS-sigmoid                             gai_gate_activation
  *     2.1     QK-norm, RoPE                          ga_heads_forward        SwiGLU   ga_swiglu_forward
- *     3.1     mixture of experts, its two losses     ga_route_forward, ga_route_backward; ga_grouped_forward
- *     4.3     a sink without a key in the softmax    key attention_sink, ga_sdpa_forward, ga_sink_share
+ *     3.1     mixture of experts, its two losses     ga_route_forward, ga_grouped_forward, ga_routing_of
  *     Table 1 positions, granularity, sharing, form  keys gate_position, gate_type, gate_sharing, gate_form
  *     Table 2 sandwich norm; A.6 clipped outputs     keys sandwich_norm, attn_clip, ffn_clip
  *     Table 3 RMSNorm or SiLU on the SDPA output     gate_form = self
  *     Table 4 gate score, M-Act, F-Attn              ga_gate_mean, ga_m_act, ga_f_attn
- *     A.1     switch heads (Table 6)                 ga_switch_forward, ga_switch_backward; keys switch_*
- *     4.4     longer contexts: RoPE's base, YaRN     keys rope_*; ga_rope_frequency, ga_rope_scale; ga_start_from
- *     A.7     a gate added to a trained model        ga_start_from
+ *     Table 5 longer contexts: RoPE's base, YaRN     keys rope_*; ga_rope_frequency, ga_rope_scale; ga_start_from
+ *     Table 6 switch heads (A.1)                     ga_switch_forward, ga_switch_backward; keys switch_*
  *     Fig. 2  F-Attn by layer; attention maps        ga_f_attn(s, layer), ga_map
  *     Fig. 3  histograms of the gate scores          ga_gate_histogram
  *     Fig. 4  mean |Y| before and after the gate     ga_output_magnitude
  *     Fig. 5  share of |Y| below 1e-2 and 1e-3       ga_output_below
  *     Fig. 6  maxima by layer, position, dimension   ga_activation_max, _max_at, _max_in, ga_activation_peak
  *     Fig. 7  mean, deviation, minimum, maximum      ga_gate_mean, _std, _min, _max; of a head ga_gate_mean_head, ...
- *     4.2     what a part is for: without it         ga_forward_with, ga_intervention
- *     Sinks   heads, positions, entropy, value drain ga_sink_heads, ga_sink_position, ga_attention_entropy, ga_value_drain
+ *     A.7     a gate added to a trained model        ga_start_from
+ * Beside the paper:
+ *     sinks by head, where, entropy, value drain     ga_sink_heads, _position; ga_attention_entropy; ga_value_drain
+ *     what a part is for: a pass without it          ga_forward_with, ga_intervention
+ *     a sink logit in the softmax                    key attention_sink; ga_sdpa_forward, ga_sink_share
+ *     a gate that reads few channels                 key gate_input_dims; ga_linear_channels_forward
+ *
+ * COMPANIONS that compute the same on other hardware, each a ga_device for ga_create: gated_attention_x86.h (AVX2,
+ * AVX-512, AMX), gated_attention_cuda.cuh (NVIDIA GPUs).
  *
  * Licence: MIT, at the end of the file.
  */
