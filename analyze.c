@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -105,8 +106,17 @@ static bool run_all(analysis *a, int argc, char **argv) {
     return false;
 }
 
+/* Mapped weights are read from their file when they are needed; another program may have cut it short since. */
+static void on_bus_error(int number) {
+    static const char line[] = "analyze: a file of weights became shorter while it was read\n";
+    (void)number;
+    _exit(write(STDERR_FILENO, line, sizeof line - 1) < 0 ? 2 : 1);
+}
+
 int main(int argc, char **argv) {
     static analysis a;
+    struct sigaction action = {.sa_handler = on_bus_error};
+    sigaction(SIGBUS, &action, NULL);
     bool done = run_all(&a, argc, argv);
     if (fflush(stdout) != 0 && done) done = fail(&a, 1, "cannot write the output: %s", strerror(errno));
     if (!done) print_failure("analyze", a.failure);

@@ -6099,7 +6099,7 @@ GAI_FN ga_result gai_load_values(gai_tensor_files *all, gai_stream *stream, cons
  * GA_MAPPED: the bytes of every file are at hand, mapped or else read, and are turned into ga_real a layer at a time,
  * through a small buffer and the device's copy_in, so that any device can have them. Pages of a mapping are the
  * kernel's to drop and to fetch again: what must be in memory is one layer. A file that another program shortens while
- * it is mapped ends this one, as with every mapping. */
+ * it is mapped ends this one with SIGBUS, as with every mapping. */
 struct ga_mapped_files {
     gai_tensor_files all;
     gai_layout layout;
@@ -6555,8 +6555,13 @@ GAI_FN ga_result gai_check_family(const gai_json *type) {
     if (family)
         return gai_fail(type->e, GA_ERR_CONFIG, "%s: model_type %s is not supported: %s", type->path, family->name,
                         family->obstacle);
-    return gai_fail(type->e, GA_ERR_CONFIG, "%s: model_type is none that is supported, such as qwen3 and llama",
-                    type->path);
+    gai_json value = *type;
+    char *name;
+    if (gai_json_peek(&value) != '"' || !gai_json_string(&value, &name))
+        return gai_fail(type->e, GA_ERR_CONFIG, "%s: model_type is no string", type->path);
+    return gai_fail(type->e, GA_ERR_CONFIG,
+                    "%s: model_type \"%.64s\" is none that is supported, such as qwen3 and llama", type->path,
+                    gai_printable(name));
 }
 
 /* Every element of an array is the word `all`. */

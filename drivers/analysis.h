@@ -291,12 +291,20 @@ static bool parse_options(analysis *a, int argc, char **argv) {
 
 /* ---- models ------------------------------------------------------------------------------------------------------ */
 
-/* The checkpoint in a directory: itself, or of a run `best`, else `last`. */
+/* Whether anything has this name, be it a pipe or a link to nowhere. */
+static bool has_entry(analysis *a, const char *directory, const char *name) {
+    struct stat s;
+    return lstat(keep_text(a, "%s/%s", directory, name), &s) == 0;
+}
+
+/* The checkpoint in a directory: itself, or of a run `best`, else `last`. Where its files are no files, reading them says
+ * so. */
 static bool find_checkpoint(analysis *a, report_model *m, const char *directory) {
     static const char *const places[] = {"", "/best", "/last"};
     for (size_t i = 0; i < 3; i++) {
         const char *path = keep_text(a, "%s%s", directory, places[i]);
-        if (!ga_checkpoint_exists(path, false)) continue;
+        bool weights = has_entry(a, path, "model.safetensors") || has_entry(a, path, "model.safetensors.index.json");
+        if (!weights || !has_entry(a, path, "config.json")) continue;
         m->directory = path;
         return true;
     }

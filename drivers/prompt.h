@@ -65,15 +65,24 @@ static void print_token_figures(const char *what, ga_statistics *s) {
     ga_statistics_reset(s);
 }
 
+/* Logits of the next token; false: a failure, or they are no numbers. */
+static bool feed_tokens(analysis *a, const report_model *m, ga_generator *g, const int32_t *tokens, size_t n,
+                        ga_real *logits) {
+    ga_error e;
+    if (ga_generator_feed(g, tokens, n, logits, &e)) return fail(a, 1, "%s: %s", m->name, e.text);
+    for (size_t i = 0; i < m->config.vocab_size; i++)
+        if (!isfinite(logits[i])) return fail(a, 1, "%s: its logits are not finite", m->name);
+    return true;
+}
+
 /* Feeds the prompt, then each token that is drawn. The last one is not fed, unless its figures are asked for. */
 static bool generate_tokens(analysis *a, const report_model *m, ga_generator *g, ga_real *logits, ga_statistics *s,
                             const int32_t *prompt, size_t length) {
     const options *o = &a->options;
     ga_sampling sampling = {o->temperature, o->top_k, o->top_p};
     uint64_t random = o->seed;
-    ga_error e;
     double start = now();
-    if (ga_generator_feed(g, prompt, length, logits, &e)) return fail(a, 1, "%s: %s", m->name, e.text);
+    if (!feed_tokens(a, m, g, prompt, length, logits)) return false;
     double fed = now();
     if (s) printf("%-24s  %7s  %9s\n", "token", "F-Attn", "gate mean");
     if (s) print_token_figures("the prompt", s);
@@ -81,7 +90,7 @@ static bool generate_tokens(analysis *a, const report_model *m, ga_generator *g,
         int32_t token = ga_sample(logits, m->config.vocab_size, sampling, &random);
         bool feed = s || i + 1 < o->generate;
         if (!s) print_token(a, m, token);
-        if (feed && ga_generator_feed(g, &token, 1, logits, &e)) return fail(a, 1, "%s: %s", m->name, e.text);
+        if (feed && !feed_tokens(a, m, g, &token, 1, logits)) return false;
         char label[DATA_LABEL_SIZE];
         if (s) print_token_figures(label_token(a, m, token, label), s);
     }

@@ -230,7 +230,7 @@ static void choose_tokenizer(run *r) {
 static bool take_model_keys(run *r, int argc, char **argv, const command_line *a) {
     ga_config *c = &r->config, there = ga_config_default();
     bool begun = !a->fresh && ga_checkpoint_exists(r->last, false);
-    if (ga_load_config(&there, begun ? r->last : c->init_from, true, &r->error))
+    if (ga_load_config(&there, begun ? r->last : c->init_from, true, &r->error) || ga_config_check(&there, &r->error))
         return fail(r, 1, "init_from: %s", r->error.text);
     *c = ga_config_default();
     ga_key key;
