@@ -173,6 +173,7 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(FLAG, MODEL, sandwich_norm, 0, 0, 1, "", "RMSNorm of attention and FFN output before the residual (Table 2)")    \
     X(REAL, MODEL, attn_clip, 0, 0, 1e30, "", "clip the attention output to +-this; 0: off (A.6)")                     \
     X(REAL, MODEL, ffn_clip, 0, 0, 1e30, "", "clip the FFN output to +-this; 0: off (A.6)")                            \
+    X(REAL, MODEL, init_std, 0.02, 0, 10, "", "standard deviation of all other matrices at the start")                 \
     X(CHOICE, GATE, gate_position, GA_G1, 0, 5, "none G1 G2 G3 G4 G5",                                                 \
       "G1 SDPA output, G2 value, G3 key, G4 query, G5 after W_O")                                                      \
     X(CHOICE, GATE, gate_type, GA_ELEMENTWISE, 0, 1, "elementwise headwise", "one score for each value, or each head") \
@@ -186,7 +187,6 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(SIZE, GATE, gate_input_dims, 0, 0, 65536, "", "the gate reads only this many first channels of X; 0: all")       \
     X(FLAG, GATE, gate_frozen, 0, 0, 1, "", "W_theta stays at its random start (a control)")                           \
     X(REAL, GATE, gate_init_std, 0.02, 0, 10, "", "standard deviation of W_theta at the start")                        \
-    X(REAL, MODEL, init_std, 0.02, 0, 10, "", "standard deviation of all other matrices at the start")                 \
     X(TEXT, TRAIN, data, "gen:backcopy", 0, 0, "", "a file (.txt .jsonl .u16 .u32 .bin) or gen:NAME,key=value,...")    \
     X(TEXT, TRAIN, tokenizer, "", 0, 0, "", "of .txt, .jsonl: DIR or FILE.json, train, bytes; empty: init_from's, else bytes") \
     X(REAL, TRAIN, val_fraction, 0.01, 0, 0.9, "", "share of the windows held out")                                    \

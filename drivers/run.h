@@ -161,7 +161,7 @@ static void print_help(void) {
         printf("  %-28s %-14s %s%s%s%s\n", key.name, value, key.meaning, *key.choices ? " [" : "", key.choices,
                *key.choices ? "]" : "");
     }
-    printf("\n");
+    printf("\nThe key data is one of\n");
     data_print_sources(stdout);
 }
 
