@@ -64,6 +64,7 @@ END
 check "--help exits 0" "$train" --help
 check "--help names keys, choices and sources" sh -c "'$train' --help | grep -q gate_position &&
     '$train' --help | grep -q 'none G1 G2 G3 G4 G5' && '$train' --help | grep -q trigger_rate"
+check "and each group of keys once" sh -c "[ \$('$train' --help | grep -c '^[A-Z][A-Z]*\$') -eq 4 ]"
 check "--dry-run exits 0" "$train" tiny.cfg --dry-run
 check "--dry-run leaves nothing behind" test ! -e checkpoints
 
