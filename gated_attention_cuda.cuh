@@ -750,7 +750,6 @@ static void gai_cuda_gemm(gai_cuda *d, float *out, const float *c, size_t ldc, g
                           size_t lda, gai_cuda_operand b, bool b_turned, size_t ldb, size_t m, size_t n, size_t k) {
     const float one = 1, keep = c ? 1 : 0;
     if (!c) c = out;
-    if (out == d->rounded.values) d->rounded.values = NULL;
     gai_cuda_shape s;
     memset(&s, 0, sizeof s);
     s.type = a.type, s.a_form = a_turned ? CUBLAS_OP_T : CUBLAS_OP_N, s.b_form = b_turned ? CUBLAS_OP_T : CUBLAS_OP_N;

@@ -1078,7 +1078,7 @@ static ga_real *repeat_passes(const char *variant, size_t *n) {
             to[m->n_weights] = (ga_real)loss;
             if (i == 2) expect_ok(ga_update(m, 1e-2, &norm, &e), &e);
             if (i != 7 || round > 0) continue;
-            configure(&c, "batch_size=64");
+            configure(&c, "batch_size=2048");
             larger = create_there(&c, GA_INFERENCE);
         }
         ga_destroy(larger);
