@@ -1288,7 +1288,7 @@ static ga_real *capture_with_failure(long fails, long *calls, char *why) {
 }
 
 /* Whatever call fails while a pass is captured: it and the next run plainly, with the same bits, and one line says why. */
-static void test_failing_captures(void **unused) {
+static void test_training_captures_fail(void **unused) {
     (void)unused;
     char why[512];
     long calls, other, heard = 0, plain = 0;
@@ -1399,7 +1399,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_bytes_to_the_host),
         cmocka_unit_test(test_too_small),
         cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_failing_captures),
+        cmocka_unit_test(test_training_captures_fail),
         cmocka_unit_test(test_launches),
 #endif
     };
