@@ -22,6 +22,7 @@
  *
  * Everywhere else include it without the macro. Compile with -O3 -march=native -ffp-contract=fast, and -fopenmp for
  * threads. Functions that can fail return ga_result and take a ga_error (or NULL) that receives one clear line.
+ * Processes that train one model together give it a table by which they reach each other: ga_ranks.
  *
  * OPTIONS, defined before the include:
  *     GA_STATIC                   all functions static: the header may be implemented in several files of a program
@@ -2318,7 +2319,7 @@ GA_API void ga_swiglu_backward(ga_real *du, const ga_real *da, const ga_real *u,
  * where c_e counts the positions that chose e; L_lb is K at perfect balance. Balance within a micro-batch would hinder
  * experts from specialising, so counts and tokens are those of the *global* batch: c_e is summed over the micro-batches of
  * an optimiser step, in ga_model.expert_counts, which are complete for all layers between forward and backward pass: there
- * ranks would add theirs up. When micro-batch m runs backward the choices of m+1, ... do not exist yet; to know them would
+ * ranks add theirs up. When micro-batch m runs backward the choices of m+1, ... do not exist yet; to know them would
  * take a second forward pass over the whole batch. So the loss of micro-batch m is
  *
  *     L_lb,m = E sum_e f_e^(m) P_e,m,   f_e^(m) = c_e over micro-batches 1..m / tokens in 1..m,

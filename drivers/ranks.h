@@ -84,8 +84,15 @@ static bool ranks_load_mpi(ranks_mpi_calls *calls, ga_error *e) {
 
 static bool ranks_open_mpi(ranks *r, ga_error *e) {
     if (!ranks_load_mpi(&r->calls, e) || !(r->mpi = r->calls.open(e))) return false;
-    r->table = r->calls.table(r->mpi);
-    r->rank = r->table->rank, r->count = r->table->count;
+    const ga_ranks *table = r->calls.table(r->mpi);
+    if (table->count != r->count) { /* each process would be a run of its own */
+        e->result = GA_ERR_DEVICE;
+        snprintf(e->text, sizeof e->text,
+                 "the launcher has started %zu processes, of which %.100s knows %zu: it needs its own", r->count,
+                 r->calls.library(r->mpi), table->count);
+        return false;
+    }
+    r->table = table, r->rank = table->rank;
     r->local = r->calls.local(r->mpi, &r->local_count);
     return true;
 }

@@ -109,6 +109,9 @@ ranks 2 tiny.cfg --dry-run >dry2.out 2>&1
 check "half of the moments is planned for each of two" awk -v a="$(optimizer dry1.out)" -v b="$(optimizer dry2.out)" \
     'BEGIN { exit !(b / a > 0.49 && b / a < 0.52) }'
 
+prints "ranks without a number of threads share the cores" 0 'thread.* \(for each rank' \
+    env -u OMP_NUM_THREADS timeout 60 mpirun -np 2 "$train" tiny.cfg --dry-run
+
 # ---- resumed with any number of ranks ----
 check "two ranks, a part of the run" ranks 2 tiny.cfg output_dir=parts max_steps=6
 cp -r parts stopped
@@ -134,6 +137,9 @@ refuse "divergence, found by all" 2 1 "the run diverged" tiny.cfg output_dir=wil
     grad_clip=0 max_steps=400 eval_every=0 sample_every=0
 mkdir -p elsewhere && cp "$train" elsewhere/
 train=$work/elsewhere/train refuse "without its companion" 2 1 "MPI cannot be used: " tiny.cfg output_dir=x
+
+prints "a launcher of another MPI" 1 '^train: the launcher has started 3 processes, of which .* knows 1' \
+    env PMI_SIZE=3 PMI_RANK=0 timeout 60 "$root/train" tiny.cfg output_dir=x
 
 # ---- signals ----
 # begin RUN: two ranks that will not end by themselves; their process ids in $first and $second, mpirun's in $launcher
