@@ -240,7 +240,7 @@ static bool join(ranks_mpi *r) {
     r->received = (float *)malloc(values * sizeof *r->received), r->sums = (float *)malloc(PIECE * sizeof *r->sums);
     r->rounded = (uint16_t *)malloc(values * sizeof *r->rounded);
     r->got_rounded = (uint16_t *)malloc(values * sizeof *r->got_rounded);
-    r->requests = (MPI_Request *)malloc(2 * (size_t)r->count * sizeof *r->requests);
+    r->requests = (MPI_Request *)malloc(2 * (size_t)r->count * sizeof(MPI_Request));
     return (r->received && r->sums && r->rounded && r->got_rounded && r->requests) ||
            check(r, MPI_ERR_NO_MEM, "no memory to exchange values");
 }
