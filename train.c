@@ -36,6 +36,7 @@
 #endif
 #include "drivers/common.h"
 #include "drivers/device.h"
+#include "drivers/rendezvous.h"
 #include "drivers/ranks.h"
 #include "drivers/routing.h"
 #include "drivers/spikes.h"
@@ -104,6 +105,7 @@ int main(int argc, char **argv) {
     bool done = run_all(&r, argc, argv);
     fflush(stdout);
     if (done || !r.ranks.table) close_run(&r); /* else exchanges may be under way in what it would free */
+    if (!done) device_leave(&r.device, true);
     if (!done) return ranks_fail(&r.ranks, "train", r.failure, r.exit_code);
     ranks_end(&r.ranks);
     return 0;

@@ -436,7 +436,7 @@ static bool open_device(analysis *a) {
     ga_error e;
     if (ga_config_set(&c, "device", a->options.device, &e)) return fail(a, 2, "--device: %s", e.text);
     ga_config_set(&c, "use_amp", "off", &e); /* what is measured is measured in float32 */
-    return device_open(&a->device, &c, &e) || fail(a, 2, "%s", e.text);
+    return device_open(&a->device, &c, 0, &e) || fail(a, 2, "%s", e.text);
 }
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------ */

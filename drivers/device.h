@@ -1,7 +1,7 @@
 /* drivers/device.h - which device the keys `device`, `use_amp` and `tf32` mean, and why.
  *
  *     device_choice choice;
- *     if (!device_open(&choice, &config, &e)) puts(e.text);
+ *     if (!device_open(&choice, &config, 0, &e)) puts(e.text);
  *     printf("%s (%s)\n", choice.device.name, choice.why);
  *     ...
  *     device_close(&choice);
@@ -13,6 +13,7 @@
 #ifndef DRIVERS_DEVICE_H
 #define DRIVERS_DEVICE_H
 
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #ifdef GA_CUDA_LIBRARY
@@ -22,13 +23,22 @@
 typedef struct {
     ga_device device;
     bool cuda, bf16;
-    /* Of the companion that made it. */
+    ga_ranks ranks; /* that GPUs exchange with, after ranks_join */
+    /* Of the companion that made them. */
     void (*destroy)(ga_device *);
+    void (*leave)(ga_ranks *, bool failed);
     const char *(*unrecorded)(const ga_device *); /* why it launches kernel by kernel; NULL: it records no passes */
     char why[640];
 } device_choice;
 
+/* The end of the ranks' exchanges; failed: without waiting for anybody. */
+static void device_leave(device_choice *d, bool failed) {
+    if (d->leave) d->leave(&d->ranks, failed);
+    d->leave = NULL;
+}
+
 static void device_close(device_choice *d) {
+    device_leave(d, false);
     if (d->destroy) d->destroy(&d->device);
 }
 
@@ -38,13 +48,16 @@ typedef struct {
     void (*destroy)(ga_device *);
     bool (*bf16)(const ga_device *);
     const char *(*unrecorded)(const ga_device *);
+    ga_result (*join)(ga_ranks *, ga_device *, const ga_cuda_ranks_settings *, ga_error *);
+    void (*leave)(ga_ranks *, bool);
 } device_cuda;
 #endif
 
 #ifdef GA_CUDA
 static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
     (void)e;
-    *cuda = (device_cuda){ga_device_cuda, ga_device_cuda_destroy, ga_device_cuda_bf16, ga_device_cuda_unrecorded};
+    *cuda = (device_cuda){ga_device_cuda, ga_device_cuda_destroy, ga_device_cuda_bf16, ga_device_cuda_unrecorded,
+                          ga_ranks_cuda,  ga_ranks_cuda_destroy};
     return true;
 }
 #elif defined(GA_CUDA_LIBRARY)
@@ -60,20 +73,22 @@ static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
     *(void **)&cuda->destroy = dlsym(library, "ga_device_cuda_destroy");
     *(void **)&cuda->bf16 = dlsym(library, "ga_device_cuda_bf16");
     *(void **)&cuda->unrecorded = dlsym(library, "ga_device_cuda_unrecorded");
+    *(void **)&cuda->join = dlsym(library, "ga_ranks_cuda");
+    *(void **)&cuda->leave = dlsym(library, "ga_ranks_cuda_destroy");
     return true;
 }
 #endif
 
 /* The GPU, when it is wanted and there; `e` says why not. */
-static bool device_open_cuda(device_choice *d, bool bf16, bool tf32, ga_error *e) {
+static bool device_open_cuda(device_choice *d, size_t gpu, bool bf16, bool tf32, ga_error *e) {
 #if defined(GA_CUDA) || defined(GA_CUDA_LIBRARY)
-    ga_cuda_settings settings = {.bf16 = bf16, .tf32 = tf32};
+    ga_cuda_settings settings = {.index = gpu < INT_MAX ? (int)gpu : INT_MAX, .bf16 = bf16, .tf32 = tf32};
     device_cuda cuda;
     if (!device_find_cuda(&cuda, e) || cuda.create(&d->device, settings, e) != GA_OK) return false;
     d->cuda = true, d->destroy = cuda.destroy, d->unrecorded = cuda.unrecorded, d->bf16 = cuda.bf16(&d->device);
     return true;
 #else
-    (void)d, (void)bf16, (void)tf32;
+    (void)d, (void)gpu, (void)bf16, (void)tf32;
     snprintf(e->text, sizeof e->text, "this program is built without CUDA");
     e->result = GA_ERR_DEVICE;
     return false;
@@ -87,14 +102,15 @@ static bool device_open_cpu(device_choice *d, bool bf16, ga_error *e) {
     return true;
 }
 
-static bool device_open(device_choice *d, const ga_config *c, ga_error *e) {
+/* gpu: as CUDA counts them. */
+static bool device_open(device_choice *d, const ga_config *c, size_t gpu, ga_error *e) {
     char device[16], use_amp[16];
     ga_config_get(c, "device", device, sizeof device);
     ga_config_get(c, "use_amp", use_amp, sizeof use_amp);
     bool bf16 = strcmp(use_amp, "off") != 0;
     ga_error no_gpu = {GA_OK, ""};
     memset(d, 0, sizeof *d);
-    if (strcmp(device, "cpu") != 0 && device_open_cuda(d, bf16, c->tf32, &no_gpu))
+    if (strcmp(device, "cpu") != 0 && device_open_cuda(d, gpu, bf16, c->tf32, &no_gpu))
         snprintf(d->why, sizeof d->why, "device = %s", device);
     else if (strcmp(device, "cuda") == 0) {
         e->result = no_gpu.result;

@@ -70,7 +70,7 @@ static void print_ranks(const run *r) {
     printf("ranks       %zu (%s), %zu on this machine: %zu micro-batches of a step each, moments shared out, gradients "
            "sent "
            "as %s%s\n",
-           all->count, all->calls.library(all->mpi), all->local_count,
+           all->count, r->device.cuda ? "NCCL" : all->calls.library(all->mpi), all->local_count,
            r->config.gradient_accumulation_steps / all->count, exchange,
            rounded ? " (lossy: rounded to 8 bits; sums and weights in float32)" : "");
 }
@@ -148,7 +148,7 @@ static void print_profile(const run *r) {
 #endif
     double tokens = (double)(r->state.step - r->first_step) * (double)step_tokens(&r->config);
     printf("tokens per second %.0f, peak memory %s\n", tokens / r->step_seconds, SCALED(peak, "B"));
-    if (r->ranks.mpi) print_exchange(&r->ranks);
+    if (r->ranks.mpi && !r->device.cuda) print_exchange(&r->ranks);
     printf("\n");
 }
 

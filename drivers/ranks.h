@@ -3,14 +3,15 @@
  *
  *     ranks all;
  *     if (!ranks_find(&all, &e)) return ranks_fail(&all, "train", e.text, 2);    // before anything is printed
- *     device.ranks = ranks_join(&all, &config);                                  // NULL: alone
+ *     if (!ranks_join(&all, &device, &config, &e)) ...                           // sets device.device.ranks
  *     ranks_share(&all, &decision, sizeof decision);                             // rank 0's word
  *     if (ranks_any(&all, stop_requested)) ...                                   // the same answer on all
  *     ranks_end(&all);
  *
  * Launchers of MPI (mpirun, srun) are known by the variables that they set; the rest is MPI's, in a shared object with the
- * name GA_MPI_LIBRARY, if the program is built with one. Only rank 0 prints: the others' standard output goes nowhere.
- * Needs gated_attention.h and common.h before it.
+ * name GA_MPI_LIBRARY, if the program is built with one. Without MPI, ranks with a GPU each find each other by RANK,
+ * WORLD_SIZE, ... alone (rendezvous.h). GPUs exchange by NCCL either way. Only rank 0 prints: the others' standard output
+ * goes nowhere. Needs gated_attention.h, common.h, device.h and rendezvous.h before it.
  */
 #ifndef DRIVERS_RANKS_H
 #define DRIVERS_RANKS_H
@@ -38,7 +39,9 @@ typedef struct {
     size_t rank, count, local, local_count; /* local: among those on this machine */
     size_t threads;                         /* for this process, of its own */
     bool bound;                             /* to some of the machine's cores */
-    const ga_ranks *table;                  /* NULL: alone */
+    const ga_ranks *table;                  /* NULL: alone, or not joined yet */
+    bool by_environment;                    /* started without MPI; */
+    rendezvous meeting;                     /* they met here */
     ranks_mpi *mpi;
     ranks_mpi_calls calls;
 } ranks;
@@ -106,6 +109,19 @@ static bool ranks_open_mpi(ranks *r, ga_error *e) {
 }
 #endif
 
+/* Ranks that the environment names, without MPI. They meet at once, so that none waits for one that has failed. */
+static bool ranks_open_rendezvous(ranks *r, ga_error *e) {
+    rendezvous_place place;
+    r->by_environment = true;
+    if (!rendezvous_find(&place, e)) return false;
+    r->by_environment = place.count > 1;
+    if (place.count < 2) return true;
+    r->rank = place.rank, r->count = place.count, r->local = place.local_rank;
+    r->local_count = ranks_number("LOCAL_WORLD_SIZE");
+    if (r->local_count == 0) r->local_count = r->count;
+    return rendezvous_open(&r->meeting, &place, e);
+}
+
 /* Threads for this process. A launcher may have bound it to some cores; else the ranks of a machine share what is there. */
 static void ranks_share_cores(ranks *r) {
     r->threads = 1;
@@ -120,7 +136,8 @@ static void ranks_share_cores(ranks *r) {
 static bool ranks_find(ranks *r, ga_error *e) {
     memset(r, 0, sizeof *r);
     r->count = r->local_count = 1;
-    if (ranks_launched(r) && !ranks_open_mpi(r, e)) return false;
+    r->meeting.listening = -1;
+    if (ranks_launched(r) ? !ranks_open_mpi(r, e) : !ranks_open_rendezvous(r, e)) return false;
     ranks_share_cores(r);
     if (r->rank == 0 || freopen("/dev/null", "w", stdout)) return true;
     e->result = GA_ERR_FILE;
@@ -128,11 +145,61 @@ static bool ranks_find(ranks *r, ga_error *e) {
     return false;
 }
 
-static const ga_ranks *ranks_join(ranks *r, const ga_config *c) {
+/* NCCL's way to begin where there is MPI. */
+static bool ranks_share_by_mpi(void *state, void *bytes, size_t n, ga_error *e) {
+    const ga_ranks *table = (const ga_ranks *)state;
+    table->broadcast(table->state, bytes, n);
+    return table->status(table->state, e) == GA_OK;
+}
+
+/* Whether all ranks have GPUs, or none has; without MPI all must. */
+static bool ranks_have_alike(const ranks *r, const device_choice *d, ga_error *e) {
+    double gpus = d->cuda;
+    e->result = GA_ERR_DEVICE;
+    if (r->table) {
+        r->table->sum(r->table->state, &gpus, 1);
+        if (r->table->status(r->table->state, e) != GA_OK) return false;
+        snprintf(e->text, sizeof e->text, "%.0f of %zu ranks have a GPU; device=cpu trains without", gpus, r->count);
+        return gpus == 0 || gpus == (double)r->count;
+    }
+    snprintf(e->text, sizeof e->text, "ranks without MPI need a GPU each; this one has none (%.400s)", d->why);
+    return d->cuda;
+}
+
+/* The GPU becomes that of one of `count` ranks, which find each other by the two functions; see ga_cuda_rendezvous. */
+static bool ranks_join_gpu(device_choice *d, size_t rank, size_t count, bool bf16, double timeout, void *state,
+                           bool (*share)(void *, void *, size_t, ga_error *), bool (*all_alive)(void *, ga_error *),
+                           ga_error *e) {
+#if defined(GA_CUDA) || defined(GA_CUDA_LIBRARY)
+    const ga_cuda_ranks_settings settings = {rank, count, bf16, timeout, {state, share, all_alive}};
+    device_cuda cuda;
+    if (!device_find_cuda(&cuda, e) || cuda.join(&d->ranks, &d->device, &settings, e) != GA_OK) return false;
+    d->leave = cuda.leave, d->device.ranks = &d->ranks;
+    return true;
+#else
+    (void)d, (void)rank, (void)count, (void)bf16, (void)timeout, (void)state, (void)share, (void)all_alive, (void)e;
+    return false;
+#endif
+}
+
+static bool ranks_join(ranks *r, device_choice *d, const ga_config *c, ga_error *e) {
     char exchange[16];
     ga_config_get(c, "exchange", exchange, sizeof exchange);
-    if (r->mpi) r->calls.round(r->mpi, strcmp(exchange, "bfloat16") == 0);
-    return r->table;
+    bool rounded = strcmp(exchange, "bfloat16") == 0;
+    if (r->count == 1) return true;
+    if (!ranks_have_alike(r, d, e)) return false;
+    if (!d->cuda) {
+        r->calls.round(r->mpi, rounded);
+        d->device.ranks = r->table;
+        return true;
+    }
+    bool mpi = r->mpi != NULL;
+    if (!ranks_join_gpu(d, r->rank, r->count, rounded, rendezvous_timeout(),
+                        mpi ? (void *)r->table : (void *)&r->meeting, mpi ? ranks_share_by_mpi : rendezvous_share,
+                        mpi ? NULL : rendezvous_all_alive, e))
+        return false;
+    r->table = d->device.ranks;
+    return true;
 }
 
 /* The bytes of rank 0. */
@@ -153,12 +220,19 @@ static void ranks_meet(const ranks *r) {
 
 static void ranks_end(ranks *r) {
     if (r->mpi) r->calls.close(r->mpi, 0);
+    rendezvous_close(&r->meeting, true);
     r->mpi = NULL, r->table = NULL;
 }
 
 /* Prints why this process ends, and ends the others: one line, of rank 0 where all ranks fail alike. Returns the exit code. */
 static int ranks_fail(ranks *r, const char *program, char *text, int code) {
     char line[4096];
+    if (r->by_environment) {
+        snprintf(line, sizeof line, "rank %zu of %zu: %s", r->rank, r->count, text);
+        rendezvous_close(&r->meeting, false);
+        print_failure(program, r->count > 1 ? line : text);
+        return code;
+    }
     bool alike = r->mpi && r->calls.all_failed(r->mpi);
     if (!r->mpi && r->rank > 0) sleep(1); /* a launcher ends all when one ends: rank 0's line first */
     if (r->mpi && !alike) snprintf(line, sizeof line, "rank %zu of %zu: %s", r->rank, r->count, text);

@@ -6,13 +6,13 @@
  *     if (!rendezvous_find(&place, &e)) puts(e.text);
  *     if (place.count == 0) ...                                     // none of them is set
  *     rendezvous r;
- *     if (!rendezvous_open(&r, &place, 600, &e) || !rendezvous_share(&r, id, sizeof id, &e)) puts(e.text);
+ *     if (!rendezvous_open(&r, &place, &e) || !rendezvous_share(&r, id, sizeof id, &e)) puts(e.text);
  *     ...
  *     if (!rendezvous_all_alive(&r, &e)) puts(e.text);              // also from another thread
  *     rendezvous_close(&r, true);                                   // true: this rank is done; false: it has failed
  *
  * The names are those that torchrun sets; where its agent has taken the port for itself, the next one is used. A stranger
- * (a port scanner) is turned away; ranks that disagree, or two of one number, end all of them. Nothing is encrypted.
+ * (a port scanner) is turned away; RANKS_TIMEOUT is how many seconds ranks wait for each other (600); ranks that disagree, or two of one number, end all of them. Nothing is encrypted.
  * Needs common.h and gated_attention.h before it.
  */
 #ifndef DRIVERS_RENDEZVOUS_H
@@ -69,6 +69,13 @@ static bool rendezvous_number(const char *name, size_t limit, size_t *value, ga_
         return rendezvous_fail(e, "%s=%.40s is not a whole number below %zu", name, text, limit);
     *value = n;
     return true;
+}
+
+/* Seconds that ranks wait for each other. */
+static double rendezvous_timeout(void) {
+    const char *text = getenv("RANKS_TIMEOUT");
+    double seconds = text ? strtod(text, NULL) : 600;
+    return seconds > 0 && seconds < 1e9 ? seconds : 600;
 }
 
 static bool rendezvous_find(rendezvous_place *p, ga_error *e) {
@@ -268,8 +275,8 @@ static bool rendezvous_gather(rendezvous *r, ga_error *e) {
         for (size_t i = 1; i < r->n_peers; i++) missing += r->peers[i] < 0;
         if (missing == 0) break;
         if (now() >= r->deadline)
-            return rendezvous_fail(e, "%s of %zu did not come to %s:%s in time", rendezvous_missing(r, text),
-                                   r->place.count, r->place.host, r->place.port);
+            return rendezvous_fail(e, "%s of %zu did not come to %s:%s within %g s", rendezvous_missing(r, text),
+                                   r->place.count, r->place.host, r->place.port, r->seconds);
         if (now() < tell) continue;
         fprintf(stderr, "waiting for %s of %zu at %s:%s\n", rendezvous_missing(r, text), r->place.count, r->place.host,
                 r->place.port);
@@ -327,8 +334,9 @@ static bool rendezvous_connect(rendezvous *r, ga_error *e) {
     return m.what == RENDEZVOUS_WELCOME || rendezvous_explain(&m, e);
 }
 
-/* Until all ranks have come together, at most `seconds`. */
-static bool rendezvous_open(rendezvous *r, const rendezvous_place *place, double seconds, ga_error *e) {
+/* Until all ranks have come together. */
+static bool rendezvous_open(rendezvous *r, const rendezvous_place *place, ga_error *e) {
+    double seconds = rendezvous_timeout();
     *r = (rendezvous){.place = *place, .listening = -1, .seconds = seconds, .deadline = now() + seconds};
     r->n_peers = place->rank == 0 ? place->count : 1;
     r->peers = malloc(r->n_peers * sizeof *r->peers);

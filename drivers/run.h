@@ -282,11 +282,9 @@ static bool open_device(run *r) {
 #ifdef _OPENMP
     omp_set_num_threads((int)thread_count(r));
 #endif
-    if (!device_open(&r->device, &r->config, &r->error)) return fail(r, 2, "%s", r->error.text);
-    if (r->device.cuda && r->ranks.count > 1)
-        return fail(r, 2, "ranks with a GPU each need NCCL; device=cpu goes with MPI");
-    r->device.device.ranks = ranks_join(&r->ranks, &r->config);
-    return true;
+    return (device_open(&r->device, &r->config, r->ranks.local, &r->error) &&
+            ranks_join(&r->ranks, &r->device, &r->config, &r->error)) ||
+           fail(r, 2, "%s", r->error.text);
 }
 
 #endif

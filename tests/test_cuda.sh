@@ -30,6 +30,7 @@ cmocka "attention with the checker" build/cuda/checked/sdpa_cpu
 if [ -n "$nccl" ]; then
     cmocka "ranks on the CPU" build/cuda/ranks_cpu
     cmocka "ranks with the checker" build/cuda/checked/ranks_cpu 'test_*' 'test_training*'
+    cmocka "ranks by the environment" tests/cuda/ranks.sh build/cuda/train_cpu more
 else
     skip "ranks (nccl.h is not here; Debian: libnccl-dev, or NVIDIA's package)"
 fi

@@ -9,6 +9,11 @@ if ! nvidia-smi -L 2>/dev/null; then
 fi
 for test in cuda sdpa; do cmocka "$test on the GPU" build/cuda/${test}_gpu; done
 check "a run goes from the CPU to the GPU and back" sh tests/cuda/resume.sh ./train
+if [ "$(nvidia-smi -L | wc -l)" -lt 2 ]; then
+    skip "ranks (they need two GPUs; here is one)"
+else
+    cmocka "ranks on two GPUs" tests/cuda/ranks.sh ./train
+fi
 if command -v compute-sanitizer >/dev/null 2>&1; then
     for tool in memcheck racecheck initcheck synccheck; do
         for test in cuda sdpa; do

@@ -6,7 +6,7 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/testing.sh
-nvcc=$(make -s print-NVCC)
+nvcc=$(make -s print-NVCC) nccl=$(make -s print-CUDA_NCCL)
 if [ -z "$nvcc" ]; then
     skip "the machine code (nvcc is not here)"
     finish
@@ -17,7 +17,7 @@ done
 
 compile() {
     "$nvcc" -std=c++17 -O3 -gencode "arch=compute_$1,code=sm_$1" -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror \
-        -Xptxas --warn-on-spills -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x cu -cubin gated_attention_cuda.cuh \
+        -Xptxas --warn-on-spills -DGATED_ATTENTION_CUDA_IMPLEMENTATION $nccl -x cu -cubin gated_attention_cuda.cuh \
         -o "$work/$1.cubin" > "$work/$1.log" 2>&1
 }
 
@@ -33,6 +33,7 @@ gai_k_rmsnorm_forwardILi4E LDG[.]E[.]128
 gai_k_swiglu_forwardILi4E LDG[.]E[.]128
 gai_k_adamwILi4E LDG[.]E[.]128
 LIST
+    [ -z "$nccl" ] || printf '%s LDG[.]E[.]128\n' gai_k_pack_parts gai_k_add_parts_bf16
 }
 
 # examine ARCHITECTURE: prints what is missing, and what should not be there
@@ -77,4 +78,20 @@ for arch; do
     missing=$(examine "$arch") || missing="cuobjdump failed"
     if [ -z "$missing" ]; then ok "sm_$arch machine code"; else bad "sm_$arch machine code: $missing"; fi
 done
+
+# What the companion looks up in NCCL's library is there.
+library=$(make -s print-CUDA_LIB)/libnccl.so.2
+if [ -z "$nccl" ] || [ ! -f "$library" ]; then
+    skip "NCCL's functions (nccl.h or libnccl.so.2 is not here)"
+else
+    nm -D --defined-only "$library" | awk '{ print $3 }' > "$work/there"
+    sed -n '/define GAI_NCCL_FUNCTIONS/,/[^\\]$/p' gated_attention_cuda.cuh | grep -o 'X([A-Z][A-Za-z]*)' |
+        sed 's/X(/nccl/; s/)//' > "$work/wanted"
+    missing=$(grep -vxF -f "$work/there" "$work/wanted")
+    if [ -s "$work/wanted" ] && [ -z "$missing" ]; then
+        ok "libnccl.so.2 has all $(grep -c . "$work/wanted") functions"
+    else
+        bad "libnccl.so.2 lacks $missing"
+    fi
+fi
 finish

@@ -1,0 +1,121 @@
+#!/bin/sh
+# Ranks with a GPU each, started by environment variables alone: the losses of one process, resuming with another number of
+# ranks, a rank that is killed, and what is refused.
+#     tests/cuda/ranks.sh TRAIN [MORE]    MORE: also what can only be tested with emulated GPUs
+set -u
+train=$(realpath "$1")
+more=${2-}
+cd "$(dirname "$0")/../.." || exit 1
+. tests/testing.sh
+cd "$work" || exit 1
+export OMP_NUM_THREADS=1 CUCPU_DEVICES=3 MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 20000)) RANKS_TIMEOUT=60
+cat >tiny.cfg <<END
+vocab_size = 96
+d_model = 16
+n_layers = 2
+n_heads = 2
+n_kv_heads = 1
+head_dim = 8
+d_ff = 24
+max_seq_len = 16
+batch_size = 2
+gradient_accumulation_steps = 4
+data = gen:random
+learning_rate = 1e-3
+min_lr = 1e-3
+warmup_steps = 0
+eval_windows = 2
+log_every = 1
+use_amp = off
+device = cuda
+threads = 1
+END
+
+# ranks N key=value...: as many processes; their output in out.RANK and err.RANK, the exit codes in code.RANK
+ranks() {
+    n=$1 i=$1
+    shift
+    MASTER_PORT=$((MASTER_PORT + 1))
+    while [ "$i" -gt 0 ]; do
+        i=$((i - 1))
+        { RANK=$i WORLD_SIZE=$n LOCAL_RANK=$i timeout 120 "$train" tiny.cfg "$@" >out.$i 2>err.$i; echo $? >code.$i; } &
+    done
+    wait
+    [ "$(cat code.*)" = "$(yes 0 | head -n "$n")" ] || { cat err.* && false; }
+}
+losses() { sed -n 's/.*"loss":\([^,]*\),.*/\1/p' "$1/metrics.jsonl"; }
+# alike A B TOLERANCE STEPS
+alike() {
+    losses "$1" >a
+    losses "$2" >b
+    paste a b | awk -v most="$3" -v steps="$4" '{ d = $1 - $2; if (d < 0) d = -d; if (!(d < most)) bad = 1; n++ }
+        END { exit bad || n != steps }' || { paste a b && false; }
+}
+same() { ranks "$@" && rm code.*; }
+
+check "one process" "$train" tiny.cfg max_steps=6 output_dir=one
+check "two ranks train" same 2 max_steps=6 output_dir=two
+check "with the losses of one process" alike two one 1e-4 6
+check "only rank 0 prints" sh -c 'grep -q "^ranks  *2 (NCCL)" out.0 && [ ! -s out.1 ] && [ ! -s err.0 ] && [ ! -s err.1 ]'
+check "two ranks train again" same 2 max_steps=6 output_dir=again
+check "to the same bits" cmp two/last/model.safetensors again/last/model.safetensors
+check "gradients as bfloat16" same 2 max_steps=6 output_dir=half exchange=bfloat16
+check "are not far from it" alike half one 1e-2 6
+check "and not the same" sh -c '! cmp -s two/last/model.safetensors half/last/model.safetensors && grep -q lossy out.0'
+[ -n "$more" ] || finish
+
+check "three ranks begin" same 3 gradient_accumulation_steps=6 max_steps=2 output_dir=turns
+check "two go on" same 2 gradient_accumulation_steps=6 max_steps=4 output_dir=turns
+check "one ends" "$train" tiny.cfg gradient_accumulation_steps=6 max_steps=6 output_dir=turns
+check "one process, six micro-batches" "$train" tiny.cfg gradient_accumulation_steps=6 max_steps=6 output_dir=whole
+check "with its losses" alike turns whole 1e-4 6
+
+# A rank that is killed while they train: the other ends with one line.
+MASTER_PORT=$((MASTER_PORT + 1))
+RANK=1 WORLD_SIZE=2 "$train" tiny.cfg max_steps=100000 output_dir=killed >out.1 2>err.1 &
+victim=$!
+RANK=0 WORLD_SIZE=2 timeout 60 "$train" tiny.cfg max_steps=100000 output_dir=killed >out.0 2>err.0 &
+other=$!
+while kill -0 $other 2>/dev/null && ! grep -q '"step"' killed/metrics.jsonl 2>/dev/null; do sleep 0.1; done
+kill -9 $victim
+wait $other
+[ $? -eq 1 ] && [ "$(wc -l <err.0)" -eq 1 ] && grep -q "rank 0 of 2: .*rank 1 has ended" err.0
+if [ $? -eq 0 ]; then ok "a killed rank ends the other"; else bad "a killed rank ends the other" "$(cat err.0)"; fi
+
+# What is refused, in one line.
+export RANKS_TIMEOUT=1
+unset RANK WORLD_SIZE
+MASTER_PORT=$((MASTER_PORT + 1))
+refuses "WORLD_SIZE without RANK" 1 "WORLD_SIZE is set, but not RANK" env WORLD_SIZE=2 "$train" tiny.cfg
+refuses "no address" 1 "RANK is set, but not MASTER_ADDR" env -u MASTER_ADDR RANK=0 WORLD_SIZE=2 "$train" tiny.cfg
+refuses "a rank too many" 1 "RANK=2 is not one of WORLD_SIZE=2" env RANK=2 WORLD_SIZE=2 "$train" tiny.cfg
+refuses "a rank that is none" 1 "RANK=-1 is not a whole number" env RANK=-1 WORLD_SIZE=2 "$train" tiny.cfg
+refuses "an address that is none" 1 "MASTER_ADDR=no.such.host.invalid" \
+    env RANK=1 WORLD_SIZE=2 MASTER_ADDR=no.such.host.invalid "$train" tiny.cfg
+refuses "a wrong port" 1 "rank 1 finds no rank 0 at 127.0.0.1:" env RANK=1 WORLD_SIZE=2 "$train" tiny.cfg
+refuses "nobody comes" 1 "rank 1 of 2 did not come to 127.0.0.1:.* within 1 s" env RANK=0 WORLD_SIZE=2 "$train" tiny.cfg
+# together NAME PATTERN-OF-0 PATTERN-OF-1 "VARIABLES OF 0" "VARIABLES OF 1" [key=value...]: both end with 1 and one line
+together() {
+    name=$1 p0=$2 p1=$3 v0=$4 v1=$5
+    shift 5
+    MASTER_PORT=$((MASTER_PORT + 1))
+    # shellcheck disable=SC2086 # lists of variables
+    { env $v1 timeout 60 "$train" tiny.cfg output_dir=never "$@" >out.1 2>err.1; echo $? >code.1; } &
+    # shellcheck disable=SC2086
+    { env $v0 timeout 60 "$train" tiny.cfg output_dir=never "$@" >out.0 2>err.0; echo $? >code.0; } &
+    wait
+    if grep -q '^[12]$' code.0 && grep -q '^[12]$' code.1 && [ "$(cat err.0 err.1 | wc -l)" -eq 2 ] &&
+        grep -Eq "$p0" err.0 && grep -Eq "$p1" err.1; then ok "$name"; else bad "$name" "$(cat code.? err.?)"; fi
+}
+export RANKS_TIMEOUT=60
+together "ranks disagree on their number" "WORLD_SIZE is 2 for rank 0, and 3 for another" "WORLD_SIZE is 2 for rank 0" \
+    "RANK=0 WORLD_SIZE=2" "RANK=1 WORLD_SIZE=3"
+together "a GPU that is not there" "rank 1 has ended" "no such GPU: there are 3" \
+    "RANK=0 LOCAL_RANK=0 WORLD_SIZE=2" "RANK=1 LOCAL_RANK=3 WORLD_SIZE=2"
+together "ranks without GPUs" "need a GPU each|has ended" "need a GPU each|has ended" "RANK=0 WORLD_SIZE=2" "RANK=1 WORLD_SIZE=2" device=cpu
+MASTER_PORT=$((MASTER_PORT + 1))
+{ env RANK=1 WORLD_SIZE=3 "$train" tiny.cfg >out.2 2>err.2; echo $? >code.2; } &
+MASTER_PORT=$((MASTER_PORT - 1))
+together "two ranks of one number" "two processes have RANK=1" "two processes have RANK=1" "RANK=0 WORLD_SIZE=3" "RANK=1 WORLD_SIZE=3"
+check "all three end" grep -q "two processes have RANK=1" err.2
+finish
