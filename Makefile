@@ -77,14 +77,25 @@ $(BUILD)/mpi/libranks_mpi.so: drivers/ranks_mpi.c drivers/ranks_mpi.h $(BUILD)/c
 # The companion for NVIDIA GPUs, which the programs load where there is a driver: for the GPU that is here, else for all
 # from compute capability 7.5 on (compiled by the driver when the program starts, but for 8.x). NVCC= on the command line
 # builds without. It is compiled again when its own text or the declarations of gated_attention.h change.
+# CUDNN=1: attention by cuDNN where it takes a shape, through its header-only frontend (pip install nvidia-cudnn-frontend).
+CUDNN ?=
+CUDNN_FRONTEND ?= $(patsubst %/cudnn_frontend.h,%,$(firstword $(wildcard $(CUDA_HOME)/include/cudnn_frontend.h \
+	/usr/include/cudnn_frontend.h /usr/local/include/cudnn_frontend.h $(HOME)/.local/lib/python3*/site-packages/include/cudnn_frontend.h \
+	.venv/lib/python3*/site-packages/include/cudnn_frontend.h $(VIRTUAL_ENV)/lib/python3*/site-packages/include/cudnn_frontend.h)))
+CUDNN_FLAGS = -DGA_CUDNN -isystem $(or $(CUDNN_FRONTEND),$(error CUDNN=1: cudnn_frontend.h is not found; pip install nvidia-cudnn-frontend, or CUDNN_FRONTEND=DIRECTORY)) -lcudnn -lnvrtc
 CUDA_GPU := $(if $(NVCC),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
 CUDA_ARCH ?= $(if $(CUDA_GPU),-arch=native,-gencode arch=compute_75$(comma)code=compute_75 -gencode arch=compute_80$(comma)code=[sm_80$(comma)compute_80])
 $(BUILD)/cuda/declarations: gated_attention.h
 	@mkdir -p $(BUILD)/cuda
 	@sed '/^.* ==== implementation/,$$d' $< | cmp -s - $@ || sed '/^.* ==== implementation/,$$d' $< >$@
-$(BUILD)/cuda/libgated_attention_cuda.so: gated_attention_cuda.cuh $(BUILD)/cuda/declarations
+.PHONY: FORCE
+FORCE:
+$(BUILD)/cuda/options: FORCE
+	@mkdir -p $(BUILD)/cuda
+	@echo 'CUDNN=$(CUDNN)' | cmp -s - $@ || echo 'CUDNN=$(CUDNN)' >$@
+$(BUILD)/cuda/libgated_attention_cuda.so: gated_attention_cuda.cuh $(BUILD)/cuda/declarations $(BUILD)/cuda/options
 	$(NVCC) -std=c++17 -O3 $(CUDA_ARCH) -shared -Xcompiler -Wall,-Wextra,-fPIC -DGATED_ATTENTION_CUDA_IMPLEMENTATION $(CUDA_NCCL) -x cu $< -o $@ \
-		-L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublasLt
+		-L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublasLt $(if $(filter-out 0,$(CUDNN)),$(CUDNN_FLAGS))
 
 # ---- the main job, small: both quick models, then the report -------------------------------------------------------
 DEMO ?= demo
@@ -134,6 +145,15 @@ $(BUILD)/cuda/test_%.o: tests/cuda/test_%.c tests/cuda/cuda_cpu_control.h tests/
 	$(CC) $(TEST_CFLAGS) -DGAI_CUDA_CPU -Itests/cuda -c $< -o $@
 $(BUILD)/cuda/%_cpu: $(BUILD)/cuda/test_%.o $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
 	$(CXX) --coverage -rdynamic $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
+# The same with the attention of tests/cuda/cudnn/cudnn_frontend.h in the place of cuDNN.
+$(BUILD)/cuda/cudnn/kernels.o: gated_attention_cuda.cuh gated_attention.h $(wildcard tests/cuda/*.h tests/cuda/cudnn/*.h)
+	@mkdir -p $(@D)
+	$(CXX) $(CUDA_CPU) -Itests/cuda/cudnn -O1 -DGA_CUDNN -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c $< -o $@
+$(BUILD)/cuda/cudnn/test_sdpa.o: tests/cuda/test_sdpa.c tests/cuda/cuda_cpu_control.h tests/cuda/device.h $(TEST_HEADERS) | packages-test
+	@mkdir -p $(@D)
+	$(CC) $(TEST_CFLAGS) -DGAI_CUDA_CPU -DGA_CUDNN -Itests/cuda -c $< -o $@
+$(BUILD)/cuda/cudnn/sdpa_cpu: $(BUILD)/cuda/cudnn/test_sdpa.o $(BUILD)/cuda/cudnn/kernels.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
+	$(CXX) -rdynamic $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
 # The same with the checker of tests/cuda/cuda_cpu_check.cpp: the compiler's calls for the thread sanitizer go to it.
 CUDA_CHECKED = $(CUDA_CPU) -DCUCPU_CHECK -fno-pie
 CUDA_CHECKED_PARTS = $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/checked/%.o) $(BUILD)/cuda/checked/cuda_cpu_check.o

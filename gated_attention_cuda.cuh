@@ -19,6 +19,7 @@
  *
  * With -DGA_NCCL (it needs nccl.h) several GPUs train one model, a process for each; libnccl.so.2 is loaded when
  * ga_ranks_cuda asks for it.
+ * With GA_CUDNN as well, and cuDNN and its header-only frontend (cudnn_frontend.h), attention is cuDNN's where it can be.
  *
  * Numbers: all tensors are float32. Products read float32, or float32 rounded to TF32, or operands rounded to bfloat16
  * (weights from a packed copy that is renewed when they change), and add in float32; all else is float32, with sums over
@@ -97,6 +98,13 @@ void ga_ranks_cuda_destroy(ga_ranks *ranks, bool failed);
 #include <nccl.h>
 #include <pthread.h>
 #include <time.h>
+#endif
+#ifdef GA_CUDNN
+#include <memory>
+#include <unordered_map>
+#include <vector>
+#define CUDNN_FRONTEND_SKIP_JSON_LIB
+#include <cudnn_frontend.h>
 #endif
 
 #ifdef GA_DOUBLE
@@ -204,6 +212,9 @@ typedef struct {
     uint64_t passes_asked;
     ga_error unrecorded;          /* why passes are not recorded any more */
     struct gai_cuda_ranks *ranks; /* with whom it exchanges; NULL: it is alone */
+#ifdef GA_CUDNN
+    struct gai_cudnn *cudnn; /* NULL: attention is our own */
+#endif
 } gai_cuda;
 
 static void gai_cuda_fail(gai_cuda *d, ga_result result, const char *file, int line, const char *call,
@@ -228,7 +239,15 @@ static bool gai_cuda_checked(gai_cuda *d, cublasStatus_t e, const char *file, in
     return false;
 }
 
-/* Makes a call of CUDA or cuBLAS, unless one has failed before; whether all is well. */
+#ifdef GA_CUDNN
+static bool gai_cuda_checked(gai_cuda *d, cudnn_frontend::error_t e, const char *file, int line, const char *call) {
+    if (e.is_good()) return true;
+    gai_cuda_fail(d, GA_ERR_DEVICE, file, line, call, e.get_message().c_str());
+    return false;
+}
+#endif
+
+/* Makes a call of CUDA or one of its libraries, unless one has failed before; whether all is well. */
 #define GAI_CUDA(d, call) ((d)->error.result == GA_OK && gai_cuda_checked((d), (call), __FILE__, __LINE__, #call))
 
 /* Launches a kernel on the device's stream, unless a call has failed before. The kernel stands in parentheses if it has
@@ -1852,6 +1871,216 @@ static __global__ void __launch_bounds__(128)
     if (row < rows && threadIdx.x % 32 == 0) p[row] = j <= n.S - n.T + i ? expf(sum * n.scale - lse[row]) : 0;
 }
 
+/* ---- by cuDNN, where it was compiled in -------------------------------------------------------------------------- */
+
+#ifdef GA_CUDNN
+namespace gai_fe = cudnn_frontend;
+
+/* Attention of one shape, planned when a model is made: that takes cuDNN up to seconds, so no pass does it. Training,
+ * evaluation and analysis in whole batches then run on the plan; other shapes, keys of a cache and sinks on the kernels
+ * above. q, k, v, y and their gradients become bfloat16 on their way in and float32 on their way out; lse is float32 on
+ * both. The backward pass is asked for with sums in a fixed order. */
+struct gai_cudnn_plan {
+    ga_shape n;
+    bool backward, refused;
+    gai_fe::graph::Graph graph;
+    int64_t workspace;
+};
+
+struct gai_cudnn {
+    cudnnHandle_t handle;
+    std::vector<std::unique_ptr<gai_cudnn_plan>> plans;
+};
+
+/* The names of the tensors in a plan. */
+enum { GAI_Q = 1, GAI_K, GAI_V, GAI_Y, GAI_LSE, GAI_DY, GAI_DQ, GAI_DK, GAI_DV };
+
+typedef std::vector<int64_t> gai_cudnn_sizes;
+
+/* Of (B, T, H, D) as we have it, in cuDNN's order (B, H, T, D). */
+static gai_cudnn_sizes gai_cudnn_dim(const ga_shape &n, size_t H) {
+    return {(int64_t)n.B, (int64_t)H, (int64_t)n.T, (int64_t)n.D};
+}
+static gai_cudnn_sizes gai_cudnn_stride(const ga_shape &n, size_t H) {
+    return {(int64_t)(n.T * H * n.D), (int64_t)n.D, (int64_t)(H * n.D), 1};
+}
+
+/* lse (B, HQ, T), to cuDNN (B, HQ, T, 1) */
+static void gai_cudnn_lse(gai_fe::graph::Tensor_attributes &lse, const ga_shape &n) {
+    int64_t T = (int64_t)n.T, HQ = (int64_t)n.HQ;
+    lse.set_uid(GAI_LSE).set_data_type(gai_fe::DataType_t::FLOAT);
+    lse.set_dim({(int64_t)n.B, HQ, T, 1}).set_stride({HQ * T, T, 1, 1});
+}
+
+static std::shared_ptr<gai_fe::graph::Tensor_attributes> gai_cudnn_input(gai_fe::graph::Graph &g, int64_t uid,
+                                                                         const ga_shape &n, size_t H) {
+    gai_fe::graph::Tensor_attributes tensor;
+    tensor.set_uid(uid).set_dim(gai_cudnn_dim(n, H)).set_stride(gai_cudnn_stride(n, H));
+    return g.tensor(tensor);
+}
+
+static void gai_cudnn_output(gai_fe::graph::Tensor_attributes &tensor, int64_t uid, const ga_shape &n, size_t H) {
+    tensor.set_output(true).set_uid(uid).set_dim(gai_cudnn_dim(n, H)).set_stride(gai_cudnn_stride(n, H));
+}
+
+/* Causal, scaled by 1 / sqrt(D). */
+template <class OPTIONS>
+static OPTIONS gai_cudnn_options(const ga_shape &n) {
+    OPTIONS options;
+    options.set_name("attention").set_attn_scale(1 / sqrtf((float)n.D));
+    options.set_diagonal_alignment(gai_fe::DiagonalAlignment_t::TOP_LEFT).set_diagonal_band_right_bound(0);
+    return options;
+}
+
+static void gai_cudnn_describe(gai_fe::graph::Graph &g, const ga_shape &n, bool backward) {
+    g.set_io_data_type(gai_fe::DataType_t::BFLOAT16);
+    g.set_intermediate_data_type(gai_fe::DataType_t::FLOAT).set_compute_data_type(gai_fe::DataType_t::FLOAT);
+    auto q = gai_cudnn_input(g, GAI_Q, n, n.HQ), k = gai_cudnn_input(g, GAI_K, n, n.HK),
+         v = gai_cudnn_input(g, GAI_V, n, n.HK);
+    if (!backward) {
+        auto options = gai_cudnn_options<gai_fe::graph::SDPA_attributes>(n);
+        auto [y, lse] = g.sdpa(q, k, v, options.set_generate_stats(true));
+        gai_cudnn_output(*y, GAI_Y, n, n.HQ);
+        gai_cudnn_lse(lse->set_output(true), n);
+        return;
+    }
+    gai_fe::graph::Tensor_attributes lse;
+    gai_cudnn_lse(lse, n);
+    auto options = gai_cudnn_options<gai_fe::graph::SDPA_backward_attributes>(n);
+    auto y = gai_cudnn_input(g, GAI_Y, n, n.HQ), dy = gai_cudnn_input(g, GAI_DY, n, n.HQ);
+    auto [dq, dk, dv] = g.sdpa_backward(q, k, v, y, dy, g.tensor(lse), options.set_deterministic_algorithm(true));
+    gai_cudnn_output(*dq, GAI_DQ, n, n.HQ);
+    gai_cudnn_output(*dk, GAI_DK, n, n.HK);
+    gai_cudnn_output(*dv, GAI_DV, n, n.HK);
+}
+
+static gai_cudnn_plan *gai_cudnn_find(const gai_cuda *d, const ga_shape &n, bool backward) {
+    if (!d->cudnn) return NULL;
+    for (auto &plan : d->cudnn->plans)
+        if (plan->backward == backward && memcmp(&plan->n, &n, sizeof n) == 0) return plan.get();
+    return NULL;
+}
+
+/* Bytes of scratch: its operands in bfloat16, and cuDNN's workspace. */
+static size_t gai_cudnn_bytes(const gai_cudnn_plan &p) {
+    size_t rows = p.n.B * p.n.T, queries = gai_cuda_half_bytes(rows * p.n.HQ * p.n.D),
+           keys = gai_cuda_half_bytes(rows * p.n.HK * p.n.D);
+    return (p.backward ? 4 * queries + 4 * keys : 2 * queries + 2 * keys) + (size_t)p.workspace;
+}
+
+/* Says in the device's name, once, whose attention it is. */
+static void gai_cudnn_tell(gai_cuda *d, gai_fe::error_t e) {
+    size_t n = strlen(d->name);
+    if (strstr(d->name, " attention")) return;
+    if (e.is_good())
+        snprintf(d->name + n, sizeof d->name - n, ", cuDNN's attention");
+    else
+        snprintf(d->name + n, sizeof d->name - n, ", own attention (cuDNN: %.120s)", e.get_message().c_str());
+}
+
+/* Plans a shape, if it is new and cuDNN takes it. Returns the scratch that it needs: 0 where the kernels above serve. */
+static size_t gai_cudnn_prepare(gai_cuda *d, const ga_shape &n, bool backward) {
+    if (!d->cudnn || !d->bf16 || n.D > 128 || n.D % 8 != 0) return 0;
+    gai_cudnn_plan *plan = gai_cudnn_find(d, n, backward);
+    if (!plan) {
+        plan = new gai_cudnn_plan();
+        d->cudnn->plans.emplace_back(plan);
+        plan->n = n, plan->backward = backward;
+        gai_cudnn_describe(plan->graph, n, backward);
+        gai_fe::error_t e = plan->graph.build(d->cudnn->handle, {gai_fe::HeurMode_t::A});
+        plan->refused = e.is_bad() || (e = plan->graph.get_workspace_size(plan->workspace)).is_bad();
+        gai_cudnn_tell(d, e);
+    }
+    return plan->refused ? 0 : gai_cudnn_bytes(*plan);
+}
+
+/* What a configuration will run, so that its passes find it. */
+static size_t gai_cudnn_prepare_for(gai_cuda *d, const ga_config *c, ga_mode mode) {
+    ga_sizes z = ga_sizes_of(c);
+    ga_shape n = {c->batch_size, c->max_seq_len, c->max_seq_len, z.HQ, z.HK, z.D};
+    if (c->attention_sink != GA_SINK_NONE) return 0;
+    size_t forward = gai_cudnn_prepare(d, n, false), backward = mode == GA_TRAINING ? gai_cudnn_prepare(d, n, true) : 0;
+    return gai_cuda_max(forward, backward);
+}
+
+/* The plan of a pass, or NULL. */
+static gai_cudnn_plan *gai_cudnn_plan_of(const gai_cuda *d, const ga_shape &n, const float *sink, bool backward) {
+    gai_cudnn_plan *plan = sink ? NULL : gai_cudnn_find(d, n, backward);
+    return plan && !plan->refused ? plan : NULL;
+}
+
+template <int VEC>
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS) gai_k_from_bf16(float *y, const __nv_bfloat16 *x, size_t n) {
+    size_t i = gai_index<VEC>();
+    if (i >= n) return;
+    gai_pack<VEC> pack;
+    GAI_EACH(j) pack.v[j] = __bfloat162float(x[i + j]);
+    gai_store<VEC>(y + i, pack);
+}
+
+static void gai_cuda_from_bf16(gai_cuda *d, float *y, const void *x, size_t n) {
+    GAI_LAUNCH_ARRAY(d, gai_aligned(gai_bits(y, n)), gai_k_from_bf16, n, y, (const __nv_bfloat16 *)x, n);
+}
+
+/* x in bfloat16 at *at, which moves on; room for n values where x is NULL. */
+static void *gai_cudnn_operand(gai_cuda *d, const float *x, size_t n, char **at) {
+    if (x) return (void *)gai_cuda_operand_of(d, x, n, at).p;
+    void *room = *at;
+    *at += gai_cuda_half_bytes(n);
+    return room;
+}
+
+static void gai_cudnn_forward(gai_cuda *d, gai_cudnn_plan *plan, float *y, float *lse, const float *q, const float *k,
+                              const float *v) {
+    const ga_shape &n = plan->n;
+    size_t queries = n.B * n.T * n.HQ * n.D, keys = n.B * n.T * n.HK * n.D;
+    char *at = gai_cuda_scratch(d, gai_cudnn_bytes(*plan));
+    std::unordered_map<int64_t, void *> pack;
+    pack[GAI_Q] = gai_cudnn_operand(d, q, queries, &at), pack[GAI_K] = gai_cudnn_operand(d, k, keys, &at);
+    pack[GAI_V] = gai_cudnn_operand(d, v, keys, &at), pack[GAI_Y] = gai_cudnn_operand(d, NULL, queries, &at);
+    pack[GAI_LSE] = lse;
+    (void)GAI_CUDA(d, plan->graph.execute(d->cudnn->handle, pack, at));
+    gai_cuda_from_bf16(d, y, pack[GAI_Y], queries);
+}
+
+static void gai_cudnn_backward(gai_cuda *d, gai_cudnn_plan *plan, float *dq, float *dk, float *dv, const float *dy,
+                               const float *y, const float *lse, const float *q, const float *k, const float *v) {
+    const ga_shape &n = plan->n;
+    size_t queries = n.B * n.T * n.HQ * n.D, keys = n.B * n.T * n.HK * n.D;
+    char *at = gai_cuda_scratch(d, gai_cudnn_bytes(*plan));
+    std::unordered_map<int64_t, void *> pack;
+    pack[GAI_Q] = gai_cudnn_operand(d, q, queries, &at), pack[GAI_K] = gai_cudnn_operand(d, k, keys, &at);
+    pack[GAI_V] = gai_cudnn_operand(d, v, keys, &at), pack[GAI_Y] = gai_cudnn_operand(d, y, queries, &at);
+    pack[GAI_DY] = gai_cudnn_operand(d, dy, queries, &at), pack[GAI_DQ] = gai_cudnn_operand(d, NULL, queries, &at);
+    pack[GAI_DK] = gai_cudnn_operand(d, NULL, keys, &at), pack[GAI_DV] = gai_cudnn_operand(d, NULL, keys, &at);
+    pack[GAI_LSE] = (void *)lse;
+    (void)GAI_CUDA(d, plan->graph.execute(d->cudnn->handle, pack, at));
+    gai_cuda_from_bf16(d, dq, pack[GAI_DQ], queries);
+    gai_cuda_from_bf16(d, dk, pack[GAI_DK], keys);
+    gai_cuda_from_bf16(d, dv, pack[GAI_DV], keys);
+}
+
+/* Without a cuDNN that works, attention is our own, and the name says why. */
+static void gai_cudnn_open(gai_cuda *d) {
+    cudnnHandle_t handle = NULL;
+    cudnnStatus_t status = d->bf16 ? cudnnCreate(&handle) : CUDNN_STATUS_SUCCESS;
+    if (handle && status == CUDNN_STATUS_SUCCESS) status = cudnnSetStream(handle, d->stream);
+    if (status != CUDNN_STATUS_SUCCESS)
+        gai_cudnn_tell(d, {gai_fe::error_code_t::CUDNN_BACKEND_API_FAILED, cudnnGetErrorString(status)});
+    if (handle && status == CUDNN_STATUS_SUCCESS)
+        d->cudnn = new gai_cudnn{handle, {}};
+    else if (handle)
+        (void)cudnnDestroy(handle);
+}
+
+static void gai_cudnn_close(gai_cuda *d) {
+    if (!d->cudnn) return;
+    d->cudnn->plans.clear();
+    (void)cudnnDestroy(d->cudnn->handle);
+    delete d->cudnn;
+}
+#endif
+
 /* ---- the operators ----------------------------------------------------------------------------------------------- */
 
 static gai_attention gai_attention_of(ga_shape n) {
@@ -1887,6 +2116,9 @@ static bool gai_allow_shared(gai_cuda *d, const void *kernel, size_t bytes) {
 static void gai_cuda_sdpa_forward(void *state, float *y, float *lse, const float *q, const float *k, const float *v,
                                   const float *sink, ga_shape n) {
     gai_cuda *d = (gai_cuda *)state;
+#ifdef GA_CUDNN
+    if (gai_cudnn_plan *plan = gai_cudnn_plan_of(d, n, sink, false)) return gai_cudnn_forward(d, plan, y, lse, q, k, v);
+#endif
     gai_attention a = gai_attention_of(n);
     int heads = (int)(n.B * n.HQ);
     unsigned blocks = gai_attention_blocks(heads, n.T);
@@ -1905,6 +2137,10 @@ static void gai_cuda_sdpa_backward(void *state, float *dq, float *dk, float *dv,
                                    const float *dy, const float *y, const float *lse, const float *q, const float *k,
                                    const float *v, const float *sink, ga_shape n) {
     gai_cuda *d = (gai_cuda *)state;
+#ifdef GA_CUDNN
+    if (gai_cudnn_plan *plan = gai_cudnn_plan_of(d, n, sink, true))
+        return gai_cudnn_backward(d, plan, dq, dk, dv, dy, y, lse, q, k, v);
+#endif
     gai_attention a = gai_attention_of(n);
     size_t rows = n.B * n.T * n.HQ, kv_values = n.B * n.T * n.HK * n.D;
     float *dk_heads = scratch, *dv_heads = dk_heads + rows * n.D, *delta = dv_heads + rows * n.D;
@@ -3798,6 +4034,9 @@ static size_t gai_cuda_own_bytes(void *state, const ga_config *c, ga_mode mode) 
     scratch = gai_cuda_max(scratch, GAI_CUDA_PARTS * columns * sizeof(float));
     scratch = gai_cuda_max(scratch, (GAI_CUDA_PARTS + 1) * free_gate * sizeof(float));
     scratch = gai_cuda_max(scratch, gai_cuda_max(GAI_CUDA_PARTS, g.H) * sizeof(ga_gate_sums));
+#ifdef GA_CUDNN
+    scratch = gai_cuda_max(scratch, gai_cudnn_prepare_for(d, c, mode));
+#endif
     d->reserved = scratch;
     size_t packed = d->bf16 ? summary.weight_bytes / sizeof(float) * sizeof(__nv_bfloat16) : 0;
     return packed + (scratch > d->scratch_bytes ? scratch : 0) + gai_ranks_halves_bytes(d->ranks);
@@ -3836,11 +4075,17 @@ static ga_result gai_cuda_open(gai_cuda *d, ga_cuda_settings settings) {
     if (GAI_CUDA(d, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking)) &&
         GAI_CUDA(d, cublasLtCreate(&d->blas)))
         (void)GAI_CUDA(d, cudaMalloc(&d->workspace, GAI_CUDA_WORKSPACE));
+#ifdef GA_CUDNN
+    if (d->error.result == GA_OK) gai_cudnn_open(d);
+#endif
     return d->error.result;
 }
 
 static void gai_cuda_close(gai_cuda *d) {
     gai_cuda_forget_passes(d);
+#ifdef GA_CUDNN
+    gai_cudnn_close(d);
+#endif
     if (d->blas) (void)cublasLtDestroy(d->blas);
     (void)cudaFree(d->workspace);
     (void)cudaFree(d->scratch);

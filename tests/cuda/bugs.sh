@@ -6,17 +6,24 @@ set -u
 
 # The compiler's flags for kernels, and what they are linked with: checked, or plain.
 flags() {
-    if [ "$1" = checked ]; then echo "$CHECKED -O1 -fsanitize=thread"; else echo "$PLAIN -O0"; fi
+    case $1 in
+    checked) echo "$CHECKED -O1 -fsanitize=thread" ;;
+    cudnn) echo "$PLAIN -O0 -DGA_CUDNN -Itests/cuda/cudnn" ;;
+    *) echo "$PLAIN -O0" ;;
+    esac
 }
 parts() {
     if [ "$1" = checked ]; then echo "-no-pie -Wl,--wrap=memcpy,--wrap=memset $CHECKED_PARTS"; else echo "$PLAIN_PARTS"; fi
 }
 
+# test_object TEST MODE
+test_object() { if [ "$2" = cudnn ]; then echo "build/cuda/cudnn/test_$1.o"; else echo "build/cuda/test_$1.o"; fi; }
+
 # build HEADER MODE OBJECT TEST PROGRAM
 build() {
     # shellcheck disable=SC2046,SC2086 # lists of flags and files
     ${CXX:-c++} $(flags "$2") -w -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c "$1" -o "$3" &&
-        ${CXX:-c++} "build/cuda/test_$4.o" "$3" $(parts "$2") -o "$5" $LIBRARIES
+        ${CXX:-c++} "$(test_object "$4" "$2")" "$3" $(parts "$2") -o "$5" $LIBRARIES
 }
 
 # passes PROGRAM PATTERN: such tests there are, and they pass
@@ -82,7 +89,7 @@ LIBRARIES="-rdynamic $(make -s print-OPENMP) -lcmocka -lm"
 export WORK PLAIN PLAIN_PARTS CHECKED CHECKED_PARTS LIBRARIES
 awk 'FNR == 1 && !seen[$0]++ { print "--header", $0 }' "$WORK"/[0-9]* > "$WORK/runs"
 for bug in "$WORK"/[0-9]*; do echo "--bug $bug"; done >> "$WORK/runs"
-tests=$(awk 'FNR == 1 && !seen[$1]++ { print "build/cuda/test_" $1 ".o" }' "$WORK"/[0-9]*)
+tests=$(awk 'FNR == 1 { print $1, $3 }' "$WORK"/[0-9]* | sort -u | while read -r test mode; do test_object "$test" "$mode"; done | sort -u)
 # shellcheck disable=SC2086 # lists of files
 make -s $PLAIN_PARTS $CHECKED_PARTS $tests || exit 1
 xargs -P 2 -L 1 sh tests/cuda/bugs.sh < "$WORK/runs" | tee "$WORK/result"

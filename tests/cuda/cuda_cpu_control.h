@@ -18,6 +18,7 @@ size_t cucpu_live_allocations(void);
 size_t cucpu_memory_used(void);
 size_t cucpu_bytes_out(void); /* copied to the host, ever */
 long cucpu_kernels_run(void);
+long cucpu_cudnn_runs(void); /* of cuDNN's attention, ever */
 long cucpu_launches(void);   /* of kernels, copies and graphs, that the host has put into streams, ever */
 long cucpu_waits(void);      /* of the host, for a stream that had work left, ever */
 void cucpu_set_dry(bool on); /* streams take work, and do not do it: to count launches of large models */

@@ -93,6 +93,15 @@ uint64_t shape_of(const product *p, const layout *a, const layout *b, const layo
 }
 } // namespace
 
+/* Runs of the attention in tests/cuda/cudnn. */
+static long cudnn_runs;
+void cucpu_cudnn_ran() {
+    cudnn_runs++;
+}
+long cucpu_cudnn_runs() {
+    return cudnn_runs;
+}
+
 #ifdef CUCPU_CHECK
 void cucpu_check_host_write(void *p, size_t n), cucpu_check_host_read(const void *p, size_t n);
 #endif

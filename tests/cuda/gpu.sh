@@ -8,6 +8,12 @@ if ! nvidia-smi -L 2>/dev/null; then
     exit 1
 fi
 for test in cuda sdpa; do cmocka "$test on the GPU" build/cuda/${test}_gpu; done
+if [ -n "$(make -s print-CUDNN_FRONTEND)" ]; then
+    check "builds with cuDNN" make -s CUDNN=1 BUILD=build/cudnn build/cudnn/cuda/sdpa_gpu
+    cmocka "sdpa by cuDNN on the GPU" build/cudnn/cuda/sdpa_gpu
+else
+    skip "cuDNN's attention (its frontend is not here: pip install nvidia-cudnn-frontend)"
+fi
 check "a run goes from the CPU to the GPU and back" sh tests/cuda/resume.sh ./train
 if [ "$(nvidia-smi -L | wc -l)" -lt 2 ]; then
     skip "ranks (they need two GPUs; here is one)"

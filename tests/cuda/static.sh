@@ -1,6 +1,6 @@
 #!/bin/sh
 # What can be known of gated_attention_cuda.cuh without a GPU: it compiles for every architecture with warnings and register
-# spills as errors, and its machine code has what it was written for. Needs nvcc; the machine code also needs cuobjdump and
+# spills as errors, and its machine code has what it was written for; cuDNN's frontend finds its graphs valid. Needs nvcc; the machine code also needs cuobjdump and
 # nvdisasm (of the toolkit, or PyPI's nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm in .venv).
 #     tests/cuda/static.sh [ARCHITECTURE...]    75 80 86 89 90 100 120
 set -u
@@ -93,5 +93,20 @@ else
     else
         bad "libnccl.so.2 lacks $missing"
     fi
+fi
+
+# Compiled, linked, and validated with the real frontend; the kernels are compiled for no GPU at all.
+validate() {
+    ${CC:-cc} -std=c11 -DGATED_ATTENTION_IMPLEMENTATION -x c -c gated_attention.h -o "$work/header.o" &&
+        "$nvcc" -std=c++17 -gencode arch=compute_80,code=compute_80 -Xcicc -O0 -Werror all-warnings \
+            -Xcompiler -Wall,-Wextra,-Werror -DGA_CUDNN -isystem "$frontend" -I. tests/cuda/cudnn_graphs.cu \
+            "$work/header.o" -o "$work/graphs" -L"$library" -Xlinker -rpath="$library" -lcublasLt -lcudnn -lnvrtc &&
+        "$work/graphs"
+}
+frontend=$(make -s print-CUDNN_FRONTEND) library=$(make -s print-CUDA_LIB)
+if [ -n "$frontend" ] && [ -f "$library/libcudnn.so" ]; then
+    check "cuDNN compiles, links, and finds its graphs valid" validate
+else
+    skip "cuDNN (libcudnn or its frontend is not here: pip install nvidia-cudnn-frontend)"
 fi
 finish

@@ -7,6 +7,8 @@
  *     |error of y_i|  <= u sum_j P_ij |v_j|             |error of dq_i| <= u sum_j |dS_ij| |k_j| / sqrt(D)
  *     |error of dv_j| <= u sum_i P_ij |dy_i|            |error of dk_j| <= u sum_i |dS_ij| |q_i| / sqrt(D)
  *
+ * cuDNN's (make CUDNN=1) rounds its results as well, and the y that it is given for dy_i . y_i.
+ *
  * All else is float32 in both versions: 1e-5 of the same sums, where dS_ij = P_ij (dy_i . v_j - dy_i . y_i) counts with the
  * absolute values of all its terms, since they cancel. */
 #define _POSIX_C_SOURCE 200809L
@@ -15,6 +17,9 @@
 #include "gated_attention_cuda.cuh"
 #include "testing.h"
 #include "device.h"
+#if defined(GA_CUDNN) && defined(GAI_CUDA_CPU)
+#include "cuda_cpu_control.h"
+#endif
 
 static const double FLOAT_ERROR = 1e-5, BF16_ERROR = 0x1p-8;
 
@@ -49,7 +54,7 @@ static ga_real *as_read(const ga_real *x, size_t n, bool flash) {
 
 typedef struct {
     ga_shape n;
-    bool flash;
+    bool flash, cudnn;
     size_t queries, keys, rows;
     ga_real *q, *k, *v, *dy, *sink;
     ga_real *y, *lse, *dq, *dk, *dv, *dsink;
@@ -81,7 +86,7 @@ static void add_bounds(problem *p, const ga_real *q, const ga_real *k, const ga_
     for (size_t j = 0; j <= n.S - n.T + i; j++) {
         size_t kj = ((b * n.S + j) * n.HK + h / (n.HQ / n.HK)) * D;
         double P = exp(dot(q + qi, k + kj, D, false) * scale - lse), of_p = P * (u + FLOAT_ERROR);
-        double of_ds = (u * P * fabs(dot(dy + qi, v + kj, D, false) - delta) +
+        double of_ds = (u * P * (fabs(dot(dy + qi, v + kj, D, false) - delta) + (p->cudnn ? delta_size : 0)) +
                         FLOAT_ERROR * P * (dot(dy + qi, v + kj, D, true) + delta_size)) *
                        scale;
         for (size_t d = 0; d < D; d++) {
@@ -98,6 +103,7 @@ static problem make_problem(ga_shape n, double spread, bool with_sink) {
     memset(&p, 0, sizeof p);
     uint64_t random = n.T * 1000003 + n.S * 1009 + n.HQ * 101 + n.D;
     p.n = n, p.flash = bf16 && n.D <= 128 && n.D % 4 == 0;
+    p.cudnn = p.flash && n.S == n.T && n.D % 8 == 0 && !with_sink && strstr(device.name, "cuDNN's attention");
     p.queries = n.B * n.T * n.HQ * n.D, p.keys = n.B * n.S * n.HK * n.D, p.rows = n.B * n.HQ * n.T;
     p.q = normal_reals(p.queries, spread, &random), p.k = normal_reals(p.keys, 1, &random);
     p.v = normal_reals(p.keys, 1, &random), p.dy = normal_reals(p.queries, 1, &random);
@@ -123,6 +129,15 @@ static void solve(problem *p, ga_real *dsink) {
     for (size_t b = 0; b < n.B; b++)
         for (size_t h = 0; h < n.HQ; h++)
             for (size_t i = 0; i < n.T; i++) add_bounds(p, q, k, v, dy, b, h, i);
+    double u = p->cudnn ? BF16_ERROR : 0;
+    for (size_t i = 0; i < p->queries; i++) {
+        p->y_bound[i] += u * fabs((double)p->y[i]);
+        p->dq_bound[i] += u * fabs((double)p->dq[i]);
+    }
+    for (size_t i = 0; i < p->keys; i++) {
+        p->dk_bound[i] += u * fabs((double)p->dk[i]);
+        p->dv_bound[i] += u * fabs((double)p->dv[i]);
+    }
     free(q), free(k), free(v), free(dy), free(scratch);
 }
 
@@ -212,8 +227,17 @@ static void check_column(const problem *p, const inputs *in, size_t j) {
     free(q), free(k), free(expected), free(bound);
 }
 
+/* What a model of this shape tells the device when it is made; cuDNN then plans its attention. */
+static void announce(ga_shape n) {
+    ga_config c = ga_config_default();
+    c.vocab_size = 2, c.d_model = 8, c.d_ff = 8, c.n_layers = 1;
+    c.batch_size = n.B, c.max_seq_len = n.T, c.n_heads = n.HQ, c.n_kv_heads = n.HK, c.head_dim = n.D;
+    device.own_bytes(device.state, &c, GA_TRAINING);
+}
+
 static void check(size_t B, size_t T, size_t S, size_t HQ, size_t HK, size_t D, double spread, bool with_sink) {
     ga_shape n = {B, T, S, HQ, HK, D};
+    if (S == T && !with_sink) announce(n);
     problem p = make_problem(n, spread, with_sink);
     ga_real *dsink = as_read(p.dsink, HQ, false);
     solve(&p, dsink);
@@ -275,6 +299,60 @@ static void test_other_heads(void **unused) {
     close_device();
 }
 
+#if defined(GA_CUDNN) && defined(GAI_CUDA_CPU)
+/* cuDNN runs what was announced and what it has; the device's name says so. */
+static void test_cudnn(void **unused) {
+    (void)unused;
+    open_device(true);
+    assert_null(strstr(device.name, "attention"));
+    long runs = cucpu_cudnn_runs();
+    check(2, 65, 65, 4, 2, 32, 1, false);
+    check(1, 17, 17, 6, 1, 64, 1, false);
+    assert_int_equal(cucpu_cudnn_runs() - runs, 2 * 4); /* twice each, forward and backward */
+    assert_non_null(strstr(device.name, ", cuDNN's attention"));
+    runs = cucpu_cudnn_runs();
+    check(1, 17, 17, 6, 1, 64, 1, true); /* a sink */
+    check(1, 7, 33, 2, 1, 64, 1, false); /* keys of a cache */
+    check(1, 9, 9, 2, 1, 96, 1, false);  /* refused */
+    check(1, 9, 9, 2, 1, 12, 1, false);  /* not asked */
+    assert_int_equal(cucpu_cudnn_runs() - runs, 0);
+    close_device();
+    open_device(true);
+    check(1, 9, 9, 2, 1, 96, 1, false);
+    assert_non_null(strstr(device.name, ", own attention (cuDNN: no engine for head size 96)"));
+    close_device();
+    open_device(false);
+    check(1, 9, 9, 2, 1, 32, 1, false);
+    assert_null(strstr(device.name, "attention"));
+    close_device();
+    assert_int_equal(cucpu_cudnn_runs() - runs, 0);
+}
+
+/* Each call fails once: an operator's failure is heard, and without a handle attention is our own. */
+static void test_cudnn_failures(void **unused) {
+    (void)unused;
+    ga_shape n = {1, 9, 9, 2, 1, 32};
+    ga_error e;
+    long heard = 0, own = 0, calls = 1;
+    for (long fail = 0; fail <= calls; fail++) {
+        ga_cuda_settings settings = {.bf16 = true};
+        cucpu_fail_call(fail);
+        if (ga_device_cuda(&device, settings, &e) != GA_OK) continue;
+        announce(n);
+        ga_real *x = (ga_real *)device.allocate(device.state, 9 * 2 * 32 * sizeof *x);
+        if (x) device.sdpa_forward(device.state, x, x, x, x, x, NULL, n);
+        if (fail == 0) calls = cucpu_calls();
+        heard += device.status(device.state, &e) != GA_OK && strstr(e.text, "plan->graph.execute") != NULL;
+        own += strstr(device.name, "own attention (cuDNN: CUDNN_STATUS_NOT_INITIALIZED)") != NULL;
+        cucpu_fail_call(0);
+        device.release(device.state, x);
+        ga_device_cuda_destroy(&device);
+    }
+    assert_int_equal(heard, 1);
+    assert_int_equal(own, 1);
+}
+#endif
+
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
@@ -282,6 +360,10 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_tensor_cores_cached),
         cmocka_unit_test(test_float),
         cmocka_unit_test(test_other_heads),
+#if defined(GA_CUDNN) && defined(GAI_CUDA_CPU)
+        cmocka_unit_test(test_cudnn),
+        cmocka_unit_test(test_cudnn_failures),
+#endif
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
