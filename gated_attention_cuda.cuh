@@ -493,7 +493,7 @@ static __device__ __forceinline__ float gai_block_max(float v) {
     return v;
 }
 
-/* Sum over the block in double and in a fixed order, for thread 0; blocks of GAI_CUDA_THREADS. */
+/* Sum over the block in double and in a fixed order, for thread 0; once in a kernel of GAI_CUDA_THREADS. */
 static __device__ __forceinline__ double gai_block_total(double v) {
     GAI_SHARED(double, part, [GAI_CUDA_THREADS]);
     int t = threadIdx.x;
@@ -505,7 +505,6 @@ static __device__ __forceinline__ double gai_block_total(double v) {
         __syncwarp();
         for (int other = 1; t == 0 && other < 32; other++) v += part[other];
     }
-    __syncthreads(); /* before the next call writes its part */
     return v;
 }
 
