@@ -283,7 +283,10 @@ static void test_rounded_beside(void **unused) {
                 device.zero(device.state, dw.there, C * C * sizeof *dw.host);
                 for (int product = 0; product < 3; product++) {
                     make_beside(maker, h, from, w), overwrite(writer, h, from, w);
-                    if (again) device.add(device.state, other.there, other.there, other.there, 3); /* rounded anew */
+                    if (again) { /* rounded anew, after either */
+                        device.add(device.state, other.there, other.there, other.there, 3);
+                        device.zero(device.state, other.there, 3 * sizeof *other.host);
+                    }
                     if (product == 0) device.linear_forward(device.state, y.there, h.there, w.there, N, C, C);
                     if (product == 1)
                         device.linear_backward(device.state, dx.there, dw.there, dy.there, h.there, w.there, N, C, C);
