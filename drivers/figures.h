@@ -688,13 +688,25 @@ static void figure_map_tics(report *r, FILE *gp, size_t shown, bool labelled) {
     }
 }
 
+/* Characters of the longest of the first `shown` labels. */
+static size_t figure_longest_label(const report *r, size_t shown) {
+    size_t longest = 0;
+    for (size_t i = 0; i < shown; i++) {
+        size_t n = 0;
+        for (const char *c = r->labels[i]; *c; c++) n += ((unsigned char)*c & 0xC0) != 0x80;
+        if (n > longest) longest = n;
+    }
+    return longest;
+}
+
 /* Square panels, row by row, with one scale of colours. The scale is that of the square root: a column of a few per
  * cent is seen beside one of ninety, and an even spread stays pale. */
 static bool figure_maps(report *r, const char *stem, const char *title, const figure_panel *panels, size_t n,
                         size_t columns, size_t shown, bool labelled) {
     size_t rows = (n + columns - 1) / columns;
-    double side = labelled ? 400 : 330, left = labelled ? 74 : 60, right = 88, gap = labelled ? 66 : 50, top = 46,
-           bottom = labelled ? 74 : 54;
+    double text = labelled ? 7.0 * (double)figure_longest_label(r, shown) : 0; /* room for the tokens beside the axes */
+    double side = labelled ? 400 : 330, left = labelled ? 54 + text : 60, right = 88, gap = labelled ? 40 + text : 50,
+           top = 46, bottom = labelled ? 54 + text : 54;
     double width = left + (double)columns * side + (double)(columns - 1) * gap + right;
     double row_height = top + side + bottom, height = (double)rows * row_height;
     FILE *gp = figure_open(r, stem, ".gp");
@@ -741,8 +753,8 @@ static bool figure_map_panel(report *r, const report_model *m, size_t layer, con
     const double *map = report_map(window ? m->window_maps : m->maps, layer, r->map_len);
     double sink = window ? report_map_sink(map, r->map_len, shown) : ga_f_attn(m->statistics, layer);
     snprintf(panel->stem, sizeof panel->stem, "map_%s_layer%zu%s", m->file, layer, window ? window : "");
-    snprintf(panel->title, sizeof panel->title, "%s, layer %zu%s: %.1f %% on the first token", m->name, layer,
-             window ? ", one window" : "", 100 * sink);
+    snprintf(panel->title, sizeof panel->title, "%s, layer %zu: %.1f %% on the first token", m->name, layer,
+             100 * sink);
     return figure_map_csv(r, panel->stem, map, r->map_len, shown);
 }
 
