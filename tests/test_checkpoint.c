@@ -444,6 +444,27 @@ static void test_large_tensor(void **state) {
     ga_destroy(b);
 }
 
+/* Mapped weights of more than one chunk, a batch of more rows than are looked up at a time. */
+static void test_large_mapped(void **state) {
+    (void)state;
+    enum { B = 2, T = 256, V = 23456 };
+    ga_model *m = make_model("vocab_size=23456 max_seq_len=256 batch_size=2", GA_INFERENCE, 1);
+    save(m, in_root("large_mapped"), NULL);
+    ga_model *b = load(in_root("large_mapped"), GA_MAPPED, NULL);
+    int32_t *tokens = calloc(2 * B * T, sizeof *tokens);
+    assert_non_null(tokens);
+    for (size_t i = 0; i < 2 * B * T; i++) tokens[i] = (int32_t)(i * 7919 % V);
+    double loss[2];
+    ga_error e;
+    ga_model *models[] = {m, b};
+    for (int i = 0; i < 2; i++) expect_ok(ga_forward(models[i], tokens, tokens + B * T, B, T, NULL, &loss[i], &e), &e);
+    assert_true(loss[0] == loss[1]);
+    for (size_t i = 0; i < B * T; i++) assert_true(m->losses[i] == b->losses[i]);
+    free(tokens);
+    ga_destroy(m);
+    ga_destroy(b);
+}
+
 /* ---- mapped weights -------------------------------------------------------------------------------------------------- */
 
 /* Everything that a model computes without gradients: losses, logits, statistics, a map, generated logits. */
@@ -1129,6 +1150,21 @@ static void test_half_precision(void **state) {
         if (exponent == 31) expected = fraction != 0 ? NAN : sign * INFINITY;
         if (isnan(expected) ? !isnan(x) : x != expected || signbit(x) != signbit(expected))
             fail_msg("half %04x is %g, not %g", (unsigned)h, x, expected);
+    }
+}
+
+static void test_bfloat16(void **state) {
+    (void)state;
+    for (uint32_t h = 0; h < 65536; h++) {
+        unsigned char bytes[2] = {(unsigned char)h, (unsigned char)(h >> 8)};
+        ga_real value;
+        gai_decode(&value, bytes, 1, GAI_BF16, 0);
+        double sign = h >> 15 ? -1 : 1, fraction = h & 0x7F, x = (double)value;
+        int exponent = (int)(h >> 7 & 0xFF);
+        double expected = exponent == 0 ? sign * ldexp(fraction, -133) : sign * ldexp(128 + fraction, exponent - 134);
+        if (exponent == 255) expected = fraction != 0 ? NAN : sign * INFINITY;
+        if (isnan(expected) ? !isnan(x) : x != expected || signbit(x) != signbit(expected))
+            fail_msg("bfloat16 %04x is %g, not %g", (unsigned)h, x, expected);
     }
 }
 
@@ -1872,6 +1908,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_other_gates_stay_apart),
         cmocka_unit_test(test_special_values),
         cmocka_unit_test(test_large_tensor),
+        cmocka_unit_test(test_large_mapped),
         cmocka_unit_test(test_mapped),
         cmocka_unit_test(test_mapped_limits),
         cmocka_unit_test(test_inspect),
@@ -1890,6 +1927,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_yarn_keys),
         cmocka_unit_test(test_plain_llama),
         cmocka_unit_test(test_half_precision),
+        cmocka_unit_test(test_bfloat16),
         cmocka_unit_test(test_harmless_tensors),
         cmocka_unit_test(test_json_syntax),
         cmocka_unit_test(test_json_strings),

@@ -14,6 +14,7 @@
 #define GATED_ATTENTION_IMPLEMENTATION
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
+#include "data/questions.h"
 #include "drivers/spikes.h"
 
 #include <time.h>
@@ -1404,6 +1405,47 @@ static void test_labels(void **state) {
     data_close(s);
 }
 
+/* ---- Questions ---- */
+
+static void expect_label(const char *line, size_t label) {
+    data_question_file f;
+    ga_error e;
+    if (data_read_questions(&f, write_text("questions.jsonl", line), &e)) fail_msg("%s: %s", line, e.text);
+    assert_int_equal(arrlenu(f.questions), 1);
+    assert_int_equal(f.questions[0].line, 1);
+    assert_string_equal(f.questions[0].context, "a");
+    assert_string_equal(f.questions[0].choices[1], "c");
+    assert_int_equal(f.questions[0].label, label);
+    data_free_questions(&f);
+}
+
+static void expect_no_question(const char *line, const char *why) {
+    data_question_file f;
+    ga_error e = {GA_OK, ""};
+    assert_int_equal(data_read_questions(&f, write_text("questions.jsonl", line), &e), GA_ERR_FORMAT);
+    if (!strstr(e.text, why)) fail_msg("%s: %s", line, e.text);
+    data_free_questions(&f);
+}
+
+static void test_questions(void **state) {
+    (void)state;
+    expect_label("{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"label\": 1}", 1);
+    expect_label("{\"ctx\": \"a\", \"endings\": [\"b\", \"c\"], \"gold\": \"1\"}", 1);
+    expect_label("{\"query\": \"a\", \"choices\": [\"b\", \"c\"], \"answer\": \"B\"}", 1);
+    expect_label("{\"question\": \"a\", \"choices\": {\"text\": [\"b\", \"c\"], \"label\": [\"1\", \"2\"]}, "
+                 "\"answerKey\": \"1\"}",
+                 0);
+    static const char choice[] = "of a choice", choices[] = "2 to 26 texts", context[] = "needs one text \"context\"";
+    expect_no_question("{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"label\": 2}", choice);
+    expect_no_question("{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"label\": \"C\"}", choice);
+    expect_no_question("{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"label\": \"2\"}", choice);
+    expect_no_question("{\"context\": \"a\", \"choices\": [\"b\", \"c\"], \"label\": 0, \"gold\": 0}", choice);
+    expect_no_question("{\"context\": \"a\", \"choices\": [\"b\"], \"label\": 0}", choices);
+    expect_no_question("{\"context\": \"a\", \"choices\": [\"b\", \"\"], \"label\": 0}", choices);
+    expect_no_question("{\"context\": \"a\", \"ctx\": \"a\", \"choices\": [\"b\", \"c\"], \"label\": 0}", context);
+    expect_no_question("{\"context\": 1, \"choices\": [\"b\", \"c\"], \"label\": 0}", context);
+}
+
 static void test_help(void **state) {
     (void)state;
     char text[8192] = "";
@@ -1471,6 +1513,7 @@ int main(void) {
         cmocka_unit_test(test_spikes),
         cmocka_unit_test(test_divergence),
         cmocka_unit_test(test_labels),
+        cmocka_unit_test(test_questions),
         cmocka_unit_test(test_help),
     };
     return cmocka_run_group_tests_name("data", tests, make_directory, remove_directory);

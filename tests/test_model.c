@@ -805,6 +805,8 @@ static void test_yarn(void **state) {
         expect_near(ga_rope_frequency(&plain, i), theta, 1e-15, "frequency");
         if (turns > 33) assert_true(i > 10 || share == 1);
         if (turns < 0.9) expect_near(share, 0.25, 1e-12, "a slow pair");
+        /* 32 and 1 turns are pairs 10.47 and 22.51: the ramp goes from 10 to 23. */
+        expect_near(share, 1 - 0.75 * fmin(fmax(((double)i - 10) / 13, 0), 1), 1e-12, "the ramp");
         assert_true(share <= last && share >= 0.25 - 1e-12);
         last = share;
     }
@@ -1143,8 +1145,8 @@ static void expect_frequencies(ga_sampling s, size_t kept) {
 
 static void test_sampling(void **state) {
     (void)state;
-    static const ga_sampling certain[] = {{0, 0, 1},    {0, 5, 0.5}, {1, 1, 1},   {3, 1, 1},
-                                          {1, 0, 1e-9}, {2, 0, 0},   {1e-4, 0, 1}};
+    static const ga_sampling certain[] = {{0, 0, 1},    {0, 5, 0.5}, {1, 1, 1},    {3, 1, 1},
+                                          {1, 0, 1e-9}, {2, 0, 0},   {1e-4, 0, 1}, {1, 2, 0.5}}; /* 0.35 of 0.66 */
     uint64_t random = 1;
     for (size_t i = 0; i < COUNT(certain); i++)
         for (int j = 0; j < 50; j++) assert_int_equal(draw(certain[i], &random), 2);
