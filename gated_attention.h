@@ -505,8 +505,8 @@ typedef struct {
     /* Host memory, done on return, the same bits on all ranks: sums over the ranks; the bytes of rank 0. */
     void (*sum)(void *state, double *values, size_t n);
     void (*broadcast)(void *state, void *bytes, size_t n);
-    ga_result (*status)(void *state,
-                        ga_error *e); /* the first failure since the last call; after one, calls do nothing */
+    /* The first failure since the last call; after one, calls do nothing. */
+    ga_result (*status)(void *state, ga_error *e);
 } ga_ranks;
 
 /* ---- device ------------------------------------------------------------------------------------------------------- */
@@ -1300,8 +1300,10 @@ GAI_FN char *gai_trim(char *line) {
 enum { GAI_CONFIG_DEPTH = 8, GAI_CONFIG_FILES = 64 }; /* of a configuration that includes others */
 
 /* Where reading a configuration stands. */
-typedef struct {
+typedef struct gai_config_place {
     const char *path;
+    const struct gai_config_place *outer; /* the file that includes this one, or NULL */
+    struct stat status;
     int depth, *files; /* files that were opened, all depths together */
 } gai_config_place;
 
@@ -1312,16 +1314,18 @@ GAI_FN ga_result gai_config_include(ga_config *c, gai_config_place at, const cha
     char other[2 * GA_TEXT];
     const char *slash = strrchr(at.path, '/');
     int folder = *value == '/' || !slash ? 0 : (int)(slash - at.path) + 1;
-    struct stat status;
+    gai_config_place inner = {other, &at, at.status, at.depth + 1, at.files};
     if (at.depth == GAI_CONFIG_DEPTH)
         return gai_fail(e, GA_ERR_CONFIG, "include: more than %d files deep", (int)GAI_CONFIG_DEPTH);
     if (++*at.files > GAI_CONFIG_FILES)
         return gai_fail(e, GA_ERR_CONFIG, "include: more than %d files", (int)GAI_CONFIG_FILES);
     if (snprintf(other, sizeof other, "%.*s%s", folder, at.path, value) >= (int)sizeof other)
         return gai_fail(e, GA_ERR_CONFIG, "include: the path is too long");
-    if (stat(other, &status) == 0 && !S_ISREG(status.st_mode))
-        return gai_fail(e, GA_ERR_FILE, "include: %s is not a regular file", other);
-    gai_config_place inner = {other, at.depth + 1, at.files};
+    if (stat(other, &inner.status)) return gai_fail(e, GA_ERR_FILE, "include: %s: %s", other, strerror(errno));
+    if (!S_ISREG(inner.status.st_mode)) return gai_fail(e, GA_ERR_FILE, "include: %s is not a regular file", other);
+    for (const gai_config_place *p = &at; p; p = p->outer)
+        if (p->status.st_dev == inner.status.st_dev && p->status.st_ino == inner.status.st_ino)
+            return gai_fail(e, GA_ERR_CONFIG, "include: %s is this file, or one that includes it", other);
     return gai_config_file(c, inner, e);
 }
 
@@ -1373,7 +1377,10 @@ GAI_FN ga_result gai_config_file(ga_config *c, gai_config_place at, ga_error *e)
 
 GA_API ga_result ga_config_load(ga_config *c, const char *path, ga_error *e) {
     int files = 1;
-    gai_config_place at = {path, 0, &files};
+    gai_config_place at;
+    memset(&at, 0, sizeof at);
+    at.path = path, at.files = &files;
+    if (stat(path, &at.status)) return gai_fail(e, GA_ERR_FILE, "%s: %s", path, strerror(errno));
     return gai_config_file(c, at, e);
 }
 
@@ -3032,13 +3039,13 @@ GAI_FN double gai_seconds(void) {
         (m)->seconds[GA_OP_##op] += gai_seconds() - gai_start, (m)->calls[GA_OP_##op]++; \
     } while (0)
 
-/* Operators return nothing: what failed in them is asked for once at the end of a pass. */
 /* The ranks that train m together, or NULL. */
 GAI_INLINE const ga_ranks *gai_ranks(const ga_model *m) {
     const ga_ranks *ranks = m->device.ranks;
     return ranks && ranks->count > 1 && m->mode == GA_TRAINING ? ranks : NULL;
 }
 
+/* Operators return nothing: what failed in them is asked for once at the end of a pass. */
 GAI_FN ga_result gai_status(const ga_model *m, ga_error *e) {
     const ga_ranks *ranks = gai_ranks(m);
     ga_result result = m->device.status ? m->device.status(m->device.state, e) : GA_OK;
@@ -3243,6 +3250,7 @@ GAI_FN size_t gai_activation_bytes(const ga_config *c, ga_mode mode) {
 GA_API ga_result ga_summarize_rank(const ga_config *c, ga_mode mode, size_t ranks, ga_summary *s, ga_error *e) {
     ga_result result = ga_config_check(c, e);
     if (result != GA_OK) return result;
+    if (ranks == 0) return gai_fail(e, GA_ERR_INPUT, "a model is trained by one rank at least");
     ga_sizes z = ga_sizes_of(c);
     double logits = (double)c->vocab_size, rows = (double)c->batch_size * (double)c->max_seq_len;
     double widest = (double)(z.K * (2 * z.F + 2 * z.C) + z.E + z.Z + 8 * z.C + 4 * z.HQ * z.D);
@@ -4494,8 +4502,8 @@ GAI_FN void gai_add_gate_sums(ga_gate_sums *all, const ga_gate_sums *g) {
     for (size_t b = 0; b < GA_BINS; b++) all->bins[b] += g->bins[b];
 }
 
-/* What statistics consist of, as numbers: the first GAI_ADDED are sums, then follow maxima, then the gate's. */
-enum { GAI_ADDED = 4, GAI_MAXIMA = GAI_ADDED, GAI_GATE, GAI_PARTS };
+/* What statistics consist of, as numbers: the first GAI_ADDED are sums, then follow maxima, last the gate's. */
+enum { GAI_ADDED = 4, GAI_GATE = 5, GAI_PARTS };
 typedef struct {
     double *values;
     size_t n;
@@ -5474,8 +5482,8 @@ GAI_FN bool gai_gate_is_packed(const ga_config *c) {
 typedef struct {
     const char *prefixes[2];
     ga_real *blocks[2];
-    ga_real
-        *shares[2]; /* where the blocks are spread over the ranks: what this one has; the block is only room for all */
+    /* Where the blocks are spread over the ranks: what this one has; the block is only room for all. */
+    ga_real *shares[2];
     size_t n_blocks;
     gai_layout layout;
 } gai_contents;

@@ -32,7 +32,9 @@
  * `tokenizers` library all the same (unicode.h).
  *
  * Regular expressions need PCRE2 (DATA_PCRE2 is defined, -lpcre2-8), NFC needs utf8proc (DATA_UTF8PROC, -lutf8proc); a
- * program built without them says so when it is to open a tokenizer. The file that defines DATA_IMPLEMENTATION holds the code; it also implements gated_attention.h.
+ * program built without them says so when it is to open a tokenizer.
+ *
+ * The file that defines DATA_IMPLEMENTATION holds the code; it also implements gated_attention.h.
  */
 #ifndef DATA_TOKENIZER_H
 #define DATA_TOKENIZER_H

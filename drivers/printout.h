@@ -67,9 +67,8 @@ static void print_ranks(const run *r) {
     char exchange[16];
     ga_config_get(&r->config, "exchange", exchange, sizeof exchange);
     bool rounded = strcmp(exchange, "bfloat16") == 0;
-    printf("ranks       %zu (%s), %zu on this machine: %zu micro-batches of a step each, moments shared out, gradients "
-           "sent "
-           "as %s%s\n",
+    printf("ranks       %zu (%s), %zu on this machine: %zu micro-batches of a step each, moments shared out, "
+           "gradients sent as %s%s\n",
            all->count, r->device.cuda ? "NCCL" : all->calls.library(all->mpi), all->local_count,
            r->config.gradient_accumulation_steps / all->count, exchange,
            rounded ? " (lossy: rounded to 8 bits; sums and weights in float32)" : "");
@@ -135,8 +134,9 @@ static void print_profile(const run *r) {
     qsort(order, GA_OP_COUNT, sizeof order[0], by_seconds);
     printf("\n%-20s %8s %10s %12s\n", "operator", "share", "seconds", "calls");
     for (size_t i = 0; i<GA_OP_COUNT && * order[i]> 0; i++) {
-        size_t operator=(size_t)(order[i] - m->seconds);
-        printf("%-20s %6.1f %% %10.2f %12s\n", ga_operator_name(operator), 100 * *order[i] / wall, *order[i], GROUPED(m->calls[operator]));
+        size_t op = (size_t)(order[i] - m->seconds);
+        printf("%-20s %6.1f %% %10.2f %12s\n", ga_operator_name(op), 100 * *order[i] / wall, *order[i],
+               GROUPED(m->calls[op]));
     }
     printf("%-20s %6.1f %% %10.2f\n", "outside", 100 * (wall - inside) / wall, wall - inside);
     struct rusage usage;

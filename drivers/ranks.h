@@ -2,7 +2,7 @@
  * several, else it trains alone and none of this costs anything.
  *
  *     ranks all;
- *     if (!ranks_find(&all, &e)) return ranks_fail(&all, "train", e.text, 2);    // before anything is printed
+ *     if (!ranks_find(&all, &e)) return ranks_fail(&all, "train", e.text, 1);    // before anything is printed
  *     if (!ranks_join(&all, &device, &config, &e)) ...                           // sets device.device.ranks
  *     ranks_share(&all, &decision, sizeof decision);                             // rank 0's word
  *     if (ranks_any(&all, stop_requested)) ...                                   // the same answer on all
@@ -224,7 +224,8 @@ static void ranks_end(ranks *r) {
     r->mpi = NULL, r->table = NULL;
 }
 
-/* Prints why this process ends, and ends the others: one line, of rank 0 where all ranks fail alike. Returns the exit code. */
+/* Prints why this process ends, and ends the others: one line, of rank 0 where all ranks fail alike. Returns the exit
+ * code. */
 static int ranks_fail(ranks *r, const char *program, char *text, int code) {
     char line[4096];
     if (r->by_environment) {

@@ -212,9 +212,10 @@ static void run_job(ranks_mpi *r, const job *j) {
     if (j->kind == SUM && usable) run_sum(r, (double *)j->data, j->n);
     if (j->kind == BROADCAST && usable) run_broadcast(r, j->data, j->n);
     if (j->kind == ALL_FAILED) r->all_failed = meet(r);
-    if (j->kind == ABORT || (j->kind == CLOSE && r->given_up)) MPI_Abort(MPI_COMM_WORLD, (int)j->n);
+    if (j->kind == CLOSE && is_leaving(r)) meet(r);         /* rank 0 has said why */
+    bool pending = r->given_up || r->error.result != GA_OK; /* MPI_Finalize would wait for what is under way */
+    if (j->kind == ABORT || (j->kind == CLOSE && pending)) MPI_Abort(MPI_COMM_WORLD, (int)j->n);
     if (j->kind == CLOSE) {
-        if (is_leaving(r)) meet(r); /* rank 0 has said why */
         MPI_Comm_free(&r->failing);
         MPI_Finalize();
     }

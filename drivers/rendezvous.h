@@ -11,8 +11,10 @@
  *     if (!rendezvous_all_alive(&r, &e)) puts(e.text);              // also from another thread
  *     rendezvous_close(&r, true);                                   // true: this rank is done; false: it has failed
  *
- * The names are those that torchrun sets; where its agent has taken the port for itself, the next one is used. A stranger
- * (a port scanner) is turned away; RANKS_TIMEOUT is how many seconds ranks wait for each other (600); ranks that disagree, or two of one number, end all of them. Nothing is encrypted.
+ * The names are those that torchrun sets; where its agent has taken the port for itself, the next one is used.
+ * RANKS_TIMEOUT is how many seconds ranks wait for each other (600). A stranger (a port scanner) is turned away; ranks that
+ * disagree, or two of one number, end all of them. Nothing is encrypted.
+ *
  * Needs common.h and gated_attention.h before it.
  */
 #ifndef DRIVERS_RENDEZVOUS_H

@@ -431,7 +431,8 @@ static void test_hostile_config_files(void **state) {
     for (int i = 0; i < 100; i++) fputs(line, f); /* 100^8 files, if they were all read */
     fclose(f);
     assert_int_equal(ga_config_load(&c, path, &e), GA_ERR_CONFIG);
-    assert_true(has_line(&e, "more than 8 files deep"));
+    snprintf(text, sizeof text, "%s:1: include: %s is this file, or one that includes it", path, path);
+    assert_string_equal(e.text, text);
     unlink(path);
     char leaf[256];
     write_text(leaf, sizeof leaf, "d_ff = 5\n");
@@ -445,6 +446,41 @@ static void test_hostile_config_files(void **state) {
     assert_true(has_line(&e, "more than 64 files"));
     unlink(path);
     unlink(leaf);
+}
+
+/* Each file includes the one before it, the first one `innermost`. */
+static void write_chain(char paths[][256], size_t n, const char *innermost) {
+    char text[512];
+    for (size_t i = 0; i < n; i++) {
+        snprintf(text, sizeof text, "include = %s\n", i == 0 ? innermost : strrchr(paths[i - 1], '/') + 1);
+        write_text(paths[i], sizeof paths[i], text);
+    }
+}
+
+static void test_chains_of_config_files(void **state) {
+    (void)state;
+    char paths[9][256], leaf[256], text[1024];
+    ga_error e = {GA_OK, ""};
+    ga_config c = ga_config_default();
+    write_text(leaf, sizeof leaf, "d_ff = 5\n");
+    write_chain(paths, 9, strrchr(leaf, '/') + 1);
+    assert_int_equal(ga_config_load(&c, paths[7], &e), GA_OK);
+    assert_int_equal(c.d_ff, 5);
+    assert_int_equal(ga_config_load(&c, paths[8], &e), GA_ERR_CONFIG);
+    assert_true(has_line(&e, "more than 8 files deep"));
+    for (size_t i = 0; i < 9; i++) unlink(paths[i]);
+    write_chain(paths, 2, "no-such.cfg");
+    assert_int_equal(ga_config_load(&c, paths[1], &e), GA_ERR_FILE);
+    assert_true(has_line(&e, "no-such.cfg: No such file"));
+    FILE *f = fopen(paths[0], "wb"); /* a ring of two */
+    assert_non_null(f);
+    fprintf(f, "include = %s\n", strrchr(paths[1], '/') + 1);
+    fclose(f);
+    assert_int_equal(ga_config_load(&c, paths[1], &e), GA_ERR_CONFIG);
+    snprintf(text, sizeof text, "%s:1: %s:1: include: %s is this file, or one that includes it", paths[1], paths[0],
+             paths[1]);
+    assert_string_equal(e.text, text);
+    unlink(paths[0]), unlink(paths[1]), unlink(leaf);
 }
 
 /* ---- input --------------------------------------------------------------------------------------------------------- */
@@ -1491,6 +1527,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_config_file),
         cmocka_unit_test(test_bad_config_files),
         cmocka_unit_test(test_hostile_config_files),
+        cmocka_unit_test(test_chains_of_config_files),
         cmocka_unit_test(test_bad_input),
         cmocka_unit_test(test_ignored_targets),
         cmocka_unit_test(test_two_models_at_once),

@@ -164,10 +164,12 @@ static void test_same_bits(void **state) {
 static void test_memory(void **state) {
     (void)state;
     ga_error e;
+    ga_summary s, whole;
+    ga_config c = config_of(variants[1]);
+    assert_int_equal(ga_summarize_rank(&c, GA_TRAINING, 0, &s, &e), GA_ERR_INPUT);
     for (size_t count = 1; count <= 4; count++) {
-        training like = {.config = config_of(variants[1])}, runs[MOST_RANKS];
+        training like = {.config = c}, runs[MOST_RANKS];
         run_training(runs, count, false, &like);
-        ga_summary s, whole;
         expect_ok(ga_summarize_rank(&like.config, GA_TRAINING, count, &s, &e), &e);
         expect_ok(ga_summarize(&like.config, GA_TRAINING, &whole, &e), &e);
         assert_int_equal(s.optimizer_bytes, 2 * runs[0].moments * sizeof(ga_real));
