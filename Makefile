@@ -126,7 +126,7 @@ $(BUILD)/test_%: tests/test_%.c $(TEST_HEADERS) | packages-test
 	$(CC) $(TEST_CFLAGS) $< -o $@ -lcmocka -lpthread $(LDLIBS)
 
 test: packages-test train analyze data/vocabulary $(C_TESTS:%=$(BUILD)/test_%)
-	@sh tests/run.sh $(C_TESTS:%=$(BUILD)/test_%) $(SH_TESTS:%=tests/test_%.sh) tests/sanitize.sh tests/mutants.sh
+	@sh tests/run.sh tests/sanitize.sh tests/mutants.sh $(SH_TESTS:%=tests/test_%.sh) $(C_TESTS:%=$(BUILD)/test_%)
 
 # The kernels for NVIDIA GPUs as plain C++ on the CPU: needs the CUDA headers, but neither nvcc nor a GPU.
 CUDA_INCLUDE := $(if $(CUDA_HOME),$(if $(wildcard $(CUDA_HOME)/include/cublasLt.h),$(CUDA_HOME)/include),$(patsubst %/cublasLt.h,%,$(wildcard /usr/include/cublasLt.h)))

@@ -6,7 +6,7 @@
 set -u
 if ! command -v python3 > /dev/null; then
     echo "skipped: no python3"
-    echo "0 passed, 0 failed (skipped)"
+    echo "0 passed, 0 failed, 1 skipped"
     exit 0
 fi
 work=$(mktemp -d)
