@@ -3612,14 +3612,12 @@ static void gai_cuda_sdpa_statistics(void *state, float *received, float *entrop
 
 #ifdef GA_NCCL
 
-#define GAI_NCCL_FUNCTIONS(X)                                                                               \
-    X(GetVersion)                                                                                           \
-    X(GetUniqueId)                                                                                          \
-    X(GetErrorString)                                                                                       \
-    X(GetLastError)                                                                                         \
-    X(CommInitRankConfig)                                                                                   \
-    X(CommGetAsyncError) X(CommFinalize) X(CommDestroy) X(CommAbort) X(GroupStart) X(GroupEnd) X(AllReduce) \
-        X(ReduceScatter) X(AllGather) X(Broadcast) X(Send) X(Recv)
+/* clang-format off */
+#define GAI_NCCL_FUNCTIONS(X)                                                                                          \
+    X(GetVersion) X(GetUniqueId) X(GetErrorString) X(GetLastError) X(CommInitRankConfig) X(CommGetAsyncError)          \
+    X(CommFinalize) X(CommDestroy) X(CommAbort) X(GroupStart) X(GroupEnd) X(AllReduce) X(ReduceScatter) X(AllGather)   \
+    X(Broadcast) X(Send) X(Recv)
+/* clang-format on */
 
 typedef struct {
 #define GAI_X(name) decltype(&nccl##name) name;

@@ -23,7 +23,7 @@ void cucpu_check_free(void *p), cucpu_check_host_write(void *p, size_t n),
 
 struct CUevent_st {
     std::atomic<uint64_t> recorded{0}, reached{0}; /* asked for by other threads */
-    bool captured = false; /* its latest record is a part of a graph */
+    bool captured = false;                         /* its latest record is a part of a graph */
 };
 struct work {
     std::shared_ptr<void> closure;
