@@ -1,6 +1,6 @@
 /* drivers/printout.h - what train prints before its first step and after its last one.
  *
- * Needs run.h and plan.h before it.
+ * Needs run.h before it.
  */
 #ifndef DRIVERS_PRINTOUT_H
 #define DRIVERS_PRINTOUT_H

@@ -12,8 +12,9 @@
  *     rendezvous_close(&r, true);                                   // true: this rank is done; false: it has failed
  *
  * The names are those that torchrun sets; where its agent has taken the port for itself, the next one is used.
- * RANKS_TIMEOUT is how many seconds ranks wait for each other (600). A stranger (a port scanner) is turned away; ranks that
- * disagree, or two of one number, end all of them. Nothing is encrypted.
+ * RANKS_TIMEOUT is how many seconds ranks wait for each other (600), also while rank 0 alone learns a vocabulary, makes the
+ * tokens of a text or writes a checkpoint. A stranger (a port scanner) is turned away; ranks that disagree, or two of one
+ * number, end all of them. Nothing is encrypted.
  *
  * Needs common.h and gated_attention.h before it.
  */

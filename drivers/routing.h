@@ -1,5 +1,5 @@
 /* drivers/routing.h - what the routers of a mixture of experts did in an optimiser step, for the progress line and
- * metrics.jsonl. Include it after gated_attention.h.
+ * metrics.jsonl.
  *
  *     routing r;
  *     if (!routing_create(&r, model)) ...        // a dense model has no layers here: nothing is looked at or written
@@ -7,6 +7,8 @@
  *     routing_write(file, &r);                   // ,"load_balance":2.03,"load_balance_by_layer":[...],...
  *     r.layers[routing_worst(&r)].max_load       // where the load is least even
  *     free(r.layers);
+ *
+ * Needs gated_attention.h before it.
  */
 #ifndef DRIVERS_ROUTING_H
 #define DRIVERS_ROUTING_H
