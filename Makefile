@@ -83,7 +83,8 @@ CUDNN_FRONTEND ?= $(patsubst %/cudnn_frontend.h,%,$(firstword $(wildcard $(CUDA_
 	/usr/include/cudnn_frontend.h /usr/local/include/cudnn_frontend.h $(HOME)/.local/lib/python3*/site-packages/include/cudnn_frontend.h \
 	.venv/lib/python3*/site-packages/include/cudnn_frontend.h $(VIRTUAL_ENV)/lib/python3*/site-packages/include/cudnn_frontend.h)))
 CUDNN_FLAGS = -DGA_CUDNN -isystem $(or $(CUDNN_FRONTEND),$(error CUDNN=1: cudnn_frontend.h is not found; pip install nvidia-cudnn-frontend, or CUDNN_FRONTEND=DIRECTORY)) -lcudnn -lnvrtc
-CUDA_GPU := $(if $(NVCC),$(shell nvidia-smi -L 2>/dev/null | head -n 1))
+# Where the driver does not work, nvidia-smi says so on its standard output.
+CUDA_GPU := $(if $(NVCC),$(shell nvidia-smi -L 2>/dev/null | grep -m 1 '^GPU '))
 CUDA_ARCH ?= $(if $(CUDA_GPU),-arch=native,-gencode arch=compute_75$(comma)code=compute_75 -gencode arch=compute_80$(comma)code=[sm_80$(comma)compute_80])
 $(BUILD)/cuda/declarations: gated_attention.h
 	@mkdir -p $(BUILD)/cuda
@@ -95,7 +96,8 @@ $(BUILD)/cuda/options: FORCE
 	@echo 'CUDNN=$(CUDNN)' | cmp -s - $@ || echo 'CUDNN=$(CUDNN)' >$@
 $(BUILD)/cuda/libgated_attention_cuda.so: gated_attention_cuda.cuh $(BUILD)/cuda/declarations $(BUILD)/cuda/options
 	$(NVCC) -std=c++17 -O3 $(CUDA_ARCH) -shared -Xcompiler -Wall,-Wextra,-fPIC -DGATED_ATTENTION_CUDA_IMPLEMENTATION $(CUDA_NCCL) -x cu $< -o $@ \
-		-L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublasLt $(if $(filter-out 0,$(CUDNN)),$(CUDNN_FLAGS))
+		-L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublasLt $(if $(filter-out 0,$(CUDNN)),$(CUDNN_FLAGS)) || \
+		{ echo 'nvcc fails: NVCC= builds for the CPU alone; NVCC_PREPEND_FLAGS=-ccbin=g++-12 takes an older host compiler' >&2; exit 1; }
 
 # ---- the main job, small: both quick models, then the report -------------------------------------------------------
 DEMO ?= demo

@@ -404,6 +404,7 @@ static void gai_cuda_record_no_more(gai_cuda *d) {
 static bool gai_cuda_replay(void *state, const void *key, size_t bytes) {
     gai_cuda *d = (gai_cuda *)state;
     if (d->error.result != GA_OK || d->unrecorded.result != GA_OK || bytes > GAI_CUDA_KEY) return false;
+    d->rounded.values = NULL; /* a graph writes over them, and may not depend on them */
     gai_cuda_pass *oldest = d->passes, *known = NULL;
     for (gai_cuda_pass *p = d->passes; p < d->passes + GAI_CUDA_PASSES; p++) {
         if (p->bytes == bytes && memcmp(p->key, key, bytes) == 0) known = p;
@@ -3625,7 +3626,10 @@ typedef struct {
 #undef GAI_X
 } gai_nccl;
 
-enum { GAI_RANKS_BYTES = 32 << 10 }; /* of the host's values at one time */
+enum {
+    GAI_RANKS_BYTES = 32 << 10, /* of the host's values at one time */
+    GAI_RANKS_PATIENCE = 10     /* most seconds that the end waits for a communicator that is aborted */
+};
 
 /* An exchange runs on a stream of its own, after what the device's stream had been given before; the device's stream waits
  * for it when it is told to. A second thread looks after the other ranks: only it can end an exchange that would never end,
@@ -3645,7 +3649,7 @@ struct gai_cuda_ranks {
     ncclComm_t comm;      /* NULL before the beginning, and after a failure */
     ga_error failure;     /* the first, for good */
     double since;         /* when the latest exchange was begun; 0: none was */
-    bool stop;            /* the watcher is to end */
+    bool stop, stopped;   /* the watcher is to end, and has nothing more to do */
 };
 typedef struct gai_cuda_ranks gai_cuda_ranks;
 
@@ -3690,22 +3694,25 @@ static const char *gai_ranks_trouble(gai_cuda_ranks *r, ga_error *e) {
     return done == cudaSuccess ? NULL : cudaGetErrorString(done);
 }
 
-/* The second thread. It ends the exchanges where there is trouble, so that the GPU comes to the end of its streams. */
+/* The second thread. It ends the exchanges where there is trouble, so that the GPU comes to the end of its streams. Where a
+ * rank has been killed, ncclCommAbort may itself wait for ever: it runs without the lock. */
 static void *gai_ranks_watch(void *state) {
     gai_cuda_ranks *r = (gai_cuda_ranks *)state;
     ga_error e = {GA_OK, ""};
     const char *trouble = cudaSetDevice(r->device->index) == cudaSuccess ? NULL : "cudaSetDevice fails";
     for (bool stop = false; !stop; gai_nap(0.02)) {
+        ncclComm_t ended = NULL;
         pthread_mutex_lock(&r->lock);
         if (!trouble && r->failure.result == GA_OK) trouble = gai_ranks_trouble(r, &e);
         if (trouble) gai_ranks_fail(r, __FILE__, __LINE__, "exchange", trouble);
-        if (r->failure.result != GA_OK && r->comm) {
-            (void)r->nccl.CommAbort(r->comm);
-            r->comm = NULL;
-        }
+        if (r->failure.result != GA_OK) ended = r->comm, r->comm = NULL;
         stop = r->stop;
         pthread_mutex_unlock(&r->lock);
+        if (ended) (void)r->nccl.CommAbort(ended);
     }
+    pthread_mutex_lock(&r->lock);
+    r->stopped = true;
+    pthread_mutex_unlock(&r->lock);
     return NULL;
 }
 
@@ -3943,16 +3950,31 @@ static void gai_ranks_meet(gai_cuda_ranks *r) {
         gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, "first exchange", "it does not count the ranks");
 }
 
+/* Ends the second thread; false: it does not come back from ncclCommAbort. */
+static bool gai_ranks_unwatch(gai_cuda_ranks *r) {
+    double deadline = gai_seconds() + fmin(GAI_RANKS_PATIENCE, r->settings.timeout);
+    bool stopped = !r->watched;
+    pthread_mutex_lock(&r->lock);
+    r->stop = true;
+    pthread_mutex_unlock(&r->lock);
+    for (; !stopped && gai_seconds() < deadline; gai_nap(0.001)) {
+        pthread_mutex_lock(&r->lock);
+        stopped = r->stopped;
+        pthread_mutex_unlock(&r->lock);
+    }
+    if (stopped && r->watched) pthread_join(r->watcher, NULL);
+    return stopped;
+}
+
 static void gai_ranks_close(gai_cuda_ranks *r, bool failed) {
     gai_cuda *d = r->device;
     bool finished = !failed && GAI_NCCL(r, r->nccl.CommFinalize(r->comm));
     pthread_mutex_lock(&r->lock);
     if (!finished) gai_ranks_fail(r, __FILE__, __LINE__, "exchange", "this rank has given up");
-    r->stop = true;
     pthread_mutex_unlock(&r->lock);
-    if (r->watched) pthread_join(r->watcher, NULL);
-    if (r->comm) (void)r->nccl.CommDestroy(r->comm);
     d->ranks = NULL;
+    if (!gai_ranks_unwatch(r)) return; /* the process ends: what that thread still uses ends with it */
+    if (r->comm) (void)r->nccl.CommDestroy(r->comm);
     if (r->exchanged) (void)cudaEventDestroy(r->exchanged);
     if (r->computed) (void)cudaEventDestroy(r->computed);
     if (r->stream) (void)cudaStreamDestroy(r->stream);

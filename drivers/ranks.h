@@ -122,6 +122,12 @@ static bool ranks_open_rendezvous(ranks *r, ga_error *e) {
     return rendezvous_open(&r->meeting, &place, e);
 }
 
+/* The GPU of this process, as CUDA counts those that it sees: where a launcher lets it see only one, that one. */
+static size_t ranks_gpu(const ranks *r) {
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    return visible && *visible && !strchr(visible, ',') ? 0 : r->local;
+}
+
 /* Threads for this process. A launcher may have bound it to some cores; else the ranks of a machine share what is there. */
 static void ranks_share_cores(ranks *r) {
     r->threads = 1;

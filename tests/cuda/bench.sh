@@ -12,6 +12,9 @@ mkdir -p $work
 nvidia-smi -L || { echo "no NVIDIA GPU here" && exit 1; }
 tests/reference/setup.sh
 python="$(pwd)/.venv/bin/python"
+# What PyTorch does without on a CPU: Triton, which compiles its kernels.
+"$python" -c 'import triton' 2>/dev/null ||
+    "$python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' tests/reference/requirements.txt)"
 used() { nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -i 0; }
 
 # watch COMMAND...: runs it, and notes the most memory in use beyond what was in use before, in MiB

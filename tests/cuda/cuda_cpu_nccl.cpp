@@ -463,6 +463,7 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm) {
 ncclResult_t ncclCommAbort(ncclComm_t comm) {
     ncclComm *c = valid(comm);
     c->aborted = true;
+    while (getenv("CUCPU_ABORT_HANGS")) pause();
     while (c->running) usleep(100);
     c->gone = true;
     return ncclSuccess;

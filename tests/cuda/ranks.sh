@@ -31,14 +31,15 @@ device = cuda
 threads = 1
 END
 
-# ranks N key=value...: as many processes; their output in out.RANK and err.RANK, the exit codes in code.RANK
+# ranks N key=value...: as many processes, with RANKS_EACH set one GPU visible to each; their output in out.RANK and err.RANK, the exit codes in code.RANK
 ranks() {
     n=$1 i=$1
     shift
     MASTER_PORT=$((MASTER_PORT + 1))
     while [ "$i" -gt 0 ]; do
         i=$((i - 1))
-        { RANK=$i WORLD_SIZE=$n LOCAL_RANK=$i timeout 120 "$train" tiny.cfg "$@" >out.$i 2>err.$i; echo $? >code.$i; } &
+        { [ -z "${RANKS_EACH-}" ] || export CUDA_VISIBLE_DEVICES=$i CUCPU_DEVICES=1
+            RANK=$i WORLD_SIZE=$n LOCAL_RANK=$i timeout 120 "$train" tiny.cfg "$@" >out.$i 2>err.$i; echo $? >code.$i; } &
     done
     wait
     [ "$(cat code.*)" = "$(yes 0 | head -n "$n")" ] || { cat err.* && false; }
@@ -62,6 +63,10 @@ check "to the same bits" cmp two/last/model.safetensors again/last/model.safeten
 check "gradients as bfloat16" same 2 max_steps=6 output_dir=half exchange=bfloat16
 check "are not far from it" alike half one 1e-2 6
 check "and not the same" sh -c '! cmp -s two/last/model.safetensors half/last/model.safetensors && grep -q lossy out.0'
+export RANKS_EACH=1
+check "ranks that see one GPU each" same 2 max_steps=6 output_dir=each
+unset RANKS_EACH
+check "train to the same bits" cmp two/last/model.safetensors each/last/model.safetensors
 [ -n "$more" ] || finish
 
 check "three ranks begin" same 3 gradient_accumulation_steps=6 max_steps=2 output_dir=turns
@@ -70,17 +75,21 @@ check "one ends" "$train" tiny.cfg gradient_accumulation_steps=6 max_steps=6 out
 check "one process, six micro-batches" "$train" tiny.cfg gradient_accumulation_steps=6 max_steps=6 output_dir=whole
 check "with its losses" alike turns whole 1e-4 6
 
-# A rank that is killed while they train: the other ends with one line.
-MASTER_PORT=$((MASTER_PORT + 1))
-RANK=1 WORLD_SIZE=2 "$train" tiny.cfg max_steps=100000 output_dir=killed >out.1 2>err.1 &
-victim=$!
-RANK=0 WORLD_SIZE=2 timeout 60 "$train" tiny.cfg max_steps=100000 output_dir=killed >out.0 2>err.0 &
-other=$!
-while kill -0 $other 2>/dev/null && ! grep -q '"step"' killed/metrics.jsonl 2>/dev/null; do sleep 0.1; done
-kill -9 $victim
-wait $other
-[ $? -eq 1 ] && [ "$(wc -l <err.0)" -eq 1 ] && grep -q "rank 0 of 2: .*rank 1 has ended" err.0
-if [ $? -eq 0 ]; then ok "a killed rank ends the other"; else bad "a killed rank ends the other" "$(cat err.0)"; fi
+# killed NAME VARIABLE=VALUE: a rank is killed while they train; the other ends with one line
+killed() {
+    MASTER_PORT=$((MASTER_PORT + 1))
+    RANK=1 WORLD_SIZE=2 "$train" tiny.cfg max_steps=100000 output_dir="$2" >out.1 2>err.1 &
+    victim=$!
+    RANK=0 WORLD_SIZE=2 timeout 60 env "$2" "$train" tiny.cfg max_steps=100000 output_dir="$2" >out.0 2>err.0 &
+    other=$!
+    while kill -0 $other 2>/dev/null && ! grep -q '"step"' "$2/metrics.jsonl" 2>/dev/null; do sleep 0.1; done
+    kill -9 $victim
+    wait $other
+    [ $? -eq 1 ] && [ "$(wc -l <err.0)" -eq 1 ] && grep -q "rank 0 of 2: .*rank 1 has ended" err.0
+    if [ $? -eq 0 ]; then ok "$1"; else bad "$1" "$(cat err.0)"; fi
+}
+killed "a killed rank ends the other" RANKS_TIMEOUT=60
+killed "also where ncclCommAbort does not return" CUCPU_ABORT_HANGS=1
 
 # What is refused, in one line.
 export RANKS_TIMEOUT=1
