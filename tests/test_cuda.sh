@@ -55,6 +55,10 @@ if [ -n "$(make -s print-NVCC)" ]; then
     prints "the companion is loaded" 2 "gated_attention_cuda.cuh:" \
         env LD_LIBRARY_PATH="$work/driver" ./train configs/quick.cfg --dry-run device=cuda
     check "cuBLAS waits for a driver" sh -c "! ldd ./train | grep cublas"
+    printf '#!/bin/sh\necho "Failed to initialize NVML: Driver/library version mismatch"\nexit 18\n' >"$work/driver/nvidia-smi"
+    chmod +x "$work/driver/nvidia-smi"
+    check "a driver that does not work is no GPU to compile for" \
+        sh -c '[ -z "$(PATH=$1:$PATH make -s print-CUDA_GPU)" ]' sh "$work/driver"
 else
     skip "how the companion is loaded (nvcc is not here)"
 fi
