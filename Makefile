@@ -19,7 +19,7 @@ WARN = -Wall -Wextra -Wpedantic -Wshadow $(WERROR)
 CFLAGS ?= $(OPT)
 ALL_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) $(STB)
 LDLIBS = $(TEXT_LIBS) -lm
-HEADERS = gated_attention.h gated_attention_x86.h gated_attention_cuda.cuh $(wildcard data/*.h drivers/*.h)
+HEADERS = gated_attention.h gated_attention_x86.h gated_attention_cuda.cuh $(wildcard data/*.h drivers/*.h drivers/*/*.h)
 BUILD = build
 
 # What is here: OpenMP by trying it, stb_ds by its header. OPENMP= on the command line builds without threads.
@@ -70,7 +70,7 @@ data/vocabulary: data/vocabulary.c $(HEADERS) | packages
 	$(CC) $(ALL_CFLAGS) data/vocabulary.c -o $@ $(LDLIBS)
 
 # Ranks over MPI, which train loads where a launcher has started several. MPICC= on the command line builds without.
-$(BUILD)/mpi/libranks_mpi.so: drivers/ranks_mpi.c drivers/ranks_mpi.h $(BUILD)/cuda/declarations
+$(BUILD)/mpi/libranks_mpi.so: drivers/train/ranks_mpi.c drivers/train/ranks_mpi.h $(BUILD)/cuda/declarations
 	@mkdir -p $(BUILD)/mpi
 	$(MPICC) -std=c11 $(WARN) $(CFLAGS) -fPIC -shared $< -o $@ -lpthread -lm
 
@@ -198,8 +198,8 @@ bench: train
 	@sh tests/bench/bench.sh $(BENCH)
 
 # ---- formatting and static analysis --------------------------------------------------------------------------------
-SOURCES = $(wildcard $(foreach directory,. data drivers tests tests/bench tests/cuda tests/fuzz tests/reference, \
-	$(addprefix $(directory)/*.,c h cpp cuh)))
+SOURCES = $(wildcard $(foreach directory,. data drivers drivers/train drivers/analyze tests tests/bench tests/cuda \
+	tests/fuzz tests/reference,$(addprefix $(directory)/*.,c h cpp cuh)))
 format:
 	clang-format -i $(SOURCES)
 check: packages-test

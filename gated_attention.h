@@ -483,7 +483,7 @@ enum { GA_HEAD_ROWS = 256 }; /* rows of logits that exist at one time */
  *     |g|^2 = sum over the parts                                    sum
  *     w     = AdamW(w, g) of the own part, then of all of them      all_gather
  *
- * This table moves the values: drivers/ranks_mpi.c fills it with MPI, gated_attention_cuda.cuh with NCCL. A model takes it
+ * This table moves the values: drivers/train/ranks_mpi.c fills it with MPI, gated_attention_cuda.cuh with NCCL. A model takes it
  * from its device (ga_device.ranks). All ranks make the same calls, in the same order, with the same sizes.
  *
  * The first three entries exchange values where the model's device has them, in place: count * per_rank values, of which

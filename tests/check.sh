@@ -13,7 +13,7 @@ step "header: gcc, g++, clang, clang++" sh tests/test_header.sh
 tidy='-checks=-*,clang-analyzer-*,bugprone-*,-bugprone-easily-swappable-parameters,-bugprone-narrowing-conversions,-bugprone-macro-parentheses,-bugprone-implicit-widening-of-multiplication-result,-bugprone-reserved-identifier,-clang-analyzer-security.insecureAPI.*,-bugprone-assignment-in-if-condition,-bugprone-suspicious-string-compare'
 text=$(make -s print-TEXT)
 mpi=$(mpicc --showme:compile 2>/dev/null)
-for source in train.c analyze.c data/vocabulary.c ${mpi:+drivers/ranks_mpi.c}; do
+for source in train.c analyze.c data/vocabulary.c ${mpi:+drivers/train/ranks_mpi.c}; do
     step "clang-tidy $source" clang-tidy --quiet "$tidy" --warnings-as-errors='*' "$source" -- -std=c11 -O1 $text $mpi
     step "cppcheck $source" cppcheck --quiet --error-exitcode=1 --std=c11 $text --enable=warning,portability --inline-suppr \
         --suppress=missingIncludeSystem --suppress=duplicateAssignExpression --suppress=invalidFunctionArg "$source"

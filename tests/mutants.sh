@@ -4,7 +4,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 script=tests/mutants.sh list=tests/mutants.txt
-sources=$(echo gated_attention.h data/*.h drivers/*.h)
+sources=$(echo gated_attention.h data/*.h drivers/*.h drivers/*/*.h)
 
 prepare() {
     text=$(make -s print-TEXT) text_libraries=$(make -s print-TEXT_LIBS) # PCRE2 and utf8proc

@@ -15,7 +15,7 @@
 #define DATA_IMPLEMENTATION
 #include "data/data.h"
 #include "data/questions.h"
-#include "drivers/spikes.h"
+#include "drivers/train/spikes.h"
 
 #include <time.h>
 

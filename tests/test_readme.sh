@@ -40,7 +40,7 @@ found() {
 {
     found "paths" '^(\./)?(tests|data|docs|configs|drivers|\.ci)/[A-Za-z0-9_./*-]*$' 'ls -d $word $word.c 2>/dev/null | grep -q . || grep -rqF $word tests/*/*.sh'
     found "names of files" '^[A-Za-z0-9_-]+\.(c|h|cuh|cpp|sh|py|cfg)$' "grep -qx \$word $work/files"
-    found "functions and types" '\b(ga|gai|data)_[a-z0-9_]+\b' 'grep -qw $word *.h *.cuh data/*.h drivers/*.h'
+    found "functions and types" '\b(ga|gai|data)_[a-z0-9_]+\b' 'grep -qw $word *.h *.cuh data/*.h drivers/*.h drivers/*/*.h'
     found "keys" '^[a-z_]+=' "grep -qw \${word%=} $work/help"
     found "options" '^--[a-z][a-z_-]*' 'grep -qrF -e "$word" train.c analyze.c data drivers tests'
     grep -ohE '(`|^)make [a-z0-9-]+' $documents | sed 's/.*make //' | sort -u >"$work/code"

@@ -59,7 +59,7 @@ with open("docs/sweep.md", "w") as f:
             "`configs/sweep.cfg` (8 layers of width 32 on Bigram-Backcopy, 400 steps) at rising learning rates, written by "
             "`make sweep`" + (f" with `RATES=\"{' '.join(rates)}\" SEEDS=\"{' '.join(seeds)}\"`") + ". Held-out loss at the "
             f"end{', mean over the seeds' if len(seeds) > 1 else ''}; a spike is a step whose loss lies seven standard deviations above the mean of the 128 steps before it; a run has "
-            "diverged when a loss is not finite or comes back up (`drivers/spikes.h`).\n\n" + "\n".join(table) + "\n\n"
+            "diverged when a loss is not finite or comes back up (`drivers/train/spikes.h`).\n\n" + "\n".join(table) + "\n\n"
             "![Final loss against the learning rate](sweep.svg)\n\n"
             f"Of {len(runs) * len(seeds)} runs, {diverged} diverged; they have {spikes} loss spikes in all.\n\n"
             "The paper's counterpart (Table 2, 48 layers, 1.7B parameters): at a rate of 8e-3 the baseline's perplexity "

@@ -38,7 +38,7 @@ coverage() {
         build "$out/cov" "-fsanitize=fuzzer -fprofile-instr-generate -fcoverage-mapping" 2> /dev/null || return 0
     LLVM_PROFILE_FILE=$out/$1.profraw FUZZ_TARGET=$1 "$out/cov" -runs=0 "$out/corpus/$1" "tests/fuzz/seeds/$1" > /dev/null 2>&1
     "$profdata" merge -sparse "$out/$1.profraw" -o "$out/$1.profdata" 2> /dev/null || return 0
-    "$cov" report "$out/cov" -instr-profile="$out/$1.profdata" -show-functions gated_attention.h data/*.h drivers/*.h tests/fuzz/fuzz_*.c \
+    "$cov" report "$out/cov" -instr-profile="$out/$1.profdata" -show-functions gated_attention.h data/*.h drivers/*.h drivers/*/*.h tests/fuzz/fuzz_*.c \
         2> /dev/null | awk '$5 > $6 && $5 ~ /^[0-9]+$/ && $1 != "TOTAL" { all += $5; missed += $6; n++ }
             END { if (all) printf "     it reaches %d functions, and in them %.1f %% of %d lines\n", n, 100 * (all - missed) / all, all }'
 }

@@ -1,4 +1,4 @@
-/* drivers/routing.h - what the routers of a mixture of experts did in an optimiser step, for the progress line and
+/* drivers/train/routing.h - what the routers of a mixture of experts did in an optimiser step, for the progress line and
  * metrics.jsonl.
  *
  *     routing r;

@@ -1,4 +1,4 @@
-/* drivers/analysis.h - what every mode of analyze stands on: its options, the models that it is given, the tokens that they
+/* drivers/analyze/analysis.h - what every mode of analyze stands on: its options, the models that it is given, the tokens that they
  * read. A new option is one line of ANALYSIS_OPTIONS; a new mode one line of ANALYSIS_MODES and a header of its own.
  *
  *     analysis a = {0};
@@ -51,7 +51,7 @@
     X(FLAG, PROMPT, maps, 0, 0, 0, "", "draw the attention maps of the prompt")                                        \
     X(TEXT, PROMPT, layers, NULL, 0, 0, "L,L,...", "layers of --maps, from 0; default: four of them")                  \
     X(LIST, DESCRIBE, describe, NULL, 0, 0, "DIR", "says what checkpoints hold and what they cost")                    \
-    X(LIST, EVALUATE, eval, NULL, 0, 0, "FILE.jsonl", "multiple choice by log-likelihood (drivers/evaluate.h); several files")\
+    X(LIST, EVALUATE, eval, NULL, 0, 0, "FILE.jsonl", "multiple choice by log-likelihood (drivers/analyze/evaluate.h); several files")\
     X(TEXT, EVALUATE, eval_form, "cloze", 0, 0, "FORM", "cloze: the choices' texts are scored; letters: their letters")\
     X(SIZE, EVALUATE, shots, 0, 0, 1000, "N", "answered questions before each; not scored themselves")                 \
     X(TEXT, EVALUATE, shots_from, NULL, 0, 0, "FILE", "where they come from; default: the file's first")         \

@@ -1,4 +1,4 @@
-/* drivers/spikes.h - loss spikes and divergence of a training run, from its losses alone (Table 2, A.6).
+/* drivers/train/spikes.h - loss spikes and divergence of a training run, from its losses alone (Table 2, A.6).
  *
  *     spikes s = {0};
  *     spike_kind kind = spikes_add(&s, loss);    // after each step; s.count spikes so far, s.mean of the last steps

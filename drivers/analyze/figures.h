@@ -1,4 +1,4 @@
-/* drivers/figures.h - what analyze measured, as figures: for each one NAME.csv (its data), NAME.gp (a gnuplot script that
+/* drivers/analyze/figures.h - what analyze measured, as figures: for each one NAME.csv (its data), NAME.gp (a gnuplot script that
  * can be run again, `gnuplot NAME.gp`) and NAME.svg, all in DIR/figures.
  *
  *     report r = {.directory = "reports/quick", .models = models, ...};

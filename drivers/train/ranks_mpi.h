@@ -1,11 +1,11 @@
-/* drivers/ranks_mpi.h - ga_ranks over MPI, for models on CPUs: the interface of a shared object which drivers/ranks.h loads
- * where a launcher of MPI has started several processes (drivers/ranks_mpi.c; the Makefile builds it with mpicc). Elsewhere no
+/* drivers/train/ranks_mpi.h - ga_ranks over MPI, for models on CPUs: the interface of a shared object which drivers/train/ranks.h loads
+ * where a launcher of MPI has started several processes (drivers/train/ranks_mpi.c; the Makefile builds it with mpicc). Elsewhere no
  * MPI library is needed, nor its start-up paid.
  */
 #ifndef DRIVERS_RANKS_MPI_H
 #define DRIVERS_RANKS_MPI_H
 
-#include "../gated_attention.h"
+#include "../../gated_attention.h"
 
 typedef struct ranks_mpi ranks_mpi;
 

@@ -1,4 +1,4 @@
-/* drivers/printout.h - what train prints before its first step and after its last one.
+/* drivers/train/printout.h - what train prints before its first step and after its last one.
  *
  * Needs run.h before it.
  */

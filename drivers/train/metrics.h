@@ -1,4 +1,4 @@
-/* drivers/metrics.h - metrics.jsonl: one object a step.
+/* drivers/train/metrics.h - metrics.jsonl: one object a step.
  *
  * Needs run.h before it.
  */

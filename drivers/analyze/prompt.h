@@ -1,4 +1,4 @@
-/* drivers/prompt.h - analyze --prompt: models go on from a text, and the attention maps of it.
+/* drivers/analyze/prompt.h - analyze --prompt: models go on from a text, and the attention maps of it.
  *
  * Needs prompt_maps.h before it.
  */

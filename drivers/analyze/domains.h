@@ -1,4 +1,4 @@
-/* drivers/domains.h - analyze --domains: perplexity by domain, one file of text or tokens for each.
+/* drivers/analyze/domains.h - analyze --domains: perplexity by domain, one file of text or tokens for each.
  *
  * Each file is read from its beginning in windows that do not overlap, all of them unless --num_samples says how many.
  * Losses are means over tokens; since tokenizers cut text differently, bits per byte compare models where they do:

@@ -1,4 +1,4 @@
-/* drivers/ranks_mpi.c - ga_ranks over MPI (see ranks_mpi.h).
+/* drivers/train/ranks_mpi.c - ga_ranks over MPI (see ranks_mpi.h).
  *
  * A thread of its own makes all MPI calls, one job after the other, while the trainer's threads compute: no MPI library has to
  * allow more (MPI_THREAD_FUNNELED), and exchanges go on whether or not anybody asks for them. Waiting it sleeps between

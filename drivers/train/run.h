@@ -1,4 +1,4 @@
-/* drivers/run.h - what every part of train stands on: the run and its state, the command line, the keys it means.
+/* drivers/train/run.h - what every part of train stands on: the run and its state, the command line, the keys it means.
  *
  *     run r = {0};
  *     command_line a = {0};

@@ -1,4 +1,4 @@
-/* drivers/report.h - what analyze measured, as summary.json and as report.html: beside the paper's own figures, in one
+/* drivers/analyze/report.h - what analyze measured, as summary.json and as report.html: beside the paper's own figures, in one
  * file that needs no network.
  *
  *     report_write_summary(&r);

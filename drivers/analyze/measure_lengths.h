@@ -1,4 +1,4 @@
-/* drivers/measure_lengths.h - runs the models over windows of rising length, for analyze --lengths.
+/* drivers/analyze/measure_lengths.h - runs the models over windows of rising length, for analyze --lengths.
  *
  *     if (!measure_lengths(&a)) puts(a.failure);     // fills the models' `lengths`
  *

@@ -1,4 +1,4 @@
-/* drivers/ranks.h - the processes that train one model together, of which this is one: found where a launcher has started
+/* drivers/train/ranks.h - the processes that train one model together, of which this is one: found where a launcher has started
  * several, else it trains alone and none of this costs anything.
  *
  *     ranks all;

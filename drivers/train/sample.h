@@ -1,4 +1,4 @@
-/* drivers/sample.h - text that the model writes while it is trained (key sample_every).
+/* drivers/train/sample.h - text that the model writes while it is trained (key sample_every).
  *
  * Needs plan.h and progress.h before it.
  */
