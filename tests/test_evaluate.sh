@@ -73,6 +73,13 @@ head -2 "$dir/first.jsonl" > "$dir/shots.jsonl"
 if diff <(head -3 "$dir/cloze_2_512/eval_m_questions.csv" | cut -d, -f2-) <(cut -d, -f2- "$dir/from/eval_m_rest.csv") > "$dir/diff" 2>&1
 then ok "shots from another file"; else bad "shots from another file: $(head -3 "$dir/diff" "$dir/stdout")"; fi
 
+mkdir -p "$dir/other"
+cp "$dir/shots.jsonl" "$dir/other/first.jsonl"
+"$analyze" --models "m:$fixture" --eval "$dir/first.jsonl" "$dir/other/first.jsonl" --output "$dir/alike" > "$dir/stdout" 2>&1
+if cmp "$dir/forms/eval_m_first.csv" "$dir/alike/eval_m_first.csv" > "$dir/diff" 2>&1 &&
+    cmp <(head -3 "$dir/forms/eval_m_first.csv") "$dir/alike/eval_m_first@2.csv" > "$dir/diff" 2>&1
+then ok "files of the same name in two directories"; else bad "files of the same name: $(cat "$dir/diff" "$dir/stdout")"; fi
+
 line() { printf '%s\n' "$1" > "$dir/$2.jsonl"; }
 line '{"question": "a", "choices": ["b", "c"]}' unlabelled
 line '{"question": "a", "choices": ["b", "c"], "label": 2}' beyond

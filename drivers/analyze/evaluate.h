@@ -241,6 +241,15 @@ static const char *eval_stem(analysis *a, const char *path) {
     return stem;
 }
 
+/* The name of what is written for file i, with a number where a file before it, of another directory, has the same stem. */
+static const char *eval_name(analysis *a, const report_model *m, size_t i) {
+    const char *stem = eval_stem(a, a->options.eval[i]);
+    size_t number = 1;
+    for (size_t k = 0; k < i; k++) number += strcmp(eval_stem(a, a->options.eval[k]), stem) == 0;
+    return number == 1 ? keep_text(a, "eval_%s_%s", m->file, stem)
+                       : keep_text(a, "eval_%s_%s@%zu", m->file, stem, number);
+}
+
 static bool eval_model(analysis *a, const report_model *m, const data_question_file *files,
                        const data_question_file *shots, eval_score *scores) {
     size_t longest = a->options.has_seq_len ? a->options.seq_len : m->config.max_seq_len;
@@ -256,7 +265,7 @@ static bool eval_model(analysis *a, const report_model *m, const data_question_f
     for (size_t i = 0; good && i < arrlenu(a->options.eval); i++) {
         const data_question_file *from = shots ? shots : &files[i];
         size_t first = shots ? 0 : a->options.shots;
-        const char *name = keep_text(a, "eval_%s_%s", m->file, eval_stem(a, files[i].path));
+        const char *name = eval_name(a, m, i);
         FILE *csv = report_open(&a->report, name, ".csv");
         if (!csv) good = fail(a, 1, "%s", a->report.error);
         char *prefix = eval_prefix(a, from);
