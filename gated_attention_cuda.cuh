@@ -3681,12 +3681,18 @@ static void gai_cuda_take_failure(gai_cuda *d) {
     pthread_mutex_unlock(&d->ranks->lock);
 }
 
+/* What the communicator says of the latest call. */
+static ncclResult_t gai_nccl_state(const gai_cuda_ranks *r) {
+    ncclResult_t state = ncclSuccess;
+    return r->nccl.CommGetAsyncError(r->comm, &state) == ncclSuccess ? state : ncclInternalError;
+}
+
 /* Why the ranks cannot go on; NULL: they can. */
 static const char *gai_ranks_trouble(gai_cuda_ranks *r, ga_error *e) {
     ga_cuda_rendezvous meeting = r->settings.rendezvous;
     ncclResult_t state = ncclSuccess;
     if (meeting.all_alive && !meeting.all_alive(meeting.state, e)) return e->text;
-    if (r->comm && r->nccl.CommGetAsyncError(r->comm, &state) != ncclSuccess) return "ncclCommGetAsyncError fails";
+    if (r->comm) state = gai_nccl_state(r);
     if (state != ncclSuccess && state != ncclInProgress) return r->nccl.GetErrorString(state);
     if (r->since == 0 || gai_seconds() < r->since + r->settings.timeout) return NULL;
     cudaError_t done = cudaEventQuery(r->exchanged);
@@ -3725,16 +3731,17 @@ static bool gai_nccl_enter(gai_cuda_ranks *r) {
     return false;
 }
 
-/* After it: the communicator does not block, so that a call may go on after it has returned. It is over when the
- * communicator's state says so. */
+/* After it: the communicator does not block, so that a call may go on after it has returned, of some versions also after it
+ * has returned ncclSuccess. It is over when the communicator's state says so. */
 static bool gai_nccl_leave(gai_cuda_ranks *r, ncclResult_t result, const char *file, int line, const char *call) {
     double deadline = gai_seconds() + r->settings.timeout;
+    if (result == ncclSuccess && r->comm) result = gai_nccl_state(r);
     while (result == ncclInProgress && r->failure.result == GA_OK) {
         pthread_mutex_unlock(&r->lock);
         gai_nap(20e-6);
         pthread_mutex_lock(&r->lock);
         if (gai_seconds() > deadline) gai_ranks_fail(r, file, line, call, "the other ranks do not answer");
-        if (r->comm && r->nccl.CommGetAsyncError(r->comm, &result) != ncclSuccess) result = ncclInternalError;
+        if (r->comm) result = gai_nccl_state(r);
     }
     if (result != ncclSuccess) {
         char word[300];
