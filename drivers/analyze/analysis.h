@@ -1,5 +1,6 @@
-/* drivers/analyze/analysis.h - what every mode of analyze stands on: its options, the models that it is given, the tokens that they
- * read. A new option is one line of ANALYSIS_OPTIONS; a new mode one line of ANALYSIS_MODES and a header of its own.
+/* drivers/analyze/analysis.h - what every mode of analyze stands on: its options, the models that it is given, the
+ * tokens that they read. A new option is one line of ANALYSIS_OPTIONS; a new mode one line of ANALYSIS_MODES and a
+ * header of its own.
  *
  *     analysis a = {0};
  *     if (!parse_options(&a, argc, argv) || !add_models(&a)) puts(a.failure);    // and a.exit_code

@@ -1,5 +1,5 @@
-/* drivers/analyze/compare.h - analyze without another mode: several models on the same tokens, as a table, summary.json, figures and
- * report.html.
+/* drivers/analyze/compare.h - analyze without another mode: several models on the same tokens, as a table,
+ * summary.json, figures and report.html.
  *
  * Needs interventions.h and measure_lengths.h before it.
  */

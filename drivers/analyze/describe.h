@@ -1,4 +1,5 @@
-/* drivers/analyze/describe.h - `./analyze --describe DIR`: what a checkpoint holds, where its gate is, and what it costs to use.
+/* drivers/analyze/describe.h - `./analyze --describe DIR`: what a checkpoint holds, where its gate is, and what it
+ * costs to use.
  *
  * Everything that loading checks is checked, but no weight is read: it takes a moment, however large the model.
  * Needs analysis.h before it.

@@ -1,4 +1,5 @@
-/* drivers/analyze/evaluate.h - analyze --eval: multiple choice by log-likelihood, with the numbers of lm-evaluation-harness.
+/* drivers/analyze/evaluate.h - analyze --eval: multiple choice by log-likelihood, with the numbers of
+ * lm-evaluation-harness.
  *
  * The questions are those of data/questions.h. For each choice
  *

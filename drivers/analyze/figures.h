@@ -1,5 +1,5 @@
-/* drivers/analyze/figures.h - what analyze measured, as figures: for each one NAME.csv (its data), NAME.gp (a gnuplot script that
- * can be run again, `gnuplot NAME.gp`) and NAME.svg, all in DIR/figures.
+/* drivers/analyze/figures.h - what analyze measured, as figures: for each one NAME.csv (its data), NAME.gp (a gnuplot
+ * script that can be run again, `gnuplot NAME.gp`) and NAME.svg, all in DIR/figures.
  *
  *     report r = {.directory = "reports/quick", .models = models, ...};
  *     if (!figures_write(&r)) return fail(r.error);

@@ -1,5 +1,6 @@
-/* drivers/analyze/gallery.h - the figures of sections 4.2, 4.3 and A.3 to A.5 that are one number for each layer, head or position:
- * lists, from which the CSVs, the plots, the columns of summary.json and the tables of report.html are made.
+/* drivers/analyze/gallery.h - the figures of sections 4.2, 4.3 and A.3 to A.5 that are one number for each layer, head
+ * or position: lists, from which the CSVs, the plots, the columns of summary.json and the tables of report.html are
+ * made.
  *
  *     gallery_write(&r);        // after figures.h; a new figure is a line in one of the lists
  *

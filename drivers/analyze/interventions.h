@@ -1,5 +1,6 @@
-/* drivers/analyze/interventions.h - analyze --interventions: what a part is for, by the loss without it. The gate's scores replaced by
- * their mean, by 1, halved, doubled; the first token's key or value removed; every head silenced in turn.
+/* drivers/analyze/interventions.h - analyze --interventions: what a part is for, by the loss without it. The gate's
+ * scores replaced by their mean, by 1, halved, doubled; the first token's key or value removed; every head silenced in
+ * turn.
  *
  *     if (!intervene(&a, &w, &a.report.models[0])) puts(a.failure);     // fills the model's `changes`
  *

@@ -1,6 +1,6 @@
-/* drivers/analyze/lengths.h - analyze --lengths: what was measured in windows of rising length, as in section 4.4, and its figure:
- * accuracy on the questions that the data asks, the loss by position, the sinks. measure_lengths.h measures it, report.h
- * puts it into summary.json and report.html.
+/* drivers/analyze/lengths.h - analyze --lengths: what was measured in windows of rising length, as in section 4.4, and
+ * its figure: accuracy on the questions that the data asks, the loss by position, the sinks. measure_lengths.h measures
+ * it, report.h puts it into summary.json and report.html.
  *
  * Needs figures.h before it.
  */

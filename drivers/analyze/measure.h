@@ -1,4 +1,5 @@
-/* drivers/analyze/measure.h - runs a model over windows of tokens and keeps what analyze reports: losses, statistics, maps.
+/* drivers/analyze/measure.h - runs a model over windows of tokens and keeps what analyze reports: losses, statistics,
+ * maps.
  *
  *     measuring w = {.model = load_model(&a, m, batch_size, seq_len), .batch_size = batch_size};
  *     allocate_measuring(&a, &w, m) && read_windows(&a, &w, 0, 1) && measure_windows(&a, &w, m, 0, 1)

@@ -1,5 +1,6 @@
-/* drivers/analyze/prompt_maps.h - analyze --prompt ... --maps: the attention maps of a prompt, averaged over heads, with its tokens
- * on both axes: for each model a figure of four layers, and one figure with a row for each model. As SVG and as PNG.
+/* drivers/analyze/prompt_maps.h - analyze --prompt ... --maps: the attention maps of a prompt, averaged over heads,
+ * with its tokens on both axes: for each model a figure of four layers, and one figure with a row for each model. As
+ * SVG and as PNG.
  *
  * Needs measure.h before it.
  */

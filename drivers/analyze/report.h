@@ -1,5 +1,5 @@
-/* drivers/analyze/report.h - what analyze measured, as summary.json and as report.html: beside the paper's own figures, in one
- * file that needs no network.
+/* drivers/analyze/report.h - what analyze measured, as summary.json and as report.html: beside the paper's own figures,
+ * in one file that needs no network.
  *
  *     report_write_summary(&r);
  *     report_write_html(&r);     // after figures_write(&r): the figures are copied into the page

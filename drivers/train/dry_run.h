@@ -1,4 +1,5 @@
-/* drivers/train/dry_run.h - train --dry-run: the plan, and an estimate of the time from the speed of this machine's products.
+/* drivers/train/dry_run.h - train --dry-run: the plan, and an estimate of the time from the speed of this machine's
+ * products.
  *
  * Needs plan.h and printout.h before it.
  */

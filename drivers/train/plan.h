@@ -1,4 +1,5 @@
-/* drivers/train/plan.h - what a run will do: the stream it reads, how many steps, which windows in which order, which held out.
+/* drivers/train/plan.h - what a run will do: the stream it reads, how many steps, which windows in which order, which
+ * held out.
  *
  *     if (!open_data(r) || !plan_steps(r) || !plan_evaluation(r)) return false;
  *     if (!read_windows(r, DATA_TRAIN, r->state.windows, c->batch_size)) return false;    // into r->inputs, r->targets

@@ -1,4 +1,5 @@
-/* drivers/train/progress.h - what is seen of a run while it trains: a bar of two lines on a terminal, else a line now and then.
+/* drivers/train/progress.h - what is seen of a run while it trains: a bar of two lines on a terminal, else a line now
+ * and then.
  *
  * Needs run.h before it.
  */

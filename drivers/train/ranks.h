@@ -1,5 +1,5 @@
-/* drivers/train/ranks.h - the processes that train one model together, of which this is one: found where a launcher has started
- * several, else it trains alone and none of this costs anything.
+/* drivers/train/ranks.h - the processes that train one model together, of which this is one: found where a launcher has
+ * started several, else it trains alone and none of this costs anything.
  *
  *     ranks all;
  *     if (!ranks_find(&all, &e)) return ranks_fail(&all, "train", e.text, 1);    // before anything is printed

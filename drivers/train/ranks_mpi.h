@@ -1,6 +1,6 @@
-/* drivers/train/ranks_mpi.h - ga_ranks over MPI, for models on CPUs: the interface of a shared object which drivers/train/ranks.h loads
- * where a launcher of MPI has started several processes (drivers/train/ranks_mpi.c; the Makefile builds it with mpicc). Elsewhere no
- * MPI library is needed, nor its start-up paid.
+/* drivers/train/ranks_mpi.h - ga_ranks over MPI, for models on CPUs: the interface of a shared object which
+ * drivers/train/ranks.h loads where a launcher of MPI has started several processes (drivers/train/ranks_mpi.c; the
+ * Makefile builds it with mpicc). Elsewhere no MPI library is needed, nor its start-up paid.
  */
 #ifndef DRIVERS_RANKS_MPI_H
 #define DRIVERS_RANKS_MPI_H

@@ -1,6 +1,6 @@
-/* drivers/train/rendezvous.h - processes that were started by environment variables alone find each other: rank 0 listens at
- * MASTER_ADDR:MASTER_PORT, the others connect. Over these connections goes what the ranks need to begin (NCCL's unique
- * id), and then nothing: they stay open, so that each rank learns when another one has ended.
+/* drivers/train/rendezvous.h - processes that were started by environment variables alone find each other: rank 0
+ * listens at MASTER_ADDR:MASTER_PORT, the others connect. Over these connections goes what the ranks need to begin
+ * (NCCL's unique id), and then nothing: they stay open, so that each rank learns when another one has ended.
  *
  *     rendezvous_place place;                                       // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
  *     if (!rendezvous_find(&place, &e)) puts(e.text);

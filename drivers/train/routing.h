@@ -1,5 +1,5 @@
-/* drivers/train/routing.h - what the routers of a mixture of experts did in an optimiser step, for the progress line and
- * metrics.jsonl.
+/* drivers/train/routing.h - what the routers of a mixture of experts did in an optimiser step, for the progress line
+ * and metrics.jsonl.
  *
  *     routing r;
  *     if (!routing_create(&r, model)) ...        // a dense model has no layers here: nothing is looked at or written

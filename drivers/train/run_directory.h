@@ -1,4 +1,5 @@
-/* drivers/train/run_directory.h - the directory of a run: its lock, its configuration, its checkpoints, how it is taken up again.
+/* drivers/train/run_directory.h - the directory of a run: its lock, its configuration, its checkpoints, how it is taken
+ * up again.
  *
  *     if (!open_tokenizer(r, fresh) || ... || !open_run(r, fresh)) return false;
  *     if (!save_best(r, val_loss) || !save_last(r)) return false;

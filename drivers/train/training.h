@@ -1,4 +1,5 @@
-/* drivers/train/training.h - the loop of train: accumulated gradients, the update, evaluation, what follows a step, divergence.
+/* drivers/train/training.h - the loop of train: accumulated gradients, the update, evaluation, what follows a step,
+ * divergence.
  *
  *     measurement m = nothing_measured;
  *     if (!train(r, &m)) return false;
