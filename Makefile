@@ -48,7 +48,7 @@ MPI_CFLAGS = $(if $(MPICC),-DGA_MPI_LIBRARY='"$(notdir $(MPI_LIBRARY))"')
 MPI_LIBS = $(if $(MPICC),-Wl$(comma)-rpath$(comma)'$$ORIGIN/$(dir $(MPI_LIBRARY))' -ldl)
 CUDA_LIBS = $(if $(NVCC),-rdynamic -Wl$(comma)-rpath$(comma)'$$ORIGIN/$(dir $(CUDA_LIBRARY))' -ldl)
 
-.PHONY: all help packages packages-test test test-cuda demo check format bench bench-cuda mutants fuzz reference sanitize
+.PHONY: all help packages packages-test programs-test test test-cuda demo check format bench bench-cuda mutants fuzz reference sanitize
 .PHONY: pairs table4 curves sweep late-gate lengths clean
 all: train analyze data/vocabulary
 	@echo "compiler: $(CC)   OpenMP: $(or $(OPENMP),not found, one thread)   tokenizers: $(or $(and $(PCRE2),$(UTF8PROC)),PCRE2 or utf8proc not found)   nvcc: $(or $(NVCC),not found, no GPU)   MPI: $(or $(MPICC),not found)"
@@ -127,7 +127,10 @@ $(BUILD)/test_%: tests/test_%.c $(TEST_HEADERS) | packages-test
 	@mkdir -p $(BUILD)
 	$(CC) $(TEST_CFLAGS) $< -o $@ -lcmocka -lpthread $(LDLIBS)
 
-test: packages-test train analyze data/vocabulary $(C_TESTS:%=$(BUILD)/test_%)
+# A make of its own builds on all cores, and sees what the packages have brought.
+programs-test: train analyze data/vocabulary $(C_TESTS:%=$(BUILD)/test_%)
+test: packages-test
+	@$(MAKE) --no-print-directory -j$$(getconf _NPROCESSORS_ONLN) programs-test
 	@sh tests/run.sh tests/sanitize.sh tests/mutants.sh $(SH_TESTS:%=tests/test_%.sh) $(C_TESTS:%=$(BUILD)/test_%)
 
 # The kernels for NVIDIA GPUs as plain C++ on the CPU: needs the CUDA headers, but neither nvcc nor a GPU.

@@ -4529,7 +4529,7 @@ GA_API ga_result ga_statistics_merge(ga_statistics *s, const ga_ranks *ranks, ga
     double *all = (double *)gai_zeroed(ranks->count * n * sizeof *all);
     if (!all) return gai_fail(e, GA_ERR_MEMORY, "no memory to merge statistics");
     for (size_t i = 0; i < GAI_PARTS; at += parts[i++].n)
-        memcpy(all + ranks->rank * n + at, parts[i].values, parts[i].n * sizeof *all);
+        for (size_t k = 0; k < parts[i].n; k++) all[ranks->rank * n + at + k] = parts[i].values[k];
     ranks->sum(ranks->state, all, ranks->count * n);
     ga_statistics_reset(s);
     const double *next = all;
