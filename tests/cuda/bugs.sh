@@ -19,7 +19,7 @@ prepare() {
     checked=$(make -s print-CUDA_CHECKED) checked_parts=$(make -s print-CUDA_CHECKED_PARTS)
     libraries="-rdynamic $(make -s print-OPENMP) -lcmocka -lm"
     export plain plain_parts checked checked_parts libraries
-    tests=$(awk '/^[a-z]+ test_/ { print $1, NF > 2 ? $3 : "plain" }' $list | sort -u |
+    tests=$(awk '/^[a-z]+ test_/ { print $1, (NF > 2 ? $3 : "plain") }' $list | sort -u |
         while read -r test mode; do object "$test" "$mode"; done | sort -u)
     # shellcheck disable=SC2086 # lists of files
     make -s $plain_parts $checked_parts $tests || exit 1
