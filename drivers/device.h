@@ -64,18 +64,21 @@ static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
 /* The driver first: where there is none, the companion and cuBLAS need not be read at all. They stay to the end. */
 static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
     void *library = dlopen("libcuda.so.1", RTLD_LAZY) ? dlopen(GA_CUDA_LIBRARY, RTLD_NOW) : NULL;
-    if (!library) {
+    const struct {
+        const char *name;
+        void **call;
+    } symbols[] = {
+        {"ga_device_cuda", (void **)&cuda->create},    {"ga_device_cuda_destroy", (void **)&cuda->destroy},
+        {"ga_device_cuda_bf16", (void **)&cuda->bf16}, {"ga_device_cuda_unrecorded", (void **)&cuda->unrecorded},
+        {"ga_ranks_cuda", (void **)&cuda->join},       {"ga_ranks_cuda_destroy", (void **)&cuda->leave}};
+    bool whole = library != NULL;
+    for (size_t i = 0; whole && i < sizeof symbols / sizeof symbols[0]; i++)
+        whole = (*symbols[i].call = dlsym(library, symbols[i].name)) != NULL;
+    if (!whole) {
         e->result = GA_ERR_DEVICE;
         snprintf(e->text, sizeof e->text, "%.500s", dlerror());
-        return false;
     }
-    *(void **)&cuda->create = dlsym(library, "ga_device_cuda");
-    *(void **)&cuda->destroy = dlsym(library, "ga_device_cuda_destroy");
-    *(void **)&cuda->bf16 = dlsym(library, "ga_device_cuda_bf16");
-    *(void **)&cuda->unrecorded = dlsym(library, "ga_device_cuda_unrecorded");
-    *(void **)&cuda->join = dlsym(library, "ga_ranks_cuda");
-    *(void **)&cuda->leave = dlsym(library, "ga_ranks_cuda_destroy");
-    return true;
+    return whole;
 }
 #endif
 

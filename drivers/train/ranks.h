@@ -75,11 +75,12 @@ static bool ranks_launched(ranks *r) {
 /* All symbols at once, and for the plugins of the MPI library too. */
 static bool ranks_load_mpi(ranks_mpi_calls *calls, ga_error *e) {
     void *library = dlopen(GA_MPI_LIBRARY, RTLD_NOW | RTLD_GLOBAL);
+    bool whole = library != NULL;
 #define RANKS_MPI_X(name, result, parameters) \
-    if (library) *(void **)&calls->name = dlsym(library, "ranks_mpi_" #name);
+    whole = whole && (*(void **)&calls->name = dlsym(library, "ranks_mpi_" #name));
     RANKS_MPI(RANKS_MPI_X)
 #undef RANKS_MPI_X
-    if (library) return true;
+    if (whole) return true;
     e->result = GA_ERR_DEVICE;
     snprintf(e->text, sizeof e->text, "MPI cannot be used: %.400s", dlerror());
     return false;

@@ -185,14 +185,32 @@ static void run_all_gather(ranks_mpi *r, float *values, size_t per_rank) {
     }
 }
 
-/* Added up by rank 0, so that all have the same bits. */
-static void run_sum(ranks_mpi *r, double *values, size_t n) {
-    const void *from = r->rank == 0 ? MPI_IN_PLACE : values;
-    if (check(r, MPI_Ireduce(from, values, (int)n, MPI_DOUBLE, MPI_SUM, 0, MPI_COMM_WORLD, r->requests),
-              "MPI_Ireduce") &&
-        finish_all(r, 1) &&
-        check(r, MPI_Ibcast(values, (int)n, MPI_DOUBLE, 0, MPI_COMM_WORLD, r->requests), "MPI_Ibcast"))
-        finish_all(r, 1);
+static bool no_memory(ranks_mpi *r, size_t bytes) {
+    pthread_mutex_lock(&r->lock);
+    if (r->error.result == GA_OK) {
+        r->error.result = GA_ERR_MEMORY;
+        snprintf(r->error.text, sizeof r->error.text, "no memory for %zu bytes of all ranks", bytes);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return false;
+}
+
+/* Each rank adds up in the order of the ranks: the same bits on all of them and in every run, whatever the library. */
+static bool run_sum(ranks_mpi *r, double *values, size_t n) {
+    size_t count = (size_t)r->count;
+    double *all = malloc(count * n * sizeof *all);
+    if (!all) return no_memory(r, count * n * sizeof *all);
+    if (!check(r, MPI_Iallgather(values, (int)n, MPI_DOUBLE, all, (int)n, MPI_DOUBLE, MPI_COMM_WORLD, r->requests),
+               "MPI_Iallgather") ||
+        !finish_all(r, 1))
+        return false; /* with `all`, into which MPI may still write */
+    for (size_t k = 0; k < n; k++) {
+        double sum = all[k];
+        for (size_t i = 1; i < count; i++) sum += all[i * n + k];
+        values[k] = sum;
+    }
+    free(all);
+    return true;
 }
 
 static void run_broadcast(ranks_mpi *r, void *bytes, size_t n) {

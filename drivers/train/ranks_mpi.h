@@ -15,21 +15,21 @@ typedef struct {
 } ranks_mpi_seconds;
 
 /* X(name, result, parameters): what the object offers, as ranks_mpi_<name>. */
-#define RANKS_MPI(X)                                                                                                       \
-    /* Joins the processes of the launcher; NULL: it cannot. */                                                            \
-    X(open, ranks_mpi *, (ga_error * e))                                                                                   \
-    X(table, const ga_ranks *, (const ranks_mpi *r))                                                                       \
-    /* rank of this process among the *count on its machine */                                                             \
-    X(local, size_t, (const ranks_mpi *r, size_t *count))                                                                  \
-    X(library, const char *, (const ranks_mpi *r))                                                                         \
-    /* Gradients travel as bfloat16 from now on, but for the own ones; sums stay in float32. */                            \
-    X(round, void, (ranks_mpi * r, bool bf16))                                                                             \
-    X(times, ranks_mpi_seconds, (const ranks_mpi *r))                                                                      \
-    /* This rank has failed: whether all others have as well, within a second. Nothing but `close` and `abort` follows. */ \
-    X(all_failed, bool, (ranks_mpi * r))                                                                                   \
-    /* All ranks end; code: why, after all have failed. */                                                                 \
-    X(close, void, (ranks_mpi * r, int code))                                                                              \
-    /* This rank ends them, and does not return. */                                                                        \
+#define RANKS_MPI(X)                                                                                        \
+    /* Joins the processes of the launcher; NULL: it cannot. */                                             \
+    X(open, ranks_mpi *, (ga_error * e))                                                                    \
+    X(table, const ga_ranks *, (const ranks_mpi *r))                                                        \
+    /* rank of this process among the *count on its machine */                                              \
+    X(local, size_t, (const ranks_mpi *r, size_t *count))                                                   \
+    X(library, const char *, (const ranks_mpi *r))                                                          \
+    /* Gradients travel as bfloat16 from now on, but for the own ones; sums stay in float32. */             \
+    X(round, void, (ranks_mpi * r, bool bf16))                                                              \
+    X(times, ranks_mpi_seconds, (const ranks_mpi *r))                                                       \
+    /* This rank has failed: whether all others have too, within a second. Then only `close` or `abort`. */ \
+    X(all_failed, bool, (ranks_mpi * r))                                                                    \
+    /* All ranks end; code: why, after all have failed. */                                                  \
+    X(close, void, (ranks_mpi * r, int code))                                                               \
+    /* This rank ends them, and does not return. */                                                         \
     X(abort, void, (ranks_mpi * r, int code))
 
 #define RANKS_MPI_X(name, result, parameters) result ranks_mpi_##name parameters;

@@ -282,9 +282,9 @@ static bool open_device(run *r) {
 #ifdef _OPENMP
     omp_set_num_threads((int)thread_count(r));
 #endif
-    return (device_open(&r->device, &r->config, ranks_gpu(&r->ranks), &r->error) &&
-            ranks_join(&r->ranks, &r->device, &r->config, &r->error)) ||
-           fail(r, 2, "%s", r->error.text);
+    if (!device_open(&r->device, &r->config, ranks_gpu(&r->ranks), &r->error))
+        return fail(r, 2, "%s", r->error.text);
+    return ranks_join(&r->ranks, &r->device, &r->config, &r->error) || fail_library(r);
 }
 
 #endif

@@ -47,6 +47,8 @@ speeds() { sed -n 's/.*"tokens_per_s": *\([0-9.e+]*\).*/\1/p' "$1"; }
         speeds $work/torch.log >$work/speeds
         row "PyTorch, $mode" $work/speeds
     done
+    : >$work/complete
 } | tee $work/table.md
+[ -f $work/complete ] || { echo "a row failed: see the logs in $work" >&2 && exit 1; }
 echo
 "$python" tests/cuda/limits.py "$config" "$@" --measure
