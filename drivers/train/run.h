@@ -282,8 +282,7 @@ static bool open_device(run *r) {
 #ifdef _OPENMP
     omp_set_num_threads((int)thread_count(r));
 #endif
-    if (!device_open(&r->device, &r->config, ranks_gpu(&r->ranks), &r->error))
-        return fail(r, 2, "%s", r->error.text);
+    if (!device_open(&r->device, &r->config, ranks_gpu(&r->ranks), &r->error)) return fail(r, 2, "%s", r->error.text);
     return ranks_join(&r->ranks, &r->device, &r->config, &r->error) || fail_library(r);
 }
 
