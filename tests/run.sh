@@ -14,7 +14,7 @@ run_one() {
         printf '%-18s %4d passed %3d failed %3d skipped %5d s\n' "$name" "$p" "$f" "$s" $(($(date +%s) - start))
         {
             if [ "$f" -ne 0 ]; then
-                grep -aE 'FAIL|SURVIVED|ERROR|[Ee]rror:|Sanitizer|Assert' "$log" | head -n 20
+                grep -av '^ok ' "$log" | grep -E 'FAIL|SURVIVED|ERROR|[Ee]rror:|Sanitizer|Assert' | head -n 20
                 tail -n 3 "$log"
             fi
             grep -aE '^skipped: |^\[  SKIPPED \] [a-zA-Z_]' "$log" | sort -u
