@@ -45,7 +45,7 @@ def plot(path, title, panels, looks=None, width=450, height=330):
              f"set key at screen 0.02, screen {1 - 34 / height:.4f} left top vertical maxrows {rows} maxcols {columns} Left reverse "
              "samplen 2 textcolor rgb '#333333'"]
     for number, panel in enumerate(panels):
-        left, right = (number + 85 / width) / len(panels), (number + 1 - 20 / width) / len(panels)
+        left, right = (number + 100 / width) / len(panels), (number + 1 - 20 / width) / len(panels)
         lines += [f"set lmargin at screen {left:.4f}", f"set rmargin at screen {right:.4f}",
                   f"set tmargin at screen {1 - above / height:.4f}", f"set bmargin at screen {72 / height:.4f}",
                   "set xlabel " + quoted(panel["xlabel"]), "set ylabel " + quoted(panel["ylabel"]),
