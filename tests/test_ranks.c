@@ -190,7 +190,7 @@ static void remove_all(const char *directory) {
 /* A checkpoint of any number of ranks is that of one, and goes on with any number. */
 static void test_resume(void **state) {
     (void)state;
-    char directory[] = "/tmp/test_ranks.XXXXXX", first[64], next[64];
+    char directory[] = "build/test_ranks.XXXXXX", first[64], next[64];
     assert_non_null(mkdtemp(directory));
     snprintf(first, sizeof first, "%s/first", directory), snprintf(next, sizeof next, "%s/next", directory);
     for (size_t v = 0; v < COUNT(variants); v += 2) {
@@ -220,7 +220,7 @@ static void test_resume(void **state) {
 /* Every moment in the file is the one that its rank has, in its place: loaded alone, then by ranks that save it again. */
 static void test_moments_are_kept(void **state) {
     (void)state;
-    char directory[] = "/tmp/test_ranks.XXXXXX", first[64], next[64];
+    char directory[] = "build/test_ranks.XXXXXX", first[64], next[64];
     assert_non_null(mkdtemp(directory));
     snprintf(first, sizeof first, "%s/first", directory), snprintf(next, sizeof next, "%s/next", directory);
     training like = {.config = config_of(variants[1]), .save = first, .early = true}, runs[MOST_RANKS];
@@ -253,7 +253,7 @@ static void test_moments_are_kept(void **state) {
 /* Rank 0 cannot write: all ranks are told why, with its words. */
 static void test_failed_save(void **state) {
     (void)state;
-    char file[] = "/tmp/test_ranks.XXXXXX";
+    char file[] = "build/test_ranks.XXXXXX";
     int fd = mkstemp(file);
     assert_true(fd >= 0);
     close(fd);
