@@ -385,6 +385,41 @@ static void report_means(const report *r, FILE *f, const char *format, double sc
     }
 }
 
+/* What a section says of the models in numbers: means over layers, as sentences of a section from one list. */
+typedef struct {
+    const char *section, *what, *format;
+    double scale;
+    double (*value)(const ga_statistics *, size_t);
+    bool gated; /* only where a model has a gate */
+} report_mean;
+
+static const report_mean report_mean_list[] = {
+    {"f-attn", "Mean over layers", " %.1f&nbsp;%%", 100, ga_f_attn, false},
+    {"heads", "Heads above 30&nbsp;%", " %.0f&nbsp;%%", 100, gallery_sink_heads, false},
+    {"drain", "Value at the first token over the others, mean over layers", " %.2f", 1, ga_value_drain, false},
+    {"histograms", "Mean", " %.3f", 1, ga_gate_mean, false},
+    {"magnitude", "Before the gate", " %.3f", 1, gallery_y_before, false},
+    {"magnitude", "after it", " %.3f", 1, gallery_y_after, true},
+    {"sparsity", "Below 0.01 before the gate", " %.1f&nbsp;%%", 100, gallery_y_before_below_1e_2, false},
+    {"sparsity", "after it", " %.1f&nbsp;%%", 100, gallery_y_after_below_1e_2, true},
+    {"sparsity", "with the mean score", " %.1f&nbsp;%%", 100, gallery_y_mean_below_1e_2, true},
+    {"m-act", "Mean over layers", " %.4g", 1, ga_m_act, false},
+    {"rank", "Of W<sub>V</sub>W<sub>O</sub>", " %.1f", 1, gallery_rank_weights, false},
+    {"rank", "of the output before a gate", " %.1f", 1, gallery_rank_before, false},
+    {"rank", "after it", " %.1f", 1, gallery_rank_after, true},
+};
+
+static void report_section_means(const report *r, FILE *f, const char *section) {
+    size_t listed = 0;
+    for (size_t i = 0; i < sizeof report_mean_list / sizeof report_mean_list[0]; i++) {
+        const report_mean *m = &report_mean_list[i];
+        if (strcmp(m->section, section) != 0 || (m->gated && report_gated_models(r) == 0)) continue;
+        fprintf(f, "%s%s: ", listed++ ? "; " : " ", m->what);
+        report_means(r, f, m->format, m->scale, m->value);
+    }
+    if (listed > 0) putc('.', f);
+}
+
 /* ---- sections ---------------------------------------------------------------------------------------------------- */
 
 /* "On the first token, in layer 1, where the F-Attn of baseline is largest: baseline 85.5 %, gated 3.5 %." */
@@ -498,12 +533,13 @@ static void report_paper(FILE *f) {
 /* A section: what it is, where it stands in the paper, what it shows, what the paper has for it. */
 typedef struct {
     const char *id, *title, *place;
-    const char *shows;                         /* a sentence, as HTML */
-    void (*numbers)(const report *r, FILE *f); /* the models' own, one more sentence; may be NULL */
-    const char *paper;                         /* as HTML; NULL: the paper has nothing */
-    const char *figures[5];                    /* those that were drawn are shown */
-    void (*rest)(const report *r, FILE *f);    /* tables behind the figures; may be NULL */
-    const char *each;                          /* a figure of every model: EACH_<model>; may be NULL */
+    const char *shows; /* a sentence, as HTML */
+    void (*numbers)(const report *r,
+                    FILE *f);               /* a sentence of the models' own; NULL: that of report_mean_list, if any */
+    const char *paper;                      /* as HTML; NULL: the paper has nothing */
+    const char *figures[5];                 /* those that were drawn are shown */
+    void (*rest)(const report *r, FILE *f); /* tables behind the figures; may be NULL */
+    const char *each;                       /* a figure of every model: EACH_<model>; may be NULL */
 } report_section;
 
 static void report_numbers_maps(const report *r, FILE *f) {
@@ -512,64 +548,6 @@ static void report_numbers_maps(const report *r, FILE *f) {
     report_escape(f, r->models[base].name);
     fprintf(f, " is largest; %zu windows, their first %zu positions. Below: one window, token by token.", r->samples,
             r->map_len);
-}
-
-static void report_numbers_f_attn(const report *r, FILE *f) {
-    fputs("Mean over layers: ", f);
-    report_means(r, f, " %.1f&nbsp;%%", 100, ga_f_attn);
-    fputs(".", f);
-}
-
-static void report_numbers_heads(const report *r, FILE *f) {
-    fputs("Heads above 30&nbsp;%: ", f);
-    report_means(r, f, " %.0f&nbsp;%%", 100, gallery_sink_heads);
-    fputs(".", f);
-}
-
-static void report_numbers_drain(const report *r, FILE *f) {
-    fputs("Value at the first token over the others, mean over layers: ", f);
-    report_means(r, f, " %.2f", 1, ga_value_drain);
-    fputs(".", f);
-}
-
-static void report_numbers_y(const report *r, FILE *f) {
-    fputs("Before the gate: ", f);
-    report_means(r, f, " %.3f", 1, gallery_y_before);
-    if (report_gated_models(r) > 0) fputs("; after it: ", f), report_means(r, f, " %.3f", 1, gallery_y_after);
-    fputs(".", f);
-}
-
-static void report_numbers_below(const report *r, FILE *f) {
-    fputs("Below 0.01 before the gate: ", f);
-    report_means(r, f, " %.1f&nbsp;%%", 100, gallery_y_before_below_1e_2);
-    if (report_gated_models(r) > 0) {
-        fputs("; after it: ", f);
-        report_means(r, f, " %.1f&nbsp;%%", 100, gallery_y_after_below_1e_2);
-        fputs("; with the mean score: ", f);
-        report_means(r, f, " %.1f&nbsp;%%", 100, gallery_y_mean_below_1e_2);
-    }
-    fputs(".", f);
-}
-
-static void report_numbers_m_act(const report *r, FILE *f) {
-    fputs("Mean over layers: ", f);
-    report_means(r, f, " %.4g", 1, ga_m_act);
-    fputs(".", f);
-}
-
-static void report_numbers_gate(const report *r, FILE *f) {
-    fputs("Mean: ", f);
-    report_means(r, f, " %.3f", 1, ga_gate_mean);
-    fputs(".", f);
-}
-
-static void report_numbers_rank(const report *r, FILE *f) {
-    fputs("Of W<sub>V</sub>W<sub>O</sub>: ", f);
-    report_means(r, f, " %.1f", 1, gallery_rank_weights);
-    fputs("; of the output before a gate: ", f);
-    report_means(r, f, " %.1f", 1, gallery_rank_before);
-    if (report_gated_models(r) > 0) fputs("; after it: ", f), report_means(r, f, " %.1f", 1, gallery_rank_after);
-    fputs(".", f);
 }
 
 static void report_numbers_training(const report *r, FILE *f) {
@@ -695,12 +673,12 @@ static const report_section report_sections[] = {
      {"maps_side_by_side", "maps_window"}, NULL, NULL},
     {"f-attn", "F-Attn by layer", "Fig. 2, left; F-Attn of Table 4",
      "The share of attention that goes to the first token: layers with sinks stand far above even attention.",
-     report_numbers_f_attn,
+     NULL,
      "46.7&nbsp;% without a gate, 4.8&nbsp;% with the elementwise, 7.3&nbsp;% with the headwise one, 30.1&nbsp;% with a "
      "head-shared, 29.7&nbsp;% with a value gate.",
      {"f_attn_by_layer", "sink_share_by_layer"}, NULL, NULL},
     {"heads", "Sinks by head", "Section 4.2; the measure of Gu et al. 2024",
-     "Each head&rsquo;s share on the first token; a head above 30&nbsp;% has a sink.", report_numbers_heads,
+     "Each head&rsquo;s share on the first token; a head above 30&nbsp;% has a sink.", NULL,
      "Heads are averaged there. Gu et al. count the heads above 30&nbsp;% on windows of 64 tokens.",
      {"f_attn_by_head", "sink_heads_by_layer"}, NULL, NULL},
     {"places", "Where the sink sits", "Section 4.2",
@@ -712,11 +690,11 @@ static const report_section report_sections[] = {
      "something up.", NULL, NULL, {"entropy_by_layer", "entropy_by_head"}, NULL, NULL},
     {"drain", "Value drain", "Section 4.2; Guo et al. 2024",
      "How long the value and key states of the first token are, against those of the others: a sink&rsquo;s value drains, "
-     "so that attention on it adds nothing.", report_numbers_drain,
+     "so that attention on it adds nothing.", NULL,
      "Not among its figures. Guo et al. find that values drain where heads rest.",
      {"drain_by_layer", "value_norm_by_position", "key_norm_by_position"}, NULL, NULL},
     {"histograms", "Gate scores: histograms", "Fig. 3; section 4.2",
-     "How the gate scores are distributed: near 0 the gate silences what the head says.", report_numbers_gate,
+     "How the gate scores are distributed: near 0 the gate silences what the head says.", NULL,
      "After SDPA the scores gather near 0, those of a value gate and head-shared ones less. Means: 0.116 elementwise, "
      "0.172 headwise, 0.221 on the value, 0.271 head-shared.", {"gate_histogram"}, NULL, "gate_histogram"},
     {"gate", "Gate scores by layer and by head", "Fig. 7; appendix A.5",
@@ -727,15 +705,15 @@ static const report_section report_sections[] = {
      NULL},
     {"magnitude", "Mean |Y| before and after the gate", "Fig. 4; appendix A.3",
      "The mean absolute value of what the gate modulates (the SDPA output, or the value at G2), and of what it lets "
-     "through.", report_numbers_y, "0.71 before the gate, 0.05 after it.", {"y_magnitude_by_layer"}, NULL, NULL},
+     "through.", NULL, "0.71 before the gate, 0.05 after it.", {"y_magnitude_by_layer"}, NULL, NULL},
     {"sparsity", "Share of small values before and after the gate", "Fig. 5; appendix A.3",
      "How much of Y is near zero: before the gate, after it, and with the layer&rsquo;s mean score in the scores&rsquo; "
-     "place. What the last lacks against the second is sparsity that depends on the query.", report_numbers_below,
+     "place. What the last lacks against the second is sparsity that depends on the query.", NULL,
      "The same three counts, of the SDPA output.", {"y_below_1e-2_by_layer", "y_below_1e-3_by_layer"},
      NULL, NULL},
     {"m-act", "Massive activations", "Fig. 6; appendix A.4; M-Act of Table 4",
      "The largest absolute value of what attention and FFN add to the residual stream, and of the stream after each, by "
-     "layer.", report_numbers_m_act,
+     "layer.", NULL,
      "M-Act: 1053 without a gate, 94 with the elementwise, 98 with the headwise one; the FFN of an early layer (6) writes "
      "them.", {"max_attention_output_by_layer", "max_attention_residual_by_layer", "max_ffn_output_by_layer",
                "max_act_by_layer"}, NULL, NULL},
@@ -745,7 +723,7 @@ static const report_section report_sections[] = {
      report_rest_peaks, NULL},
     {"rank", "Effective rank of W<sub>V</sub>W<sub>O</sub> and of the heads&rsquo; output", "Eq. 6; section 4.1",
      "In how many directions a head can write, and in how many its output does write, before and after the gate "
-     "(exponential of the entropy of the normalised singular values).", report_numbers_rank,
+     "(exponential of the entropy of the normalised singular values).", NULL,
      "Without a non-linearity between them W<sub>V</sub> and W<sub>O</sub> are one map of rank at most d<sub>k</sub> "
      "(Eq. 6); the gate makes the output a non-linear one (Eq. 8).",
      {"rank_weights_by_layer", "rank_output_by_layer", "rank_weights_by_head", "rank_output_by_head"}, NULL, NULL},
@@ -811,6 +789,7 @@ static bool report_section_html(report *r, FILE *f, const report_section *sectio
     fprintf(f, "\n<section id=\"%s\">\n<h2>%s</h2>\n<p class=\"place\">%s</p>\n<p>%s", section->id, section->title,
             section->place, section->shows);
     if (section->numbers) putc(' ', f), section->numbers(r, f);
+    report_section_means(r, f, section->id);
     fputs("</p>\n", f);
     if (section->paper) fputs("<div class=\"beside\">\n", f);
     fputs("<div class=\"figures\">\n", f);
