@@ -59,17 +59,9 @@ static void tile_multiply(int c, int a, int b) {
 #include "testing.h"
 
 #ifdef GAI_X86
-static float rounded(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-    memcpy(&x, &bits, sizeof bits);
-    return x;
-}
-
 static ga_real *rounded_reals(size_t n, uint64_t *random) {
     ga_real *x = normal_reals(n, 1, random);
-    for (size_t i = 0; i < n; i++) x[i] = rounded(x[i]);
+    for (size_t i = 0; i < n; i++) x[i] = bf16_rounded(x[i]);
     return x;
 }
 

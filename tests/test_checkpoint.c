@@ -1137,35 +1137,32 @@ static void test_plain_llama(void **state) {
     expect_same_keys(&expected, &c); /* untouched */
 }
 
-/* Every half against its definition. */
-static void test_half_precision(void **state) {
-    (void)state;
+/* All 65536 values of a type of 16 bits against its definition: a sign, `exponent_bits` of exponent, the rest fraction. */
+static void check_decoding(gai_dtype type, int exponent_bits) {
+    int fraction_bits = 15 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
+    int largest = (1 << exponent_bits) - 1, one = 1 << fraction_bits;
     for (uint32_t h = 0; h < 65536; h++) {
         unsigned char bytes[2] = {(unsigned char)h, (unsigned char)(h >> 8)};
         ga_real value;
-        gai_decode(&value, bytes, 1, GAI_F16, 0);
-        double sign = h >> 15 ? -1 : 1, fraction = h & 0x3FF, x = (double)value;
-        int exponent = (int)(h >> 10 & 0x1F);
-        double expected = exponent == 0 ? sign * ldexp(fraction, -24) : sign * ldexp(1024 + fraction, exponent - 25);
-        if (exponent == 31) expected = fraction != 0 ? NAN : sign * INFINITY;
+        gai_decode(&value, bytes, 1, type, 0);
+        double sign = h >> 15 ? -1 : 1, fraction = (double)(h & (uint32_t)(one - 1)), x = (double)value;
+        int exponent = (int)(h >> fraction_bits) & largest, smallest = 1 - bias - fraction_bits;
+        double expected = exponent == 0 ? sign * ldexp(fraction, smallest)
+                                        : sign * ldexp(one + fraction, exponent - bias - fraction_bits);
+        if (exponent == largest) expected = fraction != 0 ? NAN : sign * INFINITY;
         if (isnan(expected) ? !isnan(x) : x != expected || signbit(x) != signbit(expected))
-            fail_msg("half %04x is %g, not %g", (unsigned)h, x, expected);
+            fail_msg("%04x is %g, not %g", (unsigned)h, x, expected);
     }
+}
+
+static void test_half_precision(void **state) {
+    (void)state;
+    check_decoding(GAI_F16, 5);
 }
 
 static void test_bfloat16(void **state) {
     (void)state;
-    for (uint32_t h = 0; h < 65536; h++) {
-        unsigned char bytes[2] = {(unsigned char)h, (unsigned char)(h >> 8)};
-        ga_real value;
-        gai_decode(&value, bytes, 1, GAI_BF16, 0);
-        double sign = h >> 15 ? -1 : 1, fraction = h & 0x7F, x = (double)value;
-        int exponent = (int)(h >> 7 & 0xFF);
-        double expected = exponent == 0 ? sign * ldexp(fraction, -133) : sign * ldexp(128 + fraction, exponent - 134);
-        if (exponent == 255) expected = fraction != 0 ? NAN : sign * INFINITY;
-        if (isnan(expected) ? !isnan(x) : x != expected || signbit(x) != signbit(expected))
-            fail_msg("bfloat16 %04x is %g, not %g", (unsigned)h, x, expected);
-    }
+    check_decoding(GAI_BF16, 8);
 }
 
 /* What other writers leave in a file and nobody needs. */

@@ -3,6 +3,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/testing.sh
+. tests/runs.sh
 train=$root/train analyze=$root/analyze
 [ -e build/mpi/libranks_mpi.so ] || { skip "ranks over MPI (train is built without: mpicc is not here)" && finish; }
 has mpirun "ranks over MPI" || finish
@@ -25,14 +26,6 @@ refuse() {
     shift 4
     prints "$name" "$code" "^train: .*$pattern" ranks "$n" "$@"
     check "... in one line" test "$(grep -c '^train: ' "$work/.said")" -eq 1
-}
-# same RUN RUN: bit for bit, but for the timing
-trace() { sed -E 's/"tokens_per_s":[^,]*,//' "$1/metrics.jsonl"; }
-same() {
-    [ -s "$1/metrics.jsonl" ] && cmp <(trace "$1") <(trace "$2") || return 1
-    for file in last/model.safetensors last/optimizer.safetensors last/training_state.json best/model.safetensors; do
-        cmp "$1/$file" "$2/$file" || return 1
-    done
 }
 # near RUN RUN TOLERANCE: every figure of every step, relative to what it is
 near() {
@@ -79,13 +72,13 @@ END
 # ---- the same run ----
 "$train" tiny.cfg output_dir=one >one.out 2>&1
 check "one rank under mpirun: the same bits" ranks 1 tiny.cfg output_dir=launched
-check "... in all that it leaves" same one launched
+check "... in all that it leaves" same_run one launched
 ranks 2 tiny.cfg output_dir=two >two.out 2>&1
 check "two ranks have the losses, norms and figures of one" near one two 1e-4
 check "... and are told of" grep -Eq '^ranks +2 \(.+\), 2 on this machine: 2 micro-batches of a step each' two.out
 check "... by one of them" test "$(grep -c '^model ' two.out)" -eq 1
 check "two ranks again" ranks 2 tiny.cfg output_dir=again
-check "... the same bits" same two again
+check "... the same bits" same_run two again
 check "four ranks" ranks 4 tiny.cfg output_dir=four
 check "... have the losses, norms and figures of one" near one four 1e-4
 mixture="n_experts=5 experts_per_token=2 load_balance_coef=0.5 d_ff=12"

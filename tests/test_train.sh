@@ -7,6 +7,7 @@ train=${TRAIN:-./train}
 train=$(cd "$(dirname "$train")" && pwd)/$(basename "$train")
 cd "$(dirname "$0")/.." || exit 1
 . tests/testing.sh
+. tests/runs.sh
 mounted=
 trap '[ -n "$mounted" ] && umount "$mounted"; rm -rf "$work"' EXIT
 cd "$work" || exit 1
@@ -18,14 +19,6 @@ refuse() {
     refuses "$name" "$code" "^train: .*$pattern" timeout 20 "$train" "$@"
 }
 
-# What a run leaves, without its timing: the same for two runs that are the same.
-trace() { sed -E 's/"tokens_per_s":[^,]*,//' "$1/metrics.jsonl"; }
-same_run() {
-    [ -s "$1/metrics.jsonl" ] && cmp <(trace "$1") <(trace "$2") || return 1
-    for file in last/model.safetensors last/optimizer.safetensors last/training_state.json best/model.safetensors; do
-        cmp "$1/$file" "$2/$file" || return 1
-    done
-}
 lines() { wc -l 2>/dev/null <"$1" || echo 0; }
 wait_for_lines() { # FILE COUNT
     for _ in $(seq 1000); do

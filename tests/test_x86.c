@@ -36,26 +36,17 @@ static bool next_subject(subject *s, size_t *at) {
 
 static const size_t odd[] = {1, 3, 17, 63, 65, 129};
 
-static float rounded(float x, bool bf16) {
-    uint32_t bits;
-    if (!bf16) return x;
-    memcpy(&bits, &x, sizeof bits);
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-    memcpy(&x, &bits, sizeof bits);
-    return x;
-}
-
 /* Not inlined: gcc 12 would see a copy of impossible size where n comes from constants. */
 __attribute__((noinline)) static ga_real *rounded_copy(const ga_real *x, size_t n, bool bf16) {
     ga_real *copy = reals(n);
-    for (size_t i = 0; i < n; i++) copy[i] = rounded(x[i], bf16);
+    for (size_t i = 0; i < n; i++) copy[i] = bf16 ? bf16_rounded(x[i]) : x[i];
     return copy;
 }
 
 /* Random values that bfloat16 holds exactly when the products read that. */
 static ga_real *operand(size_t n, double deviation, bool bf16, uint64_t *random) {
     ga_real *x = normal_reals(n, deviation, random);
-    for (size_t i = 0; i < n; i++) x[i] = rounded(x[i], bf16);
+    for (size_t i = 0; i < n; i++) x[i] = bf16 ? bf16_rounded(x[i]) : x[i];
     return x;
 }
 

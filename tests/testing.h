@@ -37,6 +37,15 @@ static inline ga_real *reals(size_t n) {
     return x;
 }
 
+/* x as a bfloat16 product reads it: to nearest even. */
+static inline float bf16_rounded(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
 static inline void fill_normal(ga_real *x, size_t n, double mean, double deviation, uint64_t *random) {
     for (size_t i = 0; i < n; i++) x[i] = (ga_real)(mean + deviation * ga_random_normal(random));
 }

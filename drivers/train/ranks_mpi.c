@@ -73,6 +73,16 @@ static bool is_leaving(ranks_mpi *r) {
 }
 
 /* Keeps the first failure. */
+static bool failed(ranks_mpi *r, ga_result result, const char *what, const char *why) {
+    pthread_mutex_lock(&r->lock);
+    if (r->error.result == GA_OK) {
+        r->error.result = result;
+        snprintf(r->error.text, sizeof r->error.text, "%s: %.400s", what, why);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return false;
+}
+
 static bool check(ranks_mpi *r, int code, const char *call) {
     if (code == MPI_SUCCESS) return true;
     char text[MPI_MAX_ERROR_STRING] = "";
@@ -80,13 +90,7 @@ static bool check(ranks_mpi *r, int code, const char *call) {
     MPI_Error_string(code, text, &length);
     for (char *c = text; *c; c++)
         if (*c == '\n') *c = ' ';
-    pthread_mutex_lock(&r->lock);
-    if (r->error.result == GA_OK) {
-        r->error.result = GA_ERR_DEVICE;
-        snprintf(r->error.text, sizeof r->error.text, "%s: %.400s", call, text);
-    }
-    pthread_mutex_unlock(&r->lock);
-    return false;
+    return failed(r, GA_ERR_DEVICE, call, text);
 }
 
 /* Until all are done, or `seconds` are over, or this rank leaves: then false. Sleeps longer the longer it takes. */
@@ -185,21 +189,11 @@ static void run_all_gather(ranks_mpi *r, float *values, size_t per_rank) {
     }
 }
 
-static bool no_memory(ranks_mpi *r, size_t bytes) {
-    pthread_mutex_lock(&r->lock);
-    if (r->error.result == GA_OK) {
-        r->error.result = GA_ERR_MEMORY;
-        snprintf(r->error.text, sizeof r->error.text, "no memory for %zu bytes of all ranks", bytes);
-    }
-    pthread_mutex_unlock(&r->lock);
-    return false;
-}
-
 /* Each rank adds up in the order of the ranks: the same bits on all of them and in every run, whatever the library. */
 static bool run_sum(ranks_mpi *r, double *values, size_t n) {
     size_t count = (size_t)r->count;
     double *all = malloc(count * n * sizeof *all);
-    if (!all) return no_memory(r, count * n * sizeof *all);
+    if (!all) return failed(r, GA_ERR_MEMORY, "sum over the ranks", "no memory");
     if (!check(r, MPI_Iallgather(values, (int)n, MPI_DOUBLE, all, (int)n, MPI_DOUBLE, MPI_COMM_WORLD, r->requests),
                "MPI_Iallgather") ||
         !finish_all(r, 1))

@@ -27,7 +27,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,14 +52,8 @@ typedef struct {
 
 /* ---- the environment ---------------------------------------------------------------------------------------------- */
 
-static bool rendezvous_fail(ga_error *e, const char *format, ...) {
-    va_list list;
-    va_start(list, format);
-    vsnprintf(e->text, sizeof e->text, format, list);
-    va_end(list);
-    e->result = GA_ERR_DEVICE;
-    return false;
-}
+/* False, with the reason in e. */
+#define rendezvous_fail(e, ...) (gai_fail((e), GA_ERR_DEVICE, __VA_ARGS__) == GA_OK)
 
 /* A number below `limit` from the environment; false: it is none. */
 static bool rendezvous_number(const char *name, size_t limit, size_t *value, ga_error *e) {

@@ -22,13 +22,4 @@ static void close_device(void) {
     ga_device_cuda_destroy(&device);
 }
 
-/* x as a bfloat16 product reads it: to nearest even. */
-static float rounded(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-    memcpy(&x, &bits, sizeof bits);
-    return x;
-}
-
 #endif

@@ -9,27 +9,7 @@ cd "$(dirname "$0")/../.." || exit 1
 . tests/testing.sh
 cd "$work" || exit 1
 export OMP_NUM_THREADS=1 CUCPU_DEVICES=3 MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 20000)) RANKS_TIMEOUT=60
-cat >tiny.cfg <<END
-vocab_size = 96
-d_model = 16
-n_layers = 2
-n_heads = 2
-n_kv_heads = 1
-head_dim = 8
-d_ff = 24
-max_seq_len = 16
-batch_size = 2
-gradient_accumulation_steps = 4
-data = gen:random
-learning_rate = 1e-3
-min_lr = 1e-3
-warmup_steps = 0
-eval_windows = 2
-log_every = 1
-use_amp = off
-device = cuda
-threads = 1
-END
+printf 'include = %s\ngradient_accumulation_steps = 4\ndevice = cuda\n' "$OLDPWD/tests/cuda/tiny.cfg" >tiny.cfg
 
 # ranks N key=value...: as many processes, with RANKS_EACH set one GPU visible to each; their output in out.RANK and err.RANK, the exit codes in code.RANK
 ranks() {

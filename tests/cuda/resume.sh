@@ -3,32 +3,13 @@
 #     tests/cuda/resume.sh TRAIN
 set -eu
 train=$(realpath "$1")
+config=$(realpath "$(dirname "$0")/tiny.cfg")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-cat >tiny.cfg <<END
-vocab_size = 96
-d_model = 16
-n_layers = 2
-n_heads = 2
-n_kv_heads = 1
-head_dim = 8
-d_ff = 24
-max_seq_len = 16
-batch_size = 2
-gradient_accumulation_steps = 2
-data = gen:random
-learning_rate = 1e-3
-min_lr = 1e-3
-warmup_steps = 0
-eval_windows = 2
-log_every = 1
-use_amp = off
-threads = 1
-END
-"$train" tiny.cfg max_steps=6 device=cpu output_dir=stayed >stayed.out
+"$train" "$config" max_steps=6 device=cpu output_dir=stayed >stayed.out
 for leg in cpu:2 cuda:4 cpu:6; do
-    "$train" tiny.cfg max_steps="${leg#*:}" device="${leg%:*}" output_dir=moved >>moved.out
+    "$train" "$config" max_steps="${leg#*:}" device="${leg%:*}" output_dir=moved >>moved.out
 done
 grep -q '^device *cuda' moved.out || { echo "FAIL no leg ran on the GPU" && exit 1; }
 losses() { sed -n 's/.*"loss":\([^,]*\),.*/\1/p' "$1/metrics.jsonl"; }

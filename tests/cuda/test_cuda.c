@@ -38,7 +38,7 @@ static pair normal_pair(size_t n, double deviation) {
 /* What a product reads: with bfloat16, values that it holds exactly. */
 static pair operand_pair(size_t n, double deviation) {
     ga_real *x = normal_reals(n, deviation, &stream);
-    for (size_t i = 0; i < n; i++) x[i] = bf16 ? rounded(x[i]) : x[i];
+    for (size_t i = 0; i < n; i++) x[i] = bf16 ? bf16_rounded(x[i]) : x[i];
     pair p = pair_of(x, n);
     free(x);
     return p;

@@ -156,7 +156,7 @@ static float sum_of(size_t i, bool halves) {
         if (!halves)
             sum += value_of(r, i);
         else if (r != rank)
-            sum += rounded(value_of(r, i));
+            sum += bf16_rounded(value_of(r, i));
     return sum;
 }
 

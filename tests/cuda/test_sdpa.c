@@ -46,7 +46,7 @@ static void release(ga_real *p) {
 
 static ga_real *as_read(const ga_real *x, size_t n, bool flash) {
     ga_real *copy = reals(n);
-    for (size_t i = 0; i < n; i++) copy[i] = flash ? rounded(x[i]) : x[i];
+    for (size_t i = 0; i < n; i++) copy[i] = flash ? bf16_rounded(x[i]) : x[i];
     return copy;
 }
 
