@@ -3045,6 +3045,11 @@ GAI_INLINE const ga_ranks *gai_ranks(const ga_model *m) {
     return ranks && ranks->count > 1 && m->mode == GA_TRAINING ? ranks : NULL;
 }
 
+/* Parts that the optimiser's state is in: ranks that train together, or 1. */
+GAI_INLINE size_t gai_shares(const ga_model *m) {
+    return gai_ranks(m) ? gai_ranks(m)->count : 1;
+}
+
 /* Operators return nothing: what failed in them is asked for once at the end of a pass. */
 GAI_FN ga_result gai_status(const ga_model *m, ga_error *e) {
     const ga_ranks *ranks = gai_ranks(m);
@@ -3365,14 +3370,14 @@ GAI_FN void *gai_zeroed(size_t bytes) {
  * to last, belong to the part before it. */
 GAI_FN bool gai_cut_buckets(ga_model *m) {
     const ga_ranks *ranks = gai_ranks(m);
-    size_t unit = (ranks ? ranks->count : 1) * GA_RANK_UNIT, part = 0;
+    size_t unit = gai_shares(m) * GA_RANK_UNIT, part = 0;
     m->n_buckets = ranks ? m->sizes.L + 2 : 1;
     m->buckets = (size_t *)gai_zeroed((m->n_buckets + 1) * sizeof *m->buckets);
     if (!m->buckets) return false;
     for (size_t i = 1; ranks && i < m->n_tensors; i++)
         if (m->tensors[i].layer != m->tensors[i - 1].layer)
             m->buckets[++part] = gai_ceil_div(m->tensors[i].offset, unit) * unit;
-    m->buckets[m->n_buckets] = gai_block_values(&m->config, m->mode, ranks ? ranks->count : 1);
+    m->buckets[m->n_buckets] = gai_block_values(&m->config, m->mode, gai_shares(m));
     if (!ranks || m->sizes.E == 0) return true;
     size_t counts = m->sizes.L * m->sizes.E, sums = m->sizes.L * (m->sizes.E + 1);
     m->routed = (double *)gai_zeroed((counts + sums + ranks->count * counts + sums) * sizeof *m->routed);
@@ -3386,10 +3391,10 @@ GAI_FN bool gai_allocate_model(ga_model *m) {
     if (!m->tensors || !m->layers) return false;
     gai_list_tensors(&m->config, m->tensors, NULL);
     if (!gai_cut_buckets(m)) return false;
-    size_t values = m->buckets[m->n_buckets], shares = gai_ranks(m) ? gai_ranks(m)->count : 1;
+    size_t values = m->buckets[m->n_buckets];
     ga_real **blocks[] = {&m->weights, &m->gradients, &m->moment1, &m->moment2};
     for (size_t i = 0; i < (m->mode == GA_TRAINING ? 4u : 1u); i++) {
-        size_t own = i < 2 ? values : values / shares; /* the moments are spread over the ranks */
+        size_t own = i < 2 ? values : values / gai_shares(m); /* the moments are spread over the ranks */
         *blocks[i] = (ga_real *)m->device.allocate(m->device.state, own * sizeof(ga_real));
         if (!*blocks[i]) return false;
     }
@@ -3410,7 +3415,7 @@ typedef struct {
 
 GAI_FN gai_share gai_share_of(const ga_model *m, size_t b) {
     const ga_ranks *ranks = gai_ranks(m);
-    size_t count = ranks ? ranks->count : 1, values = (m->buckets[b + 1] - m->buckets[b]) / count;
+    size_t count = gai_shares(m), values = (m->buckets[b + 1] - m->buckets[b]) / count;
     gai_share s = {m->buckets[b] + (ranks ? ranks->rank * values : 0), values, m->buckets[b] / count};
     return s;
 }
