@@ -1,6 +1,7 @@
 #!/bin/sh
 # gated_attention.h as others use it: C11 and C++17, gcc and clang, in two translation units of one program, as static
-# functions, in double, with and without OpenMP; no writable globals, nothing needed but libc, libm and OpenMP.
+# functions, in double, with and without OpenMP; no writable globals, nothing needed but libc, libm and OpenMP. And the programs
+# with nothing that is optional: neither OpenMP nor GPU, MPI or tokenizers.
 #     tests/test_header.sh
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -76,5 +77,9 @@ for pair in "gcc g++" "clang clang++"; do
     else
         skip "the header with $cc and OpenMP ($cc -fopenmp does not link here)"
     fi
+done
+for program in train analyze; do
+    # shellcheck disable=SC2086
+    check "$program with nothing that is optional" ${CC:-cc} -std=c11 $warnings -fsyntax-only ../$program.c
 done
 finish

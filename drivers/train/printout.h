@@ -75,7 +75,6 @@ static void print_ranks(const run *r) {
 }
 
 static void print_device(const run *r) {
-    const ga_config *c = &r->config;
     printf("device      %s (%s)", r->device.device.name, r->device.why);
     if (r->device.cuda) {
         printf("\n");
@@ -83,7 +82,7 @@ static void print_device(const run *r) {
     }
     printf(", %zu thread%s", thread_count(r), thread_count(r) == 1 ? "" : "s");
 #ifdef _OPENMP
-    printf(" (%s)\n", c->threads            ? "as the key threads says"
+    printf(" (%s)\n", r->config.threads     ? "as the key threads says"
                       : r->ranks.count == 1 ? "OpenMP's choice"
                       : r->ranks.bound      ? "for each rank, as the launcher binds it; mpirun --bind-to none frees it"
                                             : "for each rank: they share the cores");
