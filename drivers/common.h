@@ -39,4 +39,7 @@ static void print_failure(const char *program, char *text) {
     fprintf(stderr, "%s: %s\n", program, text);
 }
 
+/* False, with what went wrong in e. */
+#define fail_with(e, result, ...) (gai_fail((e), (result), __VA_ARGS__) == GA_OK)
+
 #endif

@@ -6,9 +6,9 @@
  *     ...
  *     device_close(&choice);
  *
- * Needs gated_attention.h and gated_attention_x86.h before it. With GA_CUDA also gated_attention_cuda.cuh, and the program
- * is linked with that companion. With GA_CUDA_LIBRARY, the name of a shared object which the Makefile has made of it, it is
- * loaded where there is a driver: cuBLAS takes a tenth of a second and 150 MB wherever it is loaded.
+ * Needs gated_attention.h, gated_attention_x86.h and common.h before it. With GA_CUDA also gated_attention_cuda.cuh, and
+ * the program is linked with that companion. With GA_CUDA_LIBRARY, the name of a shared object which the Makefile has made
+ * of it, it is loaded where there is a driver: cuBLAS takes a tenth of a second and 150 MB wherever it is loaded.
  */
 #ifndef DRIVERS_DEVICE_H
 #define DRIVERS_DEVICE_H
@@ -74,11 +74,7 @@ static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
     bool whole = library != NULL;
     for (size_t i = 0; whole && i < sizeof symbols / sizeof symbols[0]; i++)
         whole = (*symbols[i].call = dlsym(library, symbols[i].name)) != NULL;
-    if (!whole) {
-        e->result = GA_ERR_DEVICE;
-        snprintf(e->text, sizeof e->text, "%.500s", dlerror());
-    }
-    return whole;
+    return whole || fail_with(e, GA_ERR_DEVICE, "%.500s", dlerror());
 }
 #endif
 
@@ -92,9 +88,7 @@ static bool device_open_cuda(device_choice *d, size_t gpu, bool bf16, bool tf32,
     return true;
 #else
     (void)d, (void)gpu, (void)bf16, (void)tf32;
-    snprintf(e->text, sizeof e->text, "this program is built without CUDA");
-    e->result = GA_ERR_DEVICE;
-    return false;
+    return fail_with(e, GA_ERR_DEVICE, "this program is built without CUDA");
 #endif
 }
 
@@ -115,19 +109,16 @@ static bool device_open(device_choice *d, const ga_config *c, size_t gpu, ga_err
     memset(d, 0, sizeof *d);
     if (strcmp(device, "cpu") != 0 && device_open_cuda(d, gpu, bf16, c->tf32, &no_gpu))
         snprintf(d->why, sizeof d->why, "device = %s", device);
-    else if (strcmp(device, "cuda") == 0) {
-        e->result = no_gpu.result;
-        snprintf(e->text, sizeof e->text, "device = cuda: no CUDA device can be used: %.400s", no_gpu.text);
-        return false;
-    } else if (!device_open_cpu(d, bf16, e))
+    else if (strcmp(device, "cuda") == 0)
+        return fail_with(e, no_gpu.result, "device = cuda: no CUDA device can be used: %.400s", no_gpu.text);
+    else if (!device_open_cpu(d, bf16, e))
         return false;
     else if (strcmp(device, "cpu") == 0)
         snprintf(d->why, sizeof d->why, "device = cpu");
     else
         snprintf(d->why, sizeof d->why, "device = auto: %.500s", no_gpu.text);
     if (strcmp(use_amp, "on") != 0 || d->bf16) return true;
-    e->result = GA_ERR_CONFIG;
-    snprintf(e->text, sizeof e->text, "use_amp = on: the device (%s) has no bfloat16 products; auto takes float32",
+    gai_fail(e, GA_ERR_CONFIG, "use_amp = on: the device (%s) has no bfloat16 products; auto takes float32",
              d->device.name);
     device_close(d);
     memset(d, 0, sizeof *d);

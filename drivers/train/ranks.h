@@ -80,33 +80,26 @@ static bool ranks_load_mpi(ranks_mpi_calls *calls, ga_error *e) {
     whole = whole && (*(void **)&calls->name = dlsym(library, "ranks_mpi_" #name));
     RANKS_MPI(RANKS_MPI_X)
 #undef RANKS_MPI_X
-    if (whole) return true;
-    e->result = GA_ERR_DEVICE;
-    snprintf(e->text, sizeof e->text, "MPI cannot be used: %.400s", dlerror());
-    return false;
+    return whole || fail_with(e, GA_ERR_DEVICE, "MPI cannot be used: %.400s", dlerror());
 }
 
 static bool ranks_open_mpi(ranks *r, ga_error *e) {
     if (!ranks_load_mpi(&r->calls, e) || !(r->mpi = r->calls.open(e))) return false;
     const ga_ranks *table = r->calls.table(r->mpi);
-    if (table->count != r->count) { /* each process would be a run of its own */
-        e->result = GA_ERR_DEVICE;
-        snprintf(e->text, sizeof e->text,
-                 "the launcher has started %zu processes, of which %.100s knows %zu: it needs its own", r->count,
-                 r->calls.library(r->mpi), table->count);
-        return false;
-    }
+    if (table->count != r->count) /* each process would be a run of its own */
+        return fail_with(e, GA_ERR_DEVICE,
+                         "the launcher has started %zu processes, of which %.100s knows %zu: it needs its own",
+                         r->count, r->calls.library(r->mpi), table->count);
     r->table = table, r->rank = table->rank;
     r->local = r->calls.local(r->mpi, &r->local_count);
     return true;
 }
 #else
 static bool ranks_open_mpi(ranks *r, ga_error *e) {
-    e->result = GA_ERR_DEVICE;
-    snprintf(e->text, sizeof e->text,
-             "started as one of %zu processes, but this program is built without MPI: install it (mpicc), then make",
-             r->count);
-    return false;
+    return fail_with(e, GA_ERR_DEVICE,
+                     "started as one of %zu processes, but this program is built without MPI: install it (mpicc), then "
+                     "make",
+                     r->count);
 }
 #endif
 
@@ -147,9 +140,7 @@ static bool ranks_find(ranks *r, ga_error *e) {
     if (ranks_launched(r) ? !ranks_open_mpi(r, e) : !ranks_open_rendezvous(r, e)) return false;
     ranks_share_cores(r);
     if (r->rank == 0 || freopen("/dev/null", "w", stdout)) return true;
-    e->result = GA_ERR_FILE;
-    snprintf(e->text, sizeof e->text, "cannot open /dev/null");
-    return false;
+    return fail_with(e, GA_ERR_FILE, "cannot open /dev/null");
 }
 
 /* NCCL's way to begin where there is MPI. */
@@ -162,15 +153,13 @@ static bool ranks_share_by_mpi(void *state, void *bytes, size_t n, ga_error *e) 
 /* Whether all ranks have GPUs, or none has; without MPI all must. */
 static bool ranks_have_alike(const ranks *r, const device_choice *d, ga_error *e) {
     double gpus = d->cuda;
-    e->result = GA_ERR_DEVICE;
-    if (r->table) {
-        r->table->sum(r->table->state, &gpus, 1);
-        if (r->table->status(r->table->state, e) != GA_OK) return false;
-        snprintf(e->text, sizeof e->text, "%.0f of %zu ranks have a GPU; device=cpu trains without", gpus, r->count);
-        return gpus == 0 || gpus == (double)r->count;
-    }
-    snprintf(e->text, sizeof e->text, "ranks without MPI need a GPU each; this one has none (%.400s)", d->why);
-    return d->cuda;
+    if (!r->table)
+        return d->cuda ||
+               fail_with(e, GA_ERR_DEVICE, "ranks without MPI need a GPU each; this one has none (%.400s)", d->why);
+    r->table->sum(r->table->state, &gpus, 1);
+    if (r->table->status(r->table->state, e) != GA_OK) return false;
+    return gpus == 0 || gpus == (double)r->count ||
+           fail_with(e, GA_ERR_DEVICE, "%.0f of %zu ranks have a GPU; device=cpu trains without", gpus, r->count);
 }
 
 /* The GPU becomes that of one of `count` ranks, which find each other by the two functions; see ga_cuda_rendezvous. */

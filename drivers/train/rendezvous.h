@@ -52,9 +52,6 @@ typedef struct {
 
 /* ---- the environment ---------------------------------------------------------------------------------------------- */
 
-/* False, with the reason in e. */
-#define rendezvous_fail(e, ...) (gai_fail((e), GA_ERR_DEVICE, __VA_ARGS__) == GA_OK)
-
 /* A number below `limit` from the environment; false: it is none. */
 static bool rendezvous_number(const char *name, size_t limit, size_t *value, ga_error *e) {
     const char *text = getenv(name);
@@ -62,7 +59,7 @@ static bool rendezvous_number(const char *name, size_t limit, size_t *value, ga_
     errno = 0;
     unsigned long n = strtoul(text, &end, 10);
     if (*text < '0' || *text > '9' || *end || errno || n >= limit)
-        return rendezvous_fail(e, "%s=%.40s is not a whole number below %zu", name, text, limit);
+        return fail_with(e, GA_ERR_DEVICE, "%s=%.40s is not a whole number below %zu", name, text, limit);
     *value = n;
     return true;
 }
@@ -82,21 +79,22 @@ static bool rendezvous_find(rendezvous_place *p, ga_error *e) {
     if (!getenv("RANK") && !getenv("WORLD_SIZE")) return true;
     for (size_t i = 0; i < 4 && set < 4; i++)
         if (!getenv(names[i]))
-            return rendezvous_fail(e, "%s is set, but not %s", getenv("RANK") ? "RANK" : "WORLD_SIZE", names[i]);
+            return fail_with(e, GA_ERR_DEVICE, "%s is set, but not %s", getenv("RANK") ? "RANK" : "WORLD_SIZE",
+                             names[i]);
     if (!rendezvous_number("WORLD_SIZE", RENDEZVOUS_MOST + 1, &p->count, e) ||
         !rendezvous_number("RANK", RENDEZVOUS_MOST, &p->rank, e) || !rendezvous_number("MASTER_PORT", 65536, &port, e))
         return false;
     p->local_rank = p->rank;
     if (getenv("LOCAL_RANK") && !rendezvous_number("LOCAL_RANK", RENDEZVOUS_MOST, &p->local_rank, e)) return false;
     if (p->count == 0 || p->rank >= p->count)
-        return rendezvous_fail(e, "RANK=%zu is not one of WORLD_SIZE=%zu ranks, 0 to WORLD_SIZE - 1", p->rank,
-                               p->count);
+        return fail_with(e, GA_ERR_DEVICE, "RANK=%zu is not one of WORLD_SIZE=%zu ranks, 0 to WORLD_SIZE - 1", p->rank,
+                         p->count);
     const char *agent = getenv("TORCHELASTIC_USE_AGENT_STORE");
     if (agent && strcmp(agent, "True") == 0) port++;
-    if (port == 0 || port > 65535) return rendezvous_fail(e, "MASTER_PORT=%zu is no port", port);
+    if (port == 0 || port > 65535) return fail_with(e, GA_ERR_DEVICE, "MASTER_PORT=%zu is no port", port);
     snprintf(p->port, sizeof p->port, "%zu", port);
     if (snprintf(p->host, sizeof p->host, "%s", getenv("MASTER_ADDR")) >= (int)sizeof p->host || !*p->host)
-        return rendezvous_fail(e, "MASTER_ADDR is empty or too long");
+        return fail_with(e, GA_ERR_DEVICE, "MASTER_ADDR is empty or too long");
     return true;
 }
 
@@ -159,9 +157,10 @@ static bool rendezvous_hear(int peer, rendezvous_message *m, double deadline) {
 /* Why rank 0 has ended it all. */
 static bool rendezvous_explain(const rendezvous_message *m, ga_error *e) {
     if (m->what == RENDEZVOUS_SIZES)
-        return rendezvous_fail(e, "the ranks disagree: WORLD_SIZE is %u for rank 0, and %u for another", m->a, m->b);
-    if (m->what == RENDEZVOUS_TWICE) return rendezvous_fail(e, "two processes have RANK=%u", m->a);
-    return rendezvous_fail(e, "rank %u has ended", m->a);
+        return fail_with(e, GA_ERR_DEVICE, "the ranks disagree: WORLD_SIZE is %u for rank 0, and %u for another", m->a,
+                         m->b);
+    if (m->what == RENDEZVOUS_TWICE) return fail_with(e, GA_ERR_DEVICE, "two processes have RANK=%u", m->a);
+    return fail_with(e, GA_ERR_DEVICE, "rank %u has ended", m->a);
 }
 
 /* Tells all others why it ends, and what this rank says itself. */
@@ -197,7 +196,7 @@ static void rendezvous_prepare(int peer) {
 static bool rendezvous_look_up(const rendezvous_place *p, struct addrinfo **found, ga_error *e) {
     const struct addrinfo wanted = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
     int wrong = getaddrinfo(p->host, p->port, &wanted, found);
-    if (wrong) return rendezvous_fail(e, "MASTER_ADDR=%s: %s", p->host, gai_strerror(wrong));
+    if (wrong) return fail_with(e, GA_ERR_DEVICE, "MASTER_ADDR=%s: %s", p->host, gai_strerror(wrong));
     return true;
 }
 
@@ -220,7 +219,8 @@ static bool rendezvous_listen(rendezvous *r, ga_error *e) {
     int wrong = errno;
     freeaddrinfo(found);
     if (r->listening >= 0) return true;
-    return rendezvous_fail(e, "rank 0 cannot listen at %s:%s: %s", r->place.host, r->place.port, strerror(wrong));
+    return fail_with(e, GA_ERR_DEVICE, "rank 0 cannot listen at %s:%s: %s", r->place.host, r->place.port,
+                     strerror(wrong));
 }
 
 /* Which ranks have not come: "rank 3", "ranks 1, 2 and 12 others". */
@@ -264,15 +264,15 @@ static bool rendezvous_gather(rendezvous *r, ga_error *e) {
         double next = tell < r->deadline ? tell : r->deadline;
         struct pollfd door = {r->listening, POLLIN, 0};
         int ready = poll(&door, 1, (int)((next > now() ? next - now() : 0) * 1e3) + 1);
-        if (ready < 0 && errno != EINTR) return rendezvous_fail(e, "rank 0: poll: %s", strerror(errno));
+        if (ready < 0 && errno != EINTR) return fail_with(e, GA_ERR_DEVICE, "rank 0: poll: %s", strerror(errno));
         int peer = ready > 0 ? accept(r->listening, NULL, NULL) : -1;
         if (peer >= 0 && !rendezvous_admit(r, peer, e)) return false;
         missing = 0;
         for (size_t i = 1; i < r->n_peers; i++) missing += r->peers[i] < 0;
         if (missing == 0) break;
         if (now() >= r->deadline)
-            return rendezvous_fail(e, "%s of %zu did not come to %s:%s within %g s", rendezvous_missing(r, text),
-                                   r->place.count, r->place.host, r->place.port, r->seconds);
+            return fail_with(e, GA_ERR_DEVICE, "%s of %zu did not come to %s:%s within %g s",
+                             rendezvous_missing(r, text), r->place.count, r->place.host, r->place.port, r->seconds);
         if (now() < tell) continue;
         fprintf(stderr, "waiting for %s of %zu at %s:%s\n", rendezvous_missing(r, text), r->place.count, r->place.host,
                 r->place.port);
@@ -319,14 +319,14 @@ static bool rendezvous_connect(rendezvous *r, ga_error *e) {
     }
     freeaddrinfo(found);
     if (r->peers[0] < 0)
-        return rendezvous_fail(e, "rank %zu finds no rank 0 at %s:%s: %s", r->place.rank, r->place.host, r->place.port,
-                               strerror(wrong));
+        return fail_with(e, GA_ERR_DEVICE, "rank %zu finds no rank 0 at %s:%s: %s", r->place.rank, r->place.host,
+                         r->place.port, strerror(wrong));
     rendezvous_prepare(r->peers[0]);
     rendezvous_message m;
     if (!rendezvous_say(r->peers[0], RENDEZVOUS_HELLO, r->place.rank, r->place.count) ||
         !rendezvous_hear(r->peers[0], &m, r->deadline))
-        return rendezvous_fail(e, "rank %zu: %s:%s does not answer as rank 0 does: %s", r->place.rank, r->place.host,
-                               r->place.port, strerror(errno));
+        return fail_with(e, GA_ERR_DEVICE, "rank %zu: %s:%s does not answer as rank 0 does: %s", r->place.rank,
+                         r->place.host, r->place.port, strerror(errno));
     return m.what == RENDEZVOUS_WELCOME || rendezvous_explain(&m, e);
 }
 
@@ -336,7 +336,7 @@ static bool rendezvous_open(rendezvous *r, const rendezvous_place *place, ga_err
     *r = (rendezvous){.place = *place, .listening = -1, .seconds = seconds, .deadline = now() + seconds};
     r->n_peers = place->rank == 0 ? place->count : 1;
     r->peers = malloc(r->n_peers * sizeof *r->peers);
-    if (!r->peers) return rendezvous_fail(e, "no memory for %zu ranks", place->count);
+    if (!r->peers) return fail_with(e, GA_ERR_DEVICE, "no memory for %zu ranks", place->count);
     for (size_t i = 0; i < r->n_peers; i++) r->peers[i] = -1;
     bool here = place->rank == 0 ? rendezvous_listen(r, e) && rendezvous_gather(r, e) : rendezvous_connect(r, e);
     if (!here) {
@@ -356,7 +356,7 @@ static bool rendezvous_share(void *state, void *bytes, size_t n, ga_error *e) {
     for (size_t i = 1; i < r->n_peers; i++)
         if (!rendezvous_send(r->peers[i], bytes, n)) return rendezvous_end_all(r, RENDEZVOUS_LOST, i, 0, e);
     if (r->place.rank == 0 || rendezvous_receive(r->peers[0], bytes, n, now() + r->seconds)) return true;
-    return rendezvous_fail(e, errno == ETIMEDOUT ? "rank 0 says nothing" : "rank 0 has ended");
+    return fail_with(e, GA_ERR_DEVICE, errno == ETIMEDOUT ? "rank 0 says nothing" : "rank 0 has ended");
 }
 
 /* False: a rank has ended before it was done. */
