@@ -41,9 +41,9 @@
  * A shape (B, T, HQ, D) is row-major. `d` before a name is the gradient of the loss with respect to it.
  *
  * INDEX of the paper: where each equation, table and figure is.
- *     Eq. 1   Q, K, V projections                    pass 2 of gai_layer_forward: one product for [q | gate | k | v]
+ *     Eq. 1   Q, K, V projections                    pass 2, gai_project_forward: one product for [q | gate | k | v]
  *     Eq. 2   softmax(Q K^T / sqrt(d_k)) V           ga_sdpa_forward, ga_sdpa_backward
- *     Eq. 3-4 concatenation and W_O                  pass 7 of gai_layer_forward
+ *     Eq. 3-4 concatenation and W_O                  pass 7, gai_attention_forward
  *     Eq. 5   Y' = Y (.) sigma(X W_theta)            ga_gate_forward, ga_gate_backward
  *     Eq. 6-8 where non-linearity enters W_V W_O     gate_position G2 (Eq. 7), G1 (Eq. 8)
  *     Eq. 6   effective rank of W_V W_O, of outputs  ga_measure_ranks, ga_effective_rank
@@ -3589,12 +3589,26 @@ GAI_FN gai_sections gai_sections_of(ga_sizes z, ga_real *row) {
     return at;
 }
 
-/* Where the scores of the gate come from: its section of [query | gate | key | value], its own product, or parameters. */
-GAI_FN const ga_real *gai_gate_source(const ga_model *m, const ga_layer_activations *a, const gai_parameters *w,
-                                      size_t *stride) {
-    const ga_sizes *z = &m->sizes;
-    *stride = z->G ? z->Z : z->G_channels;
-    return z->G ? gai_sections_of(*z, a->qgkv).gate : z->G_channels ? a->s : w->gate_free;
+/* The gate's logits S, in rows `stride` apart. */
+typedef struct {
+    const ga_real *s;
+    size_t stride;
+} gai_gate_logits;
+
+/* A section of [query | gate | key | value], the rows of a product of their own, or parameters, one row for all. */
+GAI_FN gai_gate_logits gai_gate_logits_of(const ga_model *m, const ga_layer_activations *a, const gai_parameters *w) {
+    ga_sizes z = m->sizes;
+    gai_gate_logits section = {gai_sections_of(z, a->qgkv).gate, z.Z};
+    gai_gate_logits product = {a->s, z.G_channels}, parameters = {w->gate_free, 0};
+    if (z.G > 0) return section;
+    return z.G_channels > 0 ? product : parameters;
+}
+
+/* Where their gradient goes, in rows of the same stride. */
+GAI_FN ga_real *gai_gate_gradient(const ga_model *m, const gai_parameters *dw) {
+    ga_sizes z = m->sizes;
+    if (z.G > 0) return gai_sections_of(z, m->d_qgkv).gate;
+    return z.G_channels > 0 ? m->ds : dw->gate_free;
 }
 
 /* The sink logits of a layer, (HQ), or NULL. */
@@ -3653,17 +3667,23 @@ GAI_FN const ga_intervention *gai_change(const ga_model *m, const ga_layer_activ
 /* Passes 3, 6 and 8: the gate, with the scores that an intervention wants. A score that is the same everywhere is a scalar
  * parameter without activation. */
 GAI_FN void gai_run_gate(ga_model *m, const ga_layer_activations *a, ga_real *o, const ga_real *y, size_t y_stride,
-                         const ga_real *s, size_t s_stride, size_t N) {
+                         gai_gate_logits logits, size_t N) {
     ga_gate g = m->gate;
     const ga_intervention *set = gai_change(m, a, GA_SET_GATE), *scale = gai_change(m, a, GA_SCALE_GATE);
     if (set) {
         ga_real score = (ga_real)(set->scores ? set->scores[a - m->layers] : set->value);
         m->device.copy_in(m->device.state, m->scratch, &score, sizeof score);
         g.input = GA_INPUT_SCALAR, g.sharing = GA_SPECIFIC, g.activation = GA_IDENTITY, g.logits = 1;
-        s = m->scratch, s_stride = 0;
+        logits.s = m->scratch, logits.stride = 0;
     }
-    GAI_RUN(m, gate_forward, o, y, y_stride, s, s_stride, N, g);
+    GAI_RUN(m, gate_forward, o, y, y_stride, logits.s, logits.stride, N, g);
     if (scale) GAI_RUN(m, scale_rows, o, g.H * g.D, N, g.H * g.D, (ga_real)scale->value);
+}
+
+/* The same backward: rows of dy and y are `stride` apart; ds is gai_gate_gradient's. */
+GAI_FN void gai_run_gate_backward(ga_model *m, ga_real *dy, ga_real *ds, const ga_real *d_o, const ga_real *y,
+                                  size_t stride, gai_gate_logits logits, size_t N) {
+    GAI_RUN(m, gate_backward, dy, stride, ds, logits.stride, d_o, y, stride, logits.s, logits.stride, N, m->gate);
 }
 
 /* Pass 5 once more, without the first key: each sequence from its second position on. */
@@ -3677,31 +3697,33 @@ GAI_FN void gai_attend_without_first(ga_model *m, const ga_layer_activations *a,
     }
 }
 
-/* One block: passes 1 to 18. The backward pass below walks the same numbers in reverse. */
-GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, gai_cache cache,
-                              ga_real *x_next, size_t B, size_t T) {
+/* One block is passes 1 to 18, in three parts of a function each; the backward pass walks the same numbers in reverse.
+ *
+ * Passes 1 to 4: from x to queries, keys and values, whose heads the gates at G2 to G4 and switch heads modulate. */
+GAI_FN void gai_project_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, gai_cache cache,
+                                size_t B, size_t T) {
     ga_sizes z = m->sizes;
     const ga_config *c = &m->config;
     ga_gate g = m->gate;
     ga_real eps = (ga_real)c->norm_eps;
-    size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D, s_stride;
-    const ga_real *s = gai_gate_source(m, a, w, &s_stride), *rope = m->rope + cache.past * z.D;
+    size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D;
+    gai_gate_logits logits = gai_gate_logits_of(m, a, w);
     gai_sections at = gai_sections_of(z, a->qgkv);
-    const ga_real *query = at.query, *key = at.key, *value = at.value;
+    const ga_real *query = at.query, *key = at.key, *value = at.value, *rope = m->rope + cache.past * z.D;
     size_t query_stride = z.Z, key_stride = z.Z, value_stride = z.Z;
 
     GAI_RUN(m, rmsnorm_forward, a->h1, a->rstd1, a->x, w->attn_norm, N, z.C, eps); /* 1 */
     GAI_RUN(m, linear_forward, a->qgkv, a->h1, w->query, N, z.Z, z.C); /* 2: Eq. 1, and X W_theta of Eq. 5 */
-    if (z.G_channels)
+    if (z.G_channels > 0)
         GAI_RUN(m, linear_channels_forward, a->s, a->h1, z.C, w->gate_channels, N, z.G_channels, c->gate_input_dims);
     if (g.position == GA_G2) { /* 3: Eq. 7 */
-        gai_run_gate(m, a, a->gated, value, z.Z, s, s_stride, N);
+        gai_run_gate(m, a, a->gated, value, z.Z, logits, N);
         value = a->gated, value_stride = kD;
     } else if (g.position == GA_G3) {
-        gai_run_gate(m, a, a->gated, key, z.Z, s, s_stride, N);
+        gai_run_gate(m, a, a->gated, key, z.Z, logits, N);
         key = a->gated, key_stride = kD;
     } else if (g.position == GA_G4) {
-        gai_run_gate(m, a, a->gated, query, z.Z, s, s_stride, N);
+        gai_run_gate(m, a, a->gated, query, z.Z, logits, N);
         query = a->gated, query_stride = qD;
     }
     if (z.R_key > 0) { /* 3: A.1 */
@@ -3714,22 +3736,34 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
         GAI_RUN(m, switch_forward, cache.v, value, at.value_router, z.Z, N, ga_switch_of(c)); /* 3: A.1 */
     else
         GAI_RUN(m, heads_forward, cache.v, value, value_stride, NULL, NULL, B, T, z.HK, z.D, eps);
-    if (gai_change(m, a, GA_REMOVE_VALUE)) GAI_RUN(m, scale_rows, cache.v, T * kD, B, kD, 0);
+}
+
+/* Passes 5 to 11: attention, the gates at G1 and G5, W_O, and the residual stream. */
+GAI_FN void gai_attention_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, gai_cache cache,
+                                  size_t B, size_t T) {
+    ga_sizes z = m->sizes;
+    const ga_config *c = &m->config;
+    ga_gate g = m->gate;
+    size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D;
+    gai_gate_logits logits = gai_gate_logits_of(m, a, w);
+    const ga_real *sink = gai_sink_source(m, w);
     ga_shape shape = {B, T, cache.past + T, z.HQ, z.HK, z.D};
-    GAI_RUN(m, sdpa_forward, a->y, a->lse, a->q, cache.all_k, cache.all_v, gai_sink_source(m, w), shape); /* 5: Eq. 2 */
-    if (gai_change(m, a, GA_REMOVE_KEY)) gai_attend_without_first(m, a, gai_sink_source(m, w), B, T);
     ga_real *y = a->y;
+    const ga_real *o = a->o;
+
+    if (gai_change(m, a, GA_REMOVE_VALUE)) GAI_RUN(m, scale_rows, cache.v, T * kD, B, kD, 0);
+    GAI_RUN(m, sdpa_forward, a->y, a->lse, a->q, cache.all_k, cache.all_v, sink, shape); /* 5: Eq. 2 */
+    if (gai_change(m, a, GA_REMOVE_KEY)) gai_attend_without_first(m, a, sink, B, T);
     if (g.position == GA_G1) { /* 6: Eq. 5, Eq. 8 */
-        gai_run_gate(m, a, a->y_gated, a->y, qD, s, s_stride, N);
+        gai_run_gate(m, a, a->y_gated, a->y, qD, logits, N);
         y = a->y_gated;
     }
     const ga_intervention *silence = gai_change(m, a, GA_SILENCE_HEAD);
     if (silence && silence->head == GA_ALL) GAI_RUN(m, scale_rows, y, qD, N, qD, 0);
     if (silence && silence->head != GA_ALL) GAI_RUN(m, scale_rows, y + silence->head * z.D, qD, N, z.D, 0);
     GAI_RUN(m, linear_forward, a->o, y, w->attn_output, N, z.C, qD); /* 7: Eq. 3 and 4 */
-    const ga_real *o = a->o;
-    if (g.position == GA_G5) { /* 8 */
-        gai_run_gate(m, a, a->o_gated, o, z.C, s, s_stride, N);
+    if (g.position == GA_G5) {                                       /* 8 */
+        gai_run_gate(m, a, a->o_gated, o, z.C, logits, N);
         o = a->o_gated;
     }
     if (c->attn_clip > 0) { /* 9 */
@@ -3737,10 +3771,20 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
         o = a->o_clipped;
     }
     if (c->sandwich_norm) { /* 10 */
-        GAI_RUN(m, rmsnorm_forward, a->o_normed, a->rstd_o, o, w->attn_out_norm, N, z.C, eps);
+        GAI_RUN(m, rmsnorm_forward, a->o_normed, a->rstd_o, o, w->attn_out_norm, N, z.C, (ga_real)c->norm_eps);
         o = a->o_normed;
     }
-    GAI_RUN(m, add, a->x_mid, a->x, o, N * z.C);                                      /* 11 */
+    GAI_RUN(m, add, a->x_mid, a->x, o, N * z.C); /* 11 */
+}
+
+/* Passes 12 to 18: the FFN, dense or a mixture, and the residual stream. */
+GAI_FN void gai_ffn_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, ga_real *x_next,
+                            size_t N) {
+    ga_sizes z = m->sizes;
+    const ga_config *c = &m->config;
+    ga_real eps = (ga_real)c->norm_eps;
+    const ga_real *f = a->f;
+
     GAI_RUN(m, rmsnorm_forward, a->h2, a->rstd2, a->x_mid, w->ffn_norm, N, z.C, eps); /* 12 */
     if (z.E > 0) {
         gai_experts_forward(m, a, w, N); /* 12a to 15a */
@@ -3749,7 +3793,6 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
         GAI_RUN(m, swiglu_forward, a->a, a->u, N, z.F);                       /* 14 */
         GAI_RUN(m, linear_forward, a->f, a->a, w->ffn_down, N, z.C, z.F);     /* 15 */
     }
-    const ga_real *f = a->f;
     if (c->ffn_clip > 0) { /* 16 */
         GAI_RUN(m, clip_forward, a->f_clipped, f, N * z.C, (ga_real)c->ffn_clip);
         f = a->f_clipped;
@@ -3761,20 +3804,20 @@ GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const 
     GAI_RUN(m, add, x_next, a->x_mid, f, N * z.C); /* 18 */
 }
 
-/* m->dx holds d loss / d x_next and becomes d loss / d x; parameter gradients are added to dw. fresh: the forward pass of
- * this layer was the last one to run, so that what layers share is still there. scale: as in ga_forward_backward, for the
- * losses of the layer's own router. */
-GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, const gai_parameters *dw, bool fresh,
-                               double scale, size_t B, size_t T) {
+GAI_FN void gai_layer_forward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w, gai_cache cache,
+                              ga_real *x_next, size_t B, size_t T) {
+    gai_project_forward(m, a, w, cache, B, T);
+    gai_attention_forward(m, a, w, cache, B, T);
+    gai_ffn_forward(m, a, w, x_next, B * T);
+}
+
+/* Passes 18 to 12: m->dx, d loss / d x_next, becomes d loss / d x_mid. */
+GAI_FN void gai_ffn_backward(ga_model *m, size_t l, const gai_parameters *w, const gai_parameters *dw, bool fresh,
+                             double scale, size_t N) {
     const ga_layer_activations *a = &m->layers[l];
     ga_sizes z = m->sizes;
     const ga_config *c = &m->config;
-    ga_gate g = m->gate;
     ga_real eps = (ga_real)c->norm_eps;
-    size_t N = B * T, qD = z.HQ * z.D, kD = z.HK * z.D, s_stride;
-    const ga_real *s = gai_gate_source(m, a, w, &s_stride);
-    gai_sections at = gai_sections_of(z, a->qgkv), d_at = gai_sections_of(z, m->d_qgkv);
-    ga_real *ds = z.G ? d_at.gate : z.G_channels ? m->ds : dw->gate_free; /* gradient of the gate logits */
     const ga_real *d = m->dx; /* 18: both the residual and the FFN's output take d x_next */
 
     if (c->sandwich_norm) { /* 17 */
@@ -3796,11 +3839,24 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
         GAI_RUN(m, linear_backward, m->dh, dw->ffn_act, m->du, a->h2, w->ffn_act, N, 2 * z.F, z.C); /* 13 */
     }
     GAI_RUN(m, rmsnorm_backward, m->dx, dw->ffn_norm, m->dh, a->x_mid, w->ffn_norm, a->rstd2, N, z.C, true); /* 12 */
-    d = m->dx;                                                                                               /* 11 */
-    const ga_real *o = g.position == GA_G5 ? a->o_gated : a->o;
+}
+
+/* Passes 11 to 5: from m->dx, d loss / d x_mid, to m->dq, m->dk and m->dv. */
+GAI_FN void gai_attention_backward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w,
+                                   const gai_parameters *dw, bool fresh, size_t B, size_t T) {
+    ga_sizes z = m->sizes;
+    const ga_config *c = &m->config;
+    ga_gate g = m->gate;
+    size_t N = B * T, qD = z.HQ * z.D;
+    gai_gate_logits logits = gai_gate_logits_of(m, a, w);
+    ga_real *ds = gai_gate_gradient(m, dw);
+    ga_shape shape = {B, T, T, z.HQ, z.HK, z.D};
+    const ga_real *d = m->dx; /* 11 */
+    const ga_real *y = g.position == GA_G1 ? a->y_gated : a->y, *o = g.position == GA_G5 ? a->o_gated : a->o;
+
     if (c->sandwich_norm) { /* 10 */
-        GAI_RUN(m, rmsnorm_backward, m->d_o, dw->attn_out_norm, d, c->attn_clip > 0 ? a->o_clipped : o,
-                w->attn_out_norm, a->rstd_o, N, z.C, false);
+        const ga_real *normed = c->attn_clip > 0 ? a->o_clipped : o;
+        GAI_RUN(m, rmsnorm_backward, m->d_o, dw->attn_out_norm, d, normed, w->attn_out_norm, a->rstd_o, N, z.C, false);
         d = m->d_o;
     }
     if (c->attn_clip > 0) { /* 9 */
@@ -3808,50 +3864,87 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
         d = m->d_o;
     }
     if (g.position == GA_G5) { /* 8 */
-        GAI_RUN(m, gate_backward, m->dh, z.C, ds, s_stride, d, a->o, z.C, s, s_stride, N, g);
+        gai_run_gate_backward(m, m->dh, ds, d, a->o, z.C, logits, N);
         d = m->dh;
     }
-    if (!fresh) { /* 6 and 1 again */
-        if (g.position == GA_G1) GAI_RUN(m, gate_forward, a->y_gated, a->y, qD, s, s_stride, N, g);
-        GAI_RUN(m, rmsnorm_forward, a->h1, a->rstd1, a->x, w->attn_norm, N, z.C, eps);
-    }
-    const ga_real *y = g.position == GA_G1 ? a->y_gated : a->y;
+    if (!fresh && g.position == GA_G1) /* 6 again */
+        GAI_RUN(m, gate_forward, a->y_gated, a->y, qD, logits.s, logits.stride, N, g);
     GAI_RUN(m, linear_backward, m->da, dw->attn_output, d, y, w->attn_output, N, z.C, qD); /* 7 */
-    const ga_real *dy = m->da;
+    d = m->da;
     if (g.position == GA_G1) { /* 6 */
-        GAI_RUN(m, gate_backward, m->dy, qD, ds, s_stride, dy, a->y, qD, s, s_stride, N, g);
-        dy = m->dy;
+        gai_run_gate_backward(m, m->dy, ds, d, a->y, qD, logits, N);
+        d = m->dy;
     }
-    ga_shape shape = {B, T, T, z.HQ, z.HK, z.D};
-    GAI_RUN(m, sdpa_backward, m->dq, m->dk, m->dv, dw->sinks, m->scratch, dy, a->y, a->lse, a->q, a->k, a->v,
+    GAI_RUN(m, sdpa_backward, m->dq, m->dk, m->dv, dw->sinks, m->scratch, d, a->y, a->lse, a->q, a->k, a->v,
             gai_sink_source(m, w), shape); /* 5 */
+}
 
-    /* 4 and 3: into the sections of d_qgkv; a projection that was gated or switched goes through m->da first. */
+/* What pass 4 has read of a section of [query | gate | key | value], and where its gradient goes: the section itself, or
+ * what pass 3 has made of it, whose gradient pass 3 takes on from m->da. */
+typedef struct {
+    const ga_real *x;
+    ga_real *dx;
+    size_t stride;
+} gai_head_input;
+
+GAI_FN gai_head_input gai_head_input_of(const ga_model *m, const ga_real *section, ga_real *d_section,
+                                        const ga_real *made, size_t width) {
+    gai_head_input plain = {section, d_section, m->sizes.Z}, modulated = {made, m->da, width};
+    return made ? modulated : plain;
+}
+
+/* Passes 4 to 1: from m->dq, m->dk and m->dv to the sections of m->d_qgkv, and to d loss / d x in m->dx. */
+GAI_FN void gai_project_backward(ga_model *m, const ga_layer_activations *a, const gai_parameters *w,
+                                 const gai_parameters *dw, bool fresh, size_t B, size_t T) {
+    ga_sizes z = m->sizes;
+    const ga_config *c = &m->config;
+    ga_gate g = m->gate;
+    ga_real eps = (ga_real)c->norm_eps;
+    size_t N = B * T, kD = z.HK * z.D;
+    gai_gate_logits logits = gai_gate_logits_of(m, a, w);
+    ga_real *ds = gai_gate_gradient(m, dw);
+    gai_sections at = gai_sections_of(z, a->qgkv), d_at = gai_sections_of(z, m->d_qgkv);
     bool at_query = g.position == GA_G4, at_key = g.position == GA_G3, at_value = g.position == GA_G2;
-    bool switched = z.R_key > 0;
-    const ga_real *key_head = at_key ? a->gated : switched ? a->switched : at.key;
-    size_t key_stride = at_key || switched ? kD : z.Z;
-    GAI_RUN(m, heads_backward, at_query ? m->da : d_at.query, dw->query_norm, m->dq, at_query ? a->gated : at.query,
-            at_query ? qD : z.Z, at_query ? qD : z.Z, w->query_norm, m->rope, B, T, z.HQ, z.D, eps);
-    if (at_query) GAI_RUN(m, gate_backward, d_at.query, z.Z, ds, s_stride, m->da, at.query, z.Z, s, s_stride, N, g);
-    GAI_RUN(m, heads_backward, at_key || switched ? m->da : d_at.key, dw->key_norm, m->dk, key_head, key_stride,
-            key_stride, w->key_norm, m->rope, B, T, z.HK, z.D, eps);
-    if (switched)
+    const ga_real *key_made = at_key ? a->gated : z.R_key > 0 ? a->switched : NULL;
+    gai_head_input query = gai_head_input_of(m, at.query, d_at.query, at_query ? a->gated : NULL, z.HQ * z.D);
+    gai_head_input key = gai_head_input_of(m, at.key, d_at.key, key_made, kD);
+    gai_head_input value = gai_head_input_of(m, at.value, d_at.value, at_value ? a->gated : NULL, kD);
+
+    /* 4 and 3: queries */
+    GAI_RUN(m, heads_backward, query.dx, dw->query_norm, m->dq, query.x, query.stride, query.stride, w->query_norm,
+            m->rope, B, T, z.HQ, z.D, eps);
+    if (at_query) gai_run_gate_backward(m, d_at.query, ds, m->da, at.query, z.Z, logits, N);
+    /* 4 and 3: keys */
+    GAI_RUN(m, heads_backward, key.dx, dw->key_norm, m->dk, key.x, key.stride, key.stride, w->key_norm, m->rope, B, T,
+            z.HK, z.D, eps);
+    if (z.R_key > 0)
         GAI_RUN(m, switch_backward, d_at.key, d_at.key_router, m->da, at.key, at.key_router, z.Z, N, ga_switch_of(c));
-    if (at_key) GAI_RUN(m, gate_backward, d_at.key, z.Z, ds, s_stride, m->da, at.key, z.Z, s, s_stride, N, g);
+    if (at_key) gai_run_gate_backward(m, d_at.key, ds, m->da, at.key, z.Z, logits, N);
+    /* 4 and 3: values */
     if (z.R_value > 0)
         GAI_RUN(m, switch_backward, d_at.value, d_at.value_router, m->dv, at.value, at.value_router, z.Z, N,
                 ga_switch_of(c));
     else
-        GAI_RUN(m, heads_backward, at_value ? m->da : d_at.value, NULL, m->dv, at_value ? a->gated : at.value,
-                at_value ? kD : z.Z, at_value ? kD : z.Z, NULL, NULL, B, T, z.HK, z.D, eps);
-    if (at_value) GAI_RUN(m, gate_backward, d_at.value, z.Z, ds, s_stride, m->da, at.value, z.Z, s, s_stride, N, g);
-
-    GAI_RUN(m, linear_backward, m->dh, dw->query, m->d_qgkv, a->h1, w->query, N, z.Z, z.C); /* 2 */
-    if (z.G_channels)
+        GAI_RUN(m, heads_backward, value.dx, NULL, m->dv, value.x, value.stride, value.stride, NULL, NULL, B, T, z.HK,
+                z.D, eps);
+    if (at_value) gai_run_gate_backward(m, d_at.value, ds, m->da, at.value, z.Z, logits, N);
+    if (!fresh) GAI_RUN(m, rmsnorm_forward, a->h1, a->rstd1, a->x, w->attn_norm, N, z.C, eps); /* 1 again */
+    GAI_RUN(m, linear_backward, m->dh, dw->query, m->d_qgkv, a->h1, w->query, N, z.Z, z.C);    /* 2 */
+    if (z.G_channels > 0)
         GAI_RUN(m, linear_channels_backward, m->dh, dw->gate_channels, m->ds, a->h1, z.C, w->gate_channels, N,
                 z.G_channels, c->gate_input_dims);
     GAI_RUN(m, rmsnorm_backward, m->dx, dw->attn_norm, m->dh, a->x, w->attn_norm, a->rstd1, N, z.C, true); /* 1 */
+}
+
+/* m->dx holds d loss / d x_next and becomes d loss / d x; parameter gradients are added to dw. fresh: the forward pass of
+ * this layer was the last one to run, so that what layers share is still there. scale: as in ga_forward_backward, for the
+ * losses of the layer's own router. */
+GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, const gai_parameters *dw, bool fresh,
+                               double scale, size_t B, size_t T) {
+    const ga_layer_activations *a = &m->layers[l];
+    gai_ffn_backward(m, l, w, dw, fresh, scale, B * T);
+    gai_attention_backward(m, a, w, dw, fresh, B, T);
+    gai_project_backward(m, a, w, dw, fresh, B, T);
 }
 
 /* ---- observation: what the analysis takes from a layer while it is there ------------------------------------------- */
@@ -4016,13 +4109,12 @@ GAI_FN void gai_observe_details(ga_model *m, ga_sums *s, const ga_layer_activati
 
 /* Adds the scores of a layer. Returns their mean in this pass where it is asked for: the one figure that has to come to the
  * host in each layer, since the passes over Y that follow need it. */
-GAI_FN double gai_observe_gate(ga_model *m, const ga_statistics *s, const ga_real *logits, size_t stride, size_t l,
-                               size_t N) {
+GAI_FN double gai_observe_gate(ga_model *m, const ga_statistics *s, gai_gate_logits logits, size_t l, size_t N) {
     size_t heads = s->gate_heads;
     ga_gate_sums *there = s->sums->there.gate + l * heads, *here = s->sums->here.gate + l * heads;
     double sum = 0, count = 0;
     for (size_t h = 0; s->has_details && h < heads; h++) sum -= here[h].sum, count -= here[h].count;
-    GAI_RUN(m, gate_statistics, there, logits, stride, N, m->gate);
+    GAI_RUN(m, gate_statistics, there, logits.s, logits.stride, N, m->gate);
     if (!s->has_details) return (double)NAN;
     if (here != there) m->device.copy_out(m->device.state, here, there, heads * sizeof *here);
     for (size_t h = 0; h < heads; h++) sum += here[h].sum, count += here[h].count;
@@ -4034,14 +4126,13 @@ GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer
                                    size_t T) {
     ga_sizes z = m->sizes;
     const gai_sum_fields *f = &s->sums->there;
-    size_t N = B * T, stride;
+    size_t N = B * T;
     ga_shape shape = {B, T, cache.past + T, z.HQ, z.HK, z.D};
     GAI_RUN(m, sdpa_column, m->scratch, a->q, cache.all_k, a->lse, 0, shape);
     GAI_RUN(m, accumulate, f->attention + l * z.HQ, 1, 0, m->scratch, B, z.HQ, T);
     if (s->has_sink) GAI_RUN(m, sdpa_sink, f->sink + l * z.HQ, gai_sink_source(m, w), a->lse, B, z.HQ, T);
     GAI_RUN(m, max_abs, f->max_abs + l, x_next, N * z.C);
-    const ga_real *logits = gai_gate_source(m, a, w, &stride);
-    double mean_score = s->has_gate ? gai_observe_gate(m, s, logits, stride, l, N) : (double)NAN;
+    double mean_score = s->has_gate ? gai_observe_gate(m, s, gai_gate_logits_of(m, a, w), l, N) : (double)NAN;
     if (s->has_details) gai_observe_details(m, s->sums, a, x_next, mean_score, l, B, T);
     if (z.E > 0) GAI_RUN(m, route_counts, f->expert_rows + l * z.E, a->offsets, z.E);
     s->sums->stale = true;
