@@ -160,7 +160,8 @@ $(BUILD)/cuda/cudnn/test_sdpa.o: tests/cuda/test_sdpa.c tests/cuda/cuda_cpu_cont
 $(BUILD)/cuda/cudnn/sdpa_cpu: $(BUILD)/cuda/cudnn/test_sdpa.o $(BUILD)/cuda/cudnn/kernels.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o)
 	$(CXX) -rdynamic $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
 # The same with the checker of tests/cuda/cuda_cpu_check.cpp: the compiler's calls for the thread sanitizer go to it.
-CUDA_CHECKED = $(CUDA_CPU) -DCUCPU_CHECK -fno-pie
+# -fno-tree-sra: an access of 16 bytes stays one.
+CUDA_CHECKED = $(CUDA_CPU) -DCUCPU_CHECK -fno-pie -fno-tree-sra -Wno-ignored-optimization-argument
 CUDA_CHECKED_PARTS = $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/checked/%.o) $(BUILD)/cuda/checked/cuda_cpu_check.o
 $(BUILD)/cuda/checked/%.o: tests/cuda/%.cpp $(wildcard tests/cuda/*.h)
 	@mkdir -p $(BUILD)/cuda/checked

@@ -147,7 +147,8 @@ static __device__ __forceinline__ void gai_mma_m16n8k16(float (&d)[4], const uin
 enum {
     GAI_CUDA_BLOCKS = 16,       /* of weights with a packed copy */
     GAI_CUDA_PLANS = 128,       /* shapes of products whose algorithm is kept */
-    GAI_CUDA_SHARED = 48 << 10, /* bytes of shared memory that a block gets without asking */
+    GAI_CUDA_SHARED = 47 << 10, /* bytes of shared memory that a launch gets without asking: 48 KiB, less what functions
+                                   declare beside them */
     GAI_CUDA_SLOTS = 16,        /* of pinned memory, for copies on their way */
     GAI_CUDA_SLOT = 512 << 10,  /* bytes of each */
     GAI_CUDA_PASSES = 4,        /* that are known by heart at a time */

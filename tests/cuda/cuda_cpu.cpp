@@ -12,7 +12,8 @@
 #ifdef CUCPU_CHECK /* cuda_cpu_check.cpp */
 int cucpu_quiet;
 void *cucpu_check_shared(size_t bytes);
-void cucpu_check_kernel(), cucpu_check_block(), cucpu_check_barrier(), cucpu_check_warp(int linear), cucpu_check_end();
+void cucpu_check_kernel(), cucpu_check_block(), cucpu_check_barrier(), cucpu_check_warp(int linear), cucpu_check_end(),
+    cucpu_check_ldmatrix(const uint64_t *addresses);
 #define CHECKED(x) x
 #else
 #define CHECKED(x)
@@ -30,6 +31,14 @@ asm(".text\n.globl cucpu_switch\n.type cucpu_switch,@function\ncucpu_switch:\n"
 cucpu_thread *cucpu_current;
 uint3 cucpu_block_index;
 dim3 cucpu_block_size, cucpu_grid_size;
+
+void cucpu_fatal(const char *format, int a, int b) {
+    fprintf(stderr, "cucpu: block (%u,%u,%u) thread %d: ", cucpu_block_index.x, cucpu_block_index.y,
+            cucpu_block_index.z, cucpu_current ? cucpu_current->linear : -1);
+    fprintf(stderr, format, a, b);
+    fputc('\n', stderr);
+    exit(86);
+}
 
 namespace {
 enum { READY, AT_BARRIER, AT_WARP, DONE };
@@ -65,7 +74,7 @@ void *host_saved;
 ucontext_t host_context;
 #endif
 int threads, at_barrier, done;
-size_t dynamic_bytes;
+size_t dynamic_bytes, shared_bytes, shared_most; /* shared: of this block so far */
 void (*kernel_body)(void *);
 void *kernel_argument;
 uint64_t random_state;
@@ -75,14 +84,6 @@ long kernels;
 uint64_t random_bits() {
     random_state ^= random_state << 13, random_state ^= random_state >> 7, random_state ^= random_state << 17;
     return random_state;
-}
-
-__attribute__((noreturn)) void fatal(const char *format, int a, int b) {
-    fprintf(stderr, "cucpu: block (%u,%u,%u) thread %d: ", cucpu_block_index.x, cucpu_block_index.y,
-            cucpu_block_index.z, cucpu_current ? cucpu_current->linear : -1);
-    fprintf(stderr, format, a, b);
-    fputc('\n', stderr);
-    exit(86);
 }
 
 void to_host(fiber *f) {
@@ -146,6 +147,7 @@ void start_block() {
     free(dynamic);
 #endif
     shared_blocks.clear();
+    shared_bytes = dynamic_bytes;
     dynamic = dynamic_bytes ? new_shared(dynamic_bytes) : nullptr;
     at_barrier = done = 0;
     ready.clear();
@@ -171,10 +173,11 @@ void run_block() {
     for (int i = 0; i < threads && done < threads; i++) {
         cucpu_current = fibers[i];
         if (fibers[i]->state == AT_BARRIER)
-            fatal("__syncthreads at line %d reached by some threads only (%d have returned)", fibers[i]->line, done);
+            cucpu_fatal("__syncthreads at line %d reached by some threads only (%d have returned)", fibers[i]->line,
+                        done);
         if (fibers[i]->state == AT_WARP)
-            fatal("warp operation at line %d: lanes of its mask never arrived (%d have returned)", fibers[i]->line,
-                  done);
+            cucpu_fatal("warp operation at line %d: lanes of its mask never arrived (%d have returned)",
+                        fibers[i]->line, done);
     }
     cucpu_current = nullptr;
 }
@@ -193,8 +196,10 @@ void *cucpu_dynamic_shared() {
 void *cucpu_shared(const void *key, size_t bytes, size_t align) {
     CHECKED(cucpu_quiet++);
     void *&p = shared_blocks[key];
-    if (align > 16) fatal("shared memory aligned to %d bytes", (int)align, 0);
-    if (!p) p = new_shared(bytes);
+    if (align > 16) cucpu_fatal("shared memory aligned to %d bytes", (int)align, 0);
+    if (!p) p = new_shared(bytes), shared_bytes += bytes;
+    if (shared_bytes > shared_most)
+        cucpu_fatal("%d bytes of shared memory, of which %d at the launch", (int)shared_bytes, (int)dynamic_bytes);
     CHECKED(cucpu_quiet--);
     return p;
 }
@@ -204,7 +209,8 @@ void cucpu_barrier(int line) {
     f->state = AT_BARRIER, f->line = line;
     if (++at_barrier == threads) {
         for (int i = 0; i < threads; i++) {
-            if (fibers[i]->line != line) fatal("__syncthreads divergence: lines %d and %d", line, fibers[i]->line);
+            if (fibers[i]->line != line)
+                cucpu_fatal("__syncthreads divergence: lines %d and %d", line, fibers[i]->line);
             fibers[i]->state = READY;
             ready.push_back(i);
         }
@@ -217,7 +223,7 @@ void cucpu_barrier(int line) {
 static meeting *find_meeting(warp *w, uint32_t mask, int line) {
     for (int i = 0; i < w->count; i++)
         if (w->meetings[i].mask == mask) return &w->meetings[i];
-    if (w->count == MASKS) fatal("more than %d different masks in one warp (line %d)", MASKS, line);
+    if (w->count == MASKS) cucpu_fatal("more than %d different masks in one warp (line %d)", MASKS, line);
     meeting *m = &w->meetings[w->count++];
     m->mask = mask, m->arrived = 0, m->round = 0;
     return m;
@@ -228,15 +234,15 @@ const uint64_t *cucpu_warp(uint32_t mask, uint64_t value, int line, bool with_me
     fiber *f = (fiber *)cucpu_current;
     int first = f->warp * 32;
     uint32_t exist = threads - first >= 32 ? ~0u : (1u << (threads - first)) - 1;
-    if (!(mask >> f->lane & 1)) fatal("warp operation at line %d: lane %d is not in its own mask", line, f->lane);
+    if (!(mask >> f->lane & 1)) cucpu_fatal("warp operation at line %d: lane %d is not in its own mask", line, f->lane);
     if (mask & ~exist && mask != ~0u)
-        fatal("warp operation at line %d: its mask names lanes that do not exist", line, 0);
+        cucpu_fatal("warp operation at line %d: its mask names lanes that do not exist", line, 0);
     mask &= exist;
     meeting *m = find_meeting(&warps[f->warp], mask, line);
     if (!m->arrived)
         m->line = line;
     else if (m->line != line)
-        fatal("warp operation divergence: lines %d and %d", line, m->line);
+        cucpu_fatal("warp operation divergence: lines %d and %d", line, m->line);
     uint64_t *slots = m->slots[m->round & 1];
     slots[f->lane] = value, m->arrived |= 1u << f->lane;
     f->line = line, f->state = AT_WARP;
@@ -279,17 +285,19 @@ void cucpu_mma(const uint64_t *fragments) {
 
 void cucpu_aligned_to_16(const uint64_t *addresses) {
     for (int l = 0; l < 32; l++)
-        if (addresses[l] % 16) fatal("ldmatrix: the address of lane %d is not a multiple of 16", l, 0);
+        if (addresses[l] % 16) cucpu_fatal("ldmatrix: the address of lane %d is not a multiple of 16", l, 0);
+    CHECKED(cucpu_check_ldmatrix(addresses));
 }
 
-void cucpu_run(void (*body)(void *), void *argument, dim3 grid, dim3 block, size_t shared_bytes) {
+void cucpu_run(const void *kernel, void (*body)(void *), void *argument, dim3 grid, dim3 block, size_t at_launch) {
     if (order < 0) {
         const char *seed = getenv("CUCPU_SEED");
         order = seed ? atoi(seed) : 2;
         random_state = 0x9E3779B97F4A7C15ull * (uint64_t)(order + 1);
     }
     threads = (int)(block.x * block.y * block.z), cucpu_block_size = block, cucpu_grid_size = grid;
-    kernel_body = body, kernel_argument = argument, dynamic_bytes = shared_bytes;
+    kernel_body = body, kernel_argument = argument;
+    dynamic_bytes = at_launch, shared_most = cucpu_shared_most(kernel);
     while (fibers.size() < (size_t)threads) {
         fiber *f = new fiber();
         f->stack =

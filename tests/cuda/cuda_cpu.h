@@ -50,7 +50,9 @@ void cucpu_barrier(int line);
 const uint64_t *cucpu_warp(uint32_t mask, uint64_t value, int line, bool with_memory,
                            void (*call)(const uint64_t *values) = nullptr);
 void cucpu_yield();
-void cucpu_run(void (*body)(void *), void *argument, dim3 grid, dim3 block, size_t shared_bytes);
+/* Stops a kernel that does what is undefined on a GPU. */
+__attribute__((noreturn)) void cucpu_fatal(const char *format, int a, int b);
+void cucpu_run(const void *kernel, void (*body)(void *), void *argument, dim3 grid, dim3 block, size_t shared_bytes);
 
 /* ---- the runtime, cuda_cpu_runtime.cpp ------------------------------------------------------------------------------ */
 
@@ -58,6 +60,8 @@ void cucpu_run(void (*body)(void *), void *argument, dim3 grid, dim3 block, size
 cudaError_t cucpu_enqueue(cudaStream_t stream, void *closure, void (*run)(void *), void (*destroy)(void *));
 /* Whether a launch of this shape is allowed. */
 cudaError_t cucpu_check_launch(const void *kernel, dim3 grid, dim3 block, size_t shared_bytes);
+/* Shared memory that a block of the kernel may have, what its functions declare included. */
+size_t cucpu_shared_most(const void *kernel);
 
 template <class F>
 static inline cudaError_t cucpu_submit(cudaStream_t stream, F work) {
@@ -84,7 +88,7 @@ static void cucpu_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t sha
 #endif
     cucpu_submit(stream, [=] {
         auto body = [&] { std::apply(kernel, arguments); };
-        cucpu_run([](void *p) { (*(decltype(body) *)p)(); }, &body, grid, block, shared_bytes);
+        cucpu_run((const void *)kernel, [](void *p) { (*(decltype(body) *)p)(); }, &body, grid, block, shared_bytes);
     });
 }
 
@@ -127,6 +131,7 @@ static inline T cucpu_unpack(uint64_t bits) {
 template <class T>
 static inline T __shfl_xor_sync(unsigned mask, T v, int bits, CUCPU_LINE) {
     int source = cucpu_current->lane ^ bits;
+    if (source > 31) cucpu_fatal("shuffle at line %d: %d is no lane", line, source);
     const uint64_t *slots = cucpu_warp(mask, cucpu_pack(v), line, false);
     return cucpu_unpack<T>(mask >> source & 1 ? slots[source] : ~0ull); /* undefined on the GPU: NaN */
 }

@@ -230,6 +230,12 @@ void cucpu_check_host_read(const void *p, size_t n) {
     }
 }
 
+void cucpu_check_ldmatrix(const uint64_t *addresses) {
+    for (int l = 0; l < 32; l++)
+        if (addresses[l] - (uint64_t)(uintptr_t)(memory + DEVICE) >= SHARED)
+            stop("ldmatrix of what is not shared memory");
+}
+
 void cucpu_check_pointer(const void *p) {
     if (p && !is_device(p)) stop("an argument of a kernel is no device pointer");
 }

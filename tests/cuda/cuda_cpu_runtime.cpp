@@ -207,6 +207,10 @@ cudaError_t cucpu_check_launch(const void *kernel, dim3 g, dim3 b, size_t shared
     return cudaSuccess;
 }
 
+size_t cucpu_shared_most(const void *kernel) {
+    return opted_in.count(kernel) ? SHARED_MOST : SHARED_DEFAULT;
+}
+
 extern "C" {
 
 cudaError_t cudaGetLastError() {
