@@ -56,7 +56,7 @@ const char *ga_device_cuda_unrecorded(const ga_device *device);
 /* How the processes of one run find each other: the companion has no transport of its own. */
 typedef struct {
     void *state;
-    /* Rank 0's n bytes to all ranks; false: it could not be done, and why. */
+    /* Rank 0's n bytes to all ranks, however long it takes rank 0 to come there; false: it will not, and why. */
     bool (*share)(void *state, void *bytes, size_t n, ga_error *e);
     /* False: a rank has ended, and which. A thread beside asks now and then; NULL: nobody knows. */
     bool (*all_alive)(void *state, ga_error *e);
@@ -65,12 +65,13 @@ typedef struct {
 typedef struct {
     size_t rank, count;
     bool bf16;      /* gradients travel in bfloat16: half the bytes, but those of others are rounded to 8 bits */
-    double timeout; /* seconds without an answer of the other ranks that end the run */
+    double timeout; /* seconds in an exchange without an answer of the other ranks that end the run */
     ga_cuda_rendezvous rendezvous;
 } ga_cuda_ranks_settings;
 
 /* The ranks' exchanges over NCCL, on a stream of their own beside the device's; before models are made. A rank that has
- * died or does not answer is a failure of the table and of the device on all ranks: nothing waits for ever.
+ * died, or does not answer in an exchange, is a failure of the table and of the device on all ranks. Only `broadcast` has no
+ * limit: it waits by `share`, while rank 0 works alone.
  * GA_ERR_DEVICE when NCCL is not there, or the ranks do not come together. */
 ga_result ga_ranks_cuda(ga_ranks *ranks, ga_device *device, const ga_cuda_ranks_settings *settings, ga_error *e);
 /* After the models, before ga_device_cuda_destroy. failed: this rank gives up, and does not wait for the others. */
@@ -3618,7 +3619,7 @@ static void gai_cuda_sdpa_statistics(void *state, float *received, float *entrop
 #define GAI_NCCL_FUNCTIONS(X)                                                                                          \
     X(GetVersion) X(GetUniqueId) X(GetErrorString) X(GetLastError) X(CommInitRankConfig) X(CommGetAsyncError)          \
     X(CommFinalize) X(CommDestroy) X(CommAbort) X(GroupStart) X(GroupEnd) X(AllReduce) X(ReduceScatter) X(AllGather)   \
-    X(Broadcast) X(Send) X(Recv)
+    X(Send) X(Recv)
 /* clang-format on */
 
 typedef struct {
@@ -3641,6 +3642,9 @@ struct gai_cuda_ranks {
     gai_nccl nccl;
     cudaStream_t stream;
     cudaEvent_t computed, exchanged;
+    volatile unsigned char
+        *mark;             /* of the host, set by the stream: odd while an exchange is under way; and what it was */
+    unsigned char marks;   /* set next */
     char *values;          /* GAI_RANKS_BYTES of the host, on their way */
     __nv_bfloat16 *halves; /* GAI_RANKS_HALVES gradients on their way out, and as many that came in */
     pthread_t watcher;
@@ -3649,7 +3653,6 @@ struct gai_cuda_ranks {
     pthread_mutex_t lock; /* of what both threads use: */
     ncclComm_t comm;      /* NULL before the beginning, and after a failure */
     ga_error failure;     /* the first, for good */
-    double since;         /* when the latest exchange was begun; 0: none was */
     bool stop, stopped;   /* the watcher is to end, and has nothing more to do */
 };
 typedef struct gai_cuda_ranks gai_cuda_ranks;
@@ -3688,17 +3691,26 @@ static ncclResult_t gai_nccl_state(const gai_cuda_ranks *r) {
     return r->nccl.CommGetAsyncError(r->comm, &state) == ncclSuccess ? state : ncclInternalError;
 }
 
+/* An exchange that has had its turn on the GPU, and takes its time: what the GPU computed before does not count. */
+typedef struct {
+    unsigned char mark;
+    double since;
+} gai_ranks_clock;
+
+static bool gai_ranks_late(const gai_cuda_ranks *r, gai_ranks_clock *clock) {
+    unsigned char mark = *r->mark;
+    if (mark != clock->mark || mark % 2 == 0) clock->mark = mark, clock->since = gai_seconds();
+    return gai_seconds() > clock->since + r->settings.timeout;
+}
+
 /* Why the ranks cannot go on; NULL: they can. */
-static const char *gai_ranks_trouble(gai_cuda_ranks *r, ga_error *e) {
+static const char *gai_ranks_trouble(gai_cuda_ranks *r, gai_ranks_clock *clock, ga_error *e) {
     ga_cuda_rendezvous meeting = r->settings.rendezvous;
     ncclResult_t state = ncclSuccess;
     if (meeting.all_alive && !meeting.all_alive(meeting.state, e)) return e->text;
     if (r->comm) state = gai_nccl_state(r);
     if (state != ncclSuccess && state != ncclInProgress) return r->nccl.GetErrorString(state);
-    if (r->since == 0 || gai_seconds() < r->since + r->settings.timeout) return NULL;
-    cudaError_t done = cudaEventQuery(r->exchanged);
-    if (done == cudaErrorNotReady) return "the other ranks do not answer";
-    return done == cudaSuccess ? NULL : cudaGetErrorString(done);
+    return gai_ranks_late(r, clock) ? "the other ranks do not answer" : NULL;
 }
 
 /* The second thread. It ends the exchanges where there is trouble, so that the GPU comes to the end of its streams. Where a
@@ -3706,11 +3718,12 @@ static const char *gai_ranks_trouble(gai_cuda_ranks *r, ga_error *e) {
 static void *gai_ranks_watch(void *state) {
     gai_cuda_ranks *r = (gai_cuda_ranks *)state;
     ga_error e = {GA_OK, ""};
+    gai_ranks_clock clock = {0, 0};
     const char *trouble = cudaSetDevice(r->device->index) == cudaSuccess ? NULL : "cudaSetDevice fails";
     for (bool stop = false; !stop; gai_nap(0.02)) {
         ncclComm_t ended = NULL;
         pthread_mutex_lock(&r->lock);
-        if (!trouble && r->failure.result == GA_OK) trouble = gai_ranks_trouble(r, &e);
+        if (!trouble && r->failure.result == GA_OK) trouble = gai_ranks_trouble(r, &clock, &e);
         if (trouble) gai_ranks_fail(r, __FILE__, __LINE__, "exchange", trouble);
         if (r->failure.result != GA_OK) ended = r->comm, r->comm = NULL;
         stop = r->stop;
@@ -3759,19 +3772,20 @@ static bool gai_nccl_leave(gai_cuda_ranks *r, ncclResult_t result, const char *f
 
 /* ---- ranks: exchanges ---- */
 
+static bool gai_ranks_set_mark(gai_cuda_ranks *r) {
+    return GAI_CUDA(r->device, cudaMemsetAsync((void *)r->mark, ++r->marks, 1, r->stream));
+}
+
 /* The exchange that follows begins when the device's stream has come this far. */
 static bool gai_ranks_begin(gai_cuda_ranks *r) {
     gai_cuda *d = r->device;
     return GAI_CUDA(d, cudaEventRecord(r->computed, d->stream)) &&
-           GAI_CUDA(d, cudaStreamWaitEvent(r->stream, r->computed, 0));
+           GAI_CUDA(d, cudaStreamWaitEvent(r->stream, r->computed, 0)) && gai_ranks_set_mark(r);
 }
 
 /* All exchanges up to here are what gai_ranks_wait waits for. */
 static void gai_ranks_begun(gai_cuda_ranks *r) {
-    if (!GAI_CUDA(r->device, cudaEventRecord(r->exchanged, r->stream))) return;
-    pthread_mutex_lock(&r->lock);
-    r->since = gai_seconds();
-    pthread_mutex_unlock(&r->lock);
+    if (gai_ranks_set_mark(r)) (void)GAI_CUDA(r->device, cudaEventRecord(r->exchanged, r->stream));
 }
 
 static ga_result gai_cuda_ranks_status(void *state, ga_error *e) {
@@ -3809,17 +3823,22 @@ static size_t gai_ranks_halves_bytes(const gai_cuda_ranks *r) {
     return r && r->settings.bf16 && !r->halves ? 2 * GAI_RANKS_HALVES * sizeof *r->halves : 0;
 }
 
+/* In a group a call is noted down, whatever the communicator's state. */
+static bool gai_nccl_noted(ncclResult_t result) {
+    return result == ncclSuccess || result == ncclInProgress;
+}
+
 /* To each other rank its n values, and from each of them n of one's own. */
 static ncclResult_t gai_nccl_swap(const gai_cuda_ranks *r, __nv_bfloat16 *in, const __nv_bfloat16 *out, size_t n) {
     ncclResult_t result = r->nccl.GroupStart(), end;
     if (result != ncclSuccess) return result;
-    for (int i = 0; i < (int)r->settings.count && result == ncclSuccess; i++) {
+    for (int i = 0; i < (int)r->settings.count && gai_nccl_noted(result); i++) {
         if (i == (int)r->settings.rank) continue;
         result = r->nccl.Send(out + i * n, n, ncclBfloat16, i, r->comm, r->stream);
-        if (result == ncclSuccess) result = r->nccl.Recv(in + i * n, n, ncclBfloat16, i, r->comm, r->stream);
+        if (gai_nccl_noted(result)) result = r->nccl.Recv(in + i * n, n, ncclBfloat16, i, r->comm, r->stream);
     }
     end = r->nccl.GroupEnd();
-    return result == ncclSuccess ? end : result;
+    return gai_nccl_noted(result) ? end : result;
 }
 
 /* A slice of every part at a time. The sums stay in float32, as those of ncclReduceScatter in bfloat16 would not; the bytes
@@ -3860,36 +3879,36 @@ static void gai_cuda_all_gather(void *state, float *x, size_t per_rank) {
 }
 
 /* Values of the host: to the device, exchanged there, and back. */
-static bool gai_ranks_bring(gai_cuda_ranks *r, const void *values, size_t bytes) {
-    return GAI_CUDA(r->device, cudaMemcpyAsync(r->values, values, bytes, cudaMemcpyHostToDevice, r->stream));
-}
-
-static void gai_ranks_fetch(gai_cuda_ranks *r, void *values, size_t bytes) {
-    gai_cuda *d = r->device;
-    gai_ranks_begun(r);
-    if (GAI_CUDA(d, cudaMemcpyAsync(values, r->values, bytes, cudaMemcpyDeviceToHost, r->stream)))
-        (void)GAI_CUDA(d, cudaStreamSynchronize(r->stream));
-}
-
 static void gai_cuda_sum(void *state, double *values, size_t n) {
     gai_cuda_ranks *r = (gai_cuda_ranks *)state;
+    gai_cuda *d = r->device;
     const size_t most = GAI_RANKS_BYTES / sizeof *values;
     for (size_t at = 0; at < n; at += most) {
         size_t count = gai_cuda_min(most, n - at), bytes = count * sizeof *values;
-        if (gai_ranks_bring(r, values + at, bytes) &&
-            GAI_NCCL(r, r->nccl.AllReduce(r->values, r->values, count, ncclFloat64, ncclSum, r->comm, r->stream)))
-            gai_ranks_fetch(r, values + at, bytes);
+        if (!GAI_CUDA(d, cudaMemcpyAsync(r->values, values + at, bytes, cudaMemcpyHostToDevice, r->stream)) ||
+            !gai_ranks_set_mark(r) ||
+            !GAI_NCCL(r, r->nccl.AllReduce(r->values, r->values, count, ncclFloat64, ncclSum, r->comm, r->stream)))
+            return;
+        gai_ranks_begun(r);
+        if (!GAI_CUDA(d, cudaMemcpyAsync(values + at, r->values, bytes, cudaMemcpyDeviceToHost, r->stream)) ||
+            !GAI_CUDA(d, cudaStreamSynchronize(r->stream)))
+            return;
     }
 }
 
+/* By the way in which the ranks have found each other: no time limit, and no GPU that waits. What was begun before ends
+ * before: that has a limit. */
 static void gai_cuda_broadcast(void *state, void *values, size_t bytes) {
     gai_cuda_ranks *r = (gai_cuda_ranks *)state;
-    for (size_t at = 0; at < bytes; at += GAI_RANKS_BYTES) {
-        size_t n = gai_cuda_min(GAI_RANKS_BYTES, bytes - at);
-        if (gai_ranks_bring(r, (char *)values + at, n) &&
-            GAI_NCCL(r, r->nccl.Broadcast(r->values, r->values, n, ncclUint8, 0, r->comm, r->stream)))
-            gai_ranks_fetch(r, (char *)values + at, n);
-    }
+    ga_cuda_rendezvous meeting = r->settings.rendezvous;
+    ga_error e = {GA_OK, ""};
+    if (!GAI_CUDA(r->device, cudaStreamSynchronize(r->stream))) return;
+    gai_cuda_take_failure(r->device);
+    if (r->device->error.result != GA_OK || meeting.share(meeting.state, values, bytes, &e)) return;
+    pthread_mutex_lock(&r->lock);
+    gai_ranks_fail(r, __FILE__, __LINE__, "broadcast", e.text);
+    pthread_mutex_unlock(&r->lock);
+    gai_cuda_take_failure(r->device);
 }
 
 /* ---- ranks: beginning and end ---- */
@@ -3897,6 +3916,7 @@ static void gai_cuda_broadcast(void *state, void *values, size_t bytes) {
 static bool gai_ranks_load(gai_cuda_ranks *r) {
     gai_cuda *d = r->device;
     int version = 0;
+    setenv("NCCL_NVLS_ENABLE", "0", 0); /* NVLink's switches add in no fixed order: not the same bits in every run */
     void *library = dlopen(GAI_NCCL_LIBRARY, RTLD_NOW); /* it stays to the end */
     const char *missing = library ? NULL : "dlopen";
 #define GAI_X(name) \
@@ -3925,6 +3945,7 @@ static bool gai_ranks_streams(gai_cuda_ranks *r) {
            GAI_CUDA(d, cudaStreamCreateWithPriority(&r->stream, cudaStreamNonBlocking, greatest)) &&
            GAI_CUDA(d, cudaEventCreateWithFlags(&r->computed, cudaEventDisableTiming)) &&
            GAI_CUDA(d, cudaEventCreateWithFlags(&r->exchanged, cudaEventDisableTiming)) &&
+           GAI_CUDA(d, cudaMallocHost((void **)&r->mark, 1)) && (*r->mark = 0, true) &&
            GAI_CUDA(d, cudaMalloc((void **)&r->values, GAI_RANKS_BYTES));
 }
 
@@ -3986,6 +4007,7 @@ static void gai_ranks_close(gai_cuda_ranks *r, bool failed) {
     if (r->exchanged) (void)cudaEventDestroy(r->exchanged);
     if (r->computed) (void)cudaEventDestroy(r->computed);
     if (r->stream) (void)cudaStreamDestroy(r->stream);
+    (void)cudaFreeHost((void *)r->mark);
     (void)cudaFree(r->values);
     (void)cudaFree(r->halves);
     (void)cudaGetLastError(); /* nobody is to take it for an error of his own */

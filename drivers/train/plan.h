@@ -38,7 +38,7 @@ static bool open_data(run *r) {
                             .bos_token = c->bos_token};
     char text[512];
     if (writes(r)) r->stream = data_open(&options, text, sizeof text); /* which tokenizes a text, for all of them */
-    ranks_meet(&r->ranks);
+    if (!ranks_follow(&r->ranks, &r->error)) return fail_library(r);
     if (!writes(r)) r->stream = data_open(&options, text, sizeof text);
     return r->stream || fail(r, 1, "%s", text);
 }

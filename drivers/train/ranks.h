@@ -5,6 +5,7 @@
  *     if (!ranks_find(&all, &e)) return ranks_fail(&all, "train", e.text, 1);    // before anything is printed
  *     if (!ranks_join(&all, &device, &config, &e)) ...                           // sets device.device.ranks
  *     ranks_share(&all, &decision, sizeof decision);                             // rank 0's word
+ *     if (!ranks_follow(&all, &e)) ...                                           // rank 0 has done what it does alone
  *     if (ranks_any(&all, stop_requested)) ...                                   // the same answer on all
  *     ranks_end(&all);
  *
@@ -209,9 +210,11 @@ static bool ranks_any(const ranks *r, bool here) {
     return count > 0;
 }
 
-/* Returns when all ranks have come here. */
-static void ranks_meet(const ranks *r) {
-    ranks_any(r, false);
+/* Returns when rank 0 has come here, however long it takes it; false: it never will. */
+static bool ranks_follow(const ranks *r, ga_error *e) {
+    char word = 0;
+    ranks_share(r, &word, sizeof word);
+    return !r->table || r->table->status(r->table->state, e) == GA_OK;
 }
 
 static void ranks_end(ranks *r) {

@@ -1,20 +1,20 @@
 /* drivers/train/rendezvous.h - processes that were started by environment variables alone find each other: rank 0
- * listens at MASTER_ADDR:MASTER_PORT, the others connect. Over these connections goes what the ranks need to begin
- * (NCCL's unique id), and then nothing: they stay open, so that each rank learns when another one has ended.
+ * listens at MASTER_ADDR:MASTER_PORT, the others connect. Over these connections goes what rank 0 tells the others (NCCL's
+ * unique id at first), and each rank learns by them when another one has ended.
  *
  *     rendezvous_place place;                                       // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
  *     if (!rendezvous_find(&place, &e)) puts(e.text);
  *     if (place.count == 0) ...                                     // none of them is set
  *     rendezvous r;
- *     if (!rendezvous_open(&r, &place, &e) || !rendezvous_share(&r, id, sizeof id, &e)) puts(e.text);
- *     ...
+ *     if (!rendezvous_open(&r, &place, &e)) puts(e.text);
+ *     if (!rendezvous_share(&r, bytes, sizeof bytes, &e)) puts(e.text);   // rank 0's, however long it takes
  *     if (!rendezvous_all_alive(&r, &e)) puts(e.text);              // also from another thread
  *     rendezvous_close(&r, true);                                   // true: this rank is done; false: it has failed
  *
  * The names are those that torchrun sets; where its agent has taken the port for itself, the next one is used.
- * RANKS_TIMEOUT is how many seconds ranks wait for each other (600), also while rank 0 alone learns a vocabulary, makes the
- * tokens of a text or writes a checkpoint. A stranger (a port scanner) is turned away; ranks that disagree, or two of one
- * number, end all of them. Nothing is encrypted.
+ * RANKS_TIMEOUT is how many seconds ranks wait for each other (600) to come together and to exchange; but what rank 0 does
+ * alone (a vocabulary, the tokens of a text, a checkpoint) takes as long as it takes, while all of them live. A stranger (a
+ * port scanner) is turned away; ranks that disagree, or two of one number, end all of them. Nothing is encrypted.
  *
  * Needs common.h and gated_attention.h before it.
  */
@@ -27,6 +27,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +49,8 @@ typedef struct {
     int *peers;               /* rank 0: a connection to each rank but itself; the others: one, to rank 0; -1: none */
     size_t n_peers;
     int listening;
+    pthread_mutex_t lock; /* of the connections, once two threads use them */
+    ga_error ended;       /* why it is all over, for both of them */
 } rendezvous;
 
 /* ---- the environment ---------------------------------------------------------------------------------------------- */
@@ -100,10 +103,18 @@ static bool rendezvous_find(rendezvous_place *p, ga_error *e) {
 
 /* ---- messages ----------------------------------------------------------------------------------------------------- */
 
-enum { RENDEZVOUS_HELLO, RENDEZVOUS_WELCOME, RENDEZVOUS_SIZES, RENDEZVOUS_TWICE, RENDEZVOUS_LOST, RENDEZVOUS_DONE };
+enum {
+    RENDEZVOUS_HELLO,
+    RENDEZVOUS_WELCOME,
+    RENDEZVOUS_SIZES,
+    RENDEZVOUS_TWICE,
+    RENDEZVOUS_LOST,
+    RENDEZVOUS_WORD,
+    RENDEZVOUS_DONE
+};
 
 /* All that is ever said, in network byte order. HELLO a of b; SIZES: rank 0 has WORLD_SIZE a, another b; TWICE: there are
- * two ranks a; LOST: rank a has ended. */
+ * two ranks a; LOST: rank a has ended; WORD: a bytes follow. */
 typedef struct {
     char magic[8];
     uint32_t what, a, b;
@@ -333,7 +344,11 @@ static bool rendezvous_connect(rendezvous *r, ga_error *e) {
 /* Until all ranks have come together. */
 static bool rendezvous_open(rendezvous *r, const rendezvous_place *place, ga_error *e) {
     double seconds = rendezvous_timeout();
-    *r = (rendezvous){.place = *place, .listening = -1, .seconds = seconds, .deadline = now() + seconds};
+    *r = (rendezvous){.place = *place,
+                      .listening = -1,
+                      .seconds = seconds,
+                      .deadline = now() + seconds,
+                      .lock = PTHREAD_MUTEX_INITIALIZER};
     r->n_peers = place->rank == 0 ? place->count : 1;
     r->peers = malloc(r->n_peers * sizeof *r->peers);
     if (!r->peers) return fail_with(e, GA_ERR_DEVICE, "no memory for %zu ranks", place->count);
@@ -350,31 +365,72 @@ static bool rendezvous_open(rendezvous *r, const rendezvous_place *place, ga_err
 
 /* ---- afterwards --------------------------------------------------------------------------------------------------- */
 
-/* Rank 0's n bytes, to all. */
-static bool rendezvous_share(void *state, void *bytes, size_t n, ga_error *e) {
-    rendezvous *r = (rendezvous *)state;
-    for (size_t i = 1; i < r->n_peers; i++)
-        if (!rendezvous_send(r->peers[i], bytes, n)) return rendezvous_end_all(r, RENDEZVOUS_LOST, i, 0, e);
-    if (r->place.rank == 0 || rendezvous_receive(r->peers[0], bytes, n, now() + r->seconds)) return true;
-    return fail_with(e, GA_ERR_DEVICE, errno == ETIMEDOUT ? "rank 0 says nothing" : "rank 0 has ended");
+/* What the other end of connection i has said and nobody has heard; a word stays there for whom it is meant. False: a rank
+ * has ended before it was done. */
+static bool rendezvous_look(rendezvous *r, size_t i, bool *word, ga_error *e) {
+    rendezvous_message m;
+    if (r->peers[i] < 0) return true;
+    ssize_t n = recv(r->peers[i], &m, sizeof m, MSG_PEEK | MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return true;
+    if (n > 0 && n < (ssize_t)sizeof m) return true;
+    *word = n > 0 && ntohl(m.what) == RENDEZVOUS_WORD;
+    if (*word) return true;
+    if (n <= 0 || !rendezvous_hear(r->peers[i], &m, now() + 1)) return rendezvous_end_all(r, RENDEZVOUS_LOST, i, 0, e);
+    if (m.what != RENDEZVOUS_DONE) return rendezvous_explain(&m, e);
+    close(r->peers[i]);
+    r->peers[i] = -1;
+    return true;
 }
 
-/* False: a rank has ended before it was done. */
+/* False: a rank has ended before it was done. Also from another thread. */
 static bool rendezvous_all_alive(void *state, ga_error *e) {
     rendezvous *r = (rendezvous *)state;
-    for (size_t i = 0; i < r->n_peers; i++) {
-        rendezvous_message m;
-        if (r->peers[i] < 0) continue;
-        ssize_t n = recv(r->peers[i], &m, sizeof m, MSG_PEEK | MSG_DONTWAIT);
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) continue;
-        if (n > 0 && n < (ssize_t)sizeof m) continue;
-        if (n <= 0 || !rendezvous_hear(r->peers[i], &m, now() + 1))
-            return rendezvous_end_all(r, RENDEZVOUS_LOST, i, 0, e);
-        if (m.what != RENDEZVOUS_DONE) return rendezvous_explain(&m, e);
-        close(r->peers[i]);
-        r->peers[i] = -1;
+    bool alive, word;
+    pthread_mutex_lock(&r->lock);
+    alive = r->ended.result == GA_OK;
+    for (size_t i = 0; i < r->n_peers && alive; i++) alive = rendezvous_look(r, i, &word, &r->ended);
+    if (!alive) *e = r->ended;
+    pthread_mutex_unlock(&r->lock);
+    return alive;
+}
+
+/* Rank 0: n bytes to all others. */
+static bool rendezvous_tell(rendezvous *r, const void *bytes, size_t n, ga_error *e) {
+    pthread_mutex_lock(&r->lock);
+    bool told = r->ended.result == GA_OK;
+    for (size_t i = 1; i < r->n_peers && told; i++)
+        told = (rendezvous_say(r->peers[i], RENDEZVOUS_WORD, n, 0) && rendezvous_send(r->peers[i], bytes, n)) ||
+               rendezvous_end_all(r, RENDEZVOUS_LOST, i, 0, &r->ended);
+    if (!told) *e = r->ended;
+    pthread_mutex_unlock(&r->lock);
+    return told;
+}
+
+/* The others: takes rank 0's word of n bytes, if it is here. False: it will not come. */
+static bool rendezvous_take(rendezvous *r, void *bytes, size_t n, bool *taken, ga_error *e) {
+    rendezvous_message m;
+    bool good = r->ended.result == GA_OK && rendezvous_look(r, 0, taken, &r->ended);
+    if (good && r->peers[0] < 0) good = rendezvous_end_all(r, RENDEZVOUS_LOST, 0, 0, &r->ended);
+    if (good && *taken &&
+        (!rendezvous_hear(r->peers[0], &m, now() + r->seconds) || m.a != n ||
+         !rendezvous_receive(r->peers[0], bytes, n, now() + r->seconds)))
+        good = rendezvous_end_all(r, RENDEZVOUS_LOST, 0, 0, &r->ended);
+    if (!good) *e = r->ended;
+    return good;
+}
+
+/* Rank 0's n bytes, to all; however long it takes rank 0 to come here, while all are alive. */
+static bool rendezvous_share(void *state, void *bytes, size_t n, ga_error *e) {
+    rendezvous *r = (rendezvous *)state;
+    if (r->place.rank == 0) return rendezvous_tell(r, bytes, n, e);
+    for (bool taken = false, good = true;;) {
+        pthread_mutex_lock(&r->lock);
+        struct pollfd rank_0 = {r->peers[0], POLLIN, 0};
+        good = rendezvous_take(r, bytes, n, &taken, e);
+        pthread_mutex_unlock(&r->lock);
+        if (!good || taken) return good;
+        poll(&rank_0, 1, 100); /* the other thread may hear first that it is over */
     }
-    return true;
 }
 
 #endif

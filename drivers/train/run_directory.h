@@ -50,8 +50,7 @@ static bool learn_vocabulary(run *r) {
 static bool open_tokenizer(run *r, bool fresh) {
     bool learns = writes(r) && strcmp(r->config.tokenizer, "train") == 0 && (fresh || !has_checkpoint(r));
     if (learns && !learn_vocabulary(r)) return false;
-    ranks_meet(&r->ranks);
-    return true;
+    return ranks_follow(&r->ranks, &r->error) || fail_library(r);
 }
 
 /* The lock falls with the process, however it ends. */

@@ -32,14 +32,14 @@ void cucpu_drain(cudaStream_t s);
 
 namespace {
 enum { RANKS = 8, CHUNK = 1 << 16 };
-enum kind { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, BROADCAST, POINTS };
-const char *const kind_names[] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast", "group of sends"};
+enum kind { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, POINTS };
+const char *const kind_names[] = {"all-reduce", "reduce-scatter", "all-gather", "group of sends"};
 
 /* What all ranks have to agree on. */
 struct description {
     uint64_t number;
     size_t count;
-    int what, type, op, root;
+    int what, type, op;
 };
 
 struct meeting_place {
@@ -103,7 +103,6 @@ size_t size_of(int type) {
     if (type == ncclFloat32) return 4;
     if (type == ncclFloat64) return 8;
     if (type == ncclBfloat16) return 2;
-    if (type == ncclUint8) return 1;
     fatal("data type %d", type);
 }
 
@@ -151,10 +150,6 @@ void compare(const ncclComm *c) {
 /* Values [first, first + n) of what the ranks have brought, for this rank. */
 void take(const ncclComm *c, const exchange &x, size_t first, size_t n) {
     size_t size = size_of(x.d.type), skip = 0;
-    if (x.d.what == BROADCAST) {
-        memcpy(x.to + first * size, c->place->data[x.d.root], n * size);
-        return;
-    }
     if (x.d.what == ALL_GATHER) {
         for (int r = 0; r < c->count; r++)
             memcpy(x.to + ((size_t)r * x.d.count + first) * size, c->place->data[r], n * size);
@@ -175,8 +170,7 @@ void check_memory(const ncclComm *c, const exchange &x) {
     (void)c, (void)x;
 #ifdef CUCPU_CHECK
     size_t bytes = x.d.count * size_of(x.d.type), all = bytes * (size_t)c->count;
-    if (x.d.what != BROADCAST || c->rank == x.d.root)
-        cucpu_check_host_read(x.from, x.d.what == REDUCE_SCATTER ? all : bytes);
+    cucpu_check_host_read(x.from, x.d.what == REDUCE_SCATTER ? all : bytes);
     cucpu_check_host_write(x.to, x.d.what == ALL_GATHER ? all : bytes);
 #endif
 }
@@ -217,7 +211,6 @@ void run_points(ncclComm *c, const exchange &x) {
 
 void run_exchange(ncclComm *c, const exchange &x) {
     size_t size = size_of(x.d.type), n = x.d.what == REDUCE_SCATTER ? x.d.count * (size_t)c->count : x.d.count;
-    bool brings = x.d.what != BROADCAST || c->rank == x.d.root;
     c->place->descriptions[c->rank] = x.d;
     if (!meet(c)) return;
     compare(c);
@@ -225,7 +218,7 @@ void run_exchange(ncclComm *c, const exchange &x) {
     check_memory(c, x);
     for (size_t first = 0; first < n; first += CHUNK / size) {
         size_t part = n - first < CHUNK / size ? n - first : CHUNK / size;
-        if (brings) memcpy(c->place->data[c->rank], x.from + first * size, part * size);
+        memcpy(c->place->data[c->rank], x.from + first * size, part * size);
         if (!meet(c)) return;
         take(c, x, first, part);
         if (!meet(c)) return;
@@ -275,7 +268,7 @@ exchange describe(ncclComm *c, kind what, size_t count, int type, cudaStream_t s
     return x;
 }
 
-ncclResult_t collective(kind what, const void *from, void *to, size_t count, ncclDataType_t type, int op, int root,
+ncclResult_t collective(kind what, const void *from, void *to, size_t count, ncclDataType_t type, int op,
                         ncclComm_t comm, cudaStream_t stream) {
     if (cucpu_call_fails()) return ncclSystemError;
     ncclComm *c = valid(comm);
@@ -285,9 +278,9 @@ ncclResult_t collective(kind what, const void *from, void *to, size_t count, ncc
     const char *out_place = (const char *)to + (what == ALL_GATHER ? share : 0);
     if (overlap(from, in, to, out) && in_place != out_place)
         fatal("the buffers of a %s overlap, but it is not in place", kind_names[what]);
-    if (root < 0 || root >= c->count || op != ncclSum) return ncclInvalidArgument;
+    if (op != ncclSum) return ncclInvalidArgument;
     exchange x = describe(c, what, count, type, stream);
-    x.d.op = op, x.d.root = root, x.from = (const char *)from, x.to = (char *)to;
+    x.d.op = op, x.from = (const char *)from, x.to = (char *)to;
     return put(c, x);
 }
 
@@ -304,7 +297,7 @@ ncclResult_t message(bool sends, void *buffer, size_t count, ncclDataType_t type
     point &p = sends ? x.sends[peer] : x.receives[peer];
     if (p.bytes) fatal("two messages to or from one rank in a group");
     p.from = (const char *)buffer, p.to = (char *)buffer, p.bytes = count * size_of(type);
-    return ncclSuccess;
+    return random_bits() % 4 ? ncclSuccess : ncclInProgress; /* as the communicator's state is */
 }
 
 /* The names of memory that not all ranks have come to. */
@@ -418,19 +411,15 @@ ncclResult_t ncclGroupEnd() {
 
 ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t op,
                            ncclComm_t comm, cudaStream_t stream) {
-    return collective(ALL_REDUCE, from, to, count, type, op, 0, comm, stream);
+    return collective(ALL_REDUCE, from, to, count, type, op, comm, stream);
 }
 ncclResult_t ncclReduceScatter(const void *from, void *to, size_t count, ncclDataType_t type, ncclRedOp_t op,
                                ncclComm_t comm, cudaStream_t stream) {
-    return collective(REDUCE_SCATTER, from, to, count, type, op, 0, comm, stream);
+    return collective(REDUCE_SCATTER, from, to, count, type, op, comm, stream);
 }
 ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataType_t type, ncclComm_t comm,
                            cudaStream_t stream) {
-    return collective(ALL_GATHER, from, to, count, type, ncclSum, 0, comm, stream);
-}
-ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, ncclDataType_t type, int root, ncclComm_t comm,
-                           cudaStream_t stream) {
-    return collective(BROADCAST, from, to, count, type, ncclSum, root, comm, stream);
+    return collective(ALL_GATHER, from, to, count, type, ncclSum, comm, stream);
 }
 ncclResult_t ncclSend(const void *from, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
                       cudaStream_t stream) {

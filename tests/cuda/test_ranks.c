@@ -17,8 +17,8 @@ enum { MOST_RANKS = 4 };
 
 /* Where the processes of a test meet. */
 typedef struct {
-    volatile int has_id, gone[MOST_RANKS];
-    char id[256];
+    volatile int told, taken, gone[MOST_RANKS];
+    char word[1 << 17];
 } meeting;
 static meeting *here;
 static ga_ranks ranks;
@@ -43,23 +43,6 @@ static void nap(void) {
         printf(__VA_ARGS__), printf("\n"), fflush(stdout), _exit(1);         \
     } while (0)
 
-static bool share(void *state, void *bytes, size_t n, ga_error *e) {
-    (void)state, (void)e;
-    if (rank == 0) {
-        memcpy(here->id, bytes, n);
-        here->has_id = 1;
-    }
-    while (!here->has_id) nap();
-    memcpy(bytes, here->id, n);
-    return true;
-}
-
-static bool share_nothing(void *state, void *bytes, size_t n, ga_error *e) {
-    (void)state, (void)bytes, (void)n;
-    snprintf(e->text, sizeof e->text, "nobody is here");
-    return false;
-}
-
 static bool all_alive(void *state, ga_error *e) {
     (void)state;
     for (size_t i = 0; i < count; i++)
@@ -68,6 +51,26 @@ static bool all_alive(void *state, ga_error *e) {
             return false;
         }
     return true;
+}
+
+/* Rank 0 tells its next word when all have taken the one before. */
+static bool share(void *state, void *bytes, size_t n, ga_error *e) {
+    static int round;
+    CHECK(n <= sizeof here->word, "%zu bytes", n);
+    while (rank == 0 ? here->taken < here->told * ((int)count - 1) : here->told == round) {
+        if (!all_alive(state, e)) return false;
+        nap();
+    }
+    memcpy(rank == 0 ? here->word : bytes, rank == 0 ? bytes : here->word, n);
+    rank == 0 ? here->told++ : __atomic_add_fetch(&here->taken, 1, __ATOMIC_SEQ_CST);
+    round++;
+    return true;
+}
+
+static bool share_nothing(void *state, void *bytes, size_t n, ga_error *e) {
+    (void)state, (void)bytes, (void)n;
+    snprintf(e->text, sizeof e->text, "nobody is here");
+    return false;
 }
 
 static ga_cuda_ranks_settings settings_of(bool halves, double timeout) {
@@ -252,7 +255,7 @@ static void host_values(void) {
         double expected = (double)(count * (count + 1) / 2) * 1e10 + (double)(count * i);
         CHECK(sums[i] == expected, "sum %zu is %g, not %g", i, sums[i], expected);
     }
-    char *bytes = calloc(N, 11);
+    char *bytes = calloc(N, 11); /* rank 0's, to all */
     for (size_t i = 0; i < 11 * N; i++) bytes[i] = (char)(rank == 0 ? i % 101 : 7);
     ranks.broadcast(ranks.state, bytes, 11 * N);
     for (size_t i = 0; i < 11 * N; i++) CHECK(bytes[i] == (char)(i % 101), "byte %zu is %d", i, bytes[i]);
@@ -272,7 +275,6 @@ static void memory(void) {
     size_t alone = device.own_bytes(device.state, &c, GA_TRAINING);
     close_device();
     for (int halves = 0; halves < 2; halves++) {
-        here->has_id = 0;
         begin(halves, 60);
         size_t told = device.own_bytes(device.state, &c, GA_TRAINING) - alone, before = cucpu_memory_used();
         float *x = on_device(16);
@@ -454,6 +456,34 @@ static void test_silent_rank(void **unused) {
     assert_int_equal(ends[1], 0);
 }
 
+static void pause_for(double time) {
+    for (double end = seconds() + time; seconds() < end;) nap();
+}
+
+/* Rank 0 works alone, the others wait for its word; a GPU computes before its exchange: nothing of it is late. */
+static void patient(void) {
+    double word = 0;
+    begin(false, 0.4);
+    if (rank == 0) pause_for(1);
+    word = (double)rank + 5;
+    ranks.broadcast(ranks.state, &word, sizeof word);
+    CHECK(word == 5, "%g", word);
+    float *x = on_device(16 * count);
+    ranks.reduce_scatter(ranks.state, x, 16); /* its stream gets there when it is waited for */
+    pause_for(1);
+    ranks.wait(ranks.state);
+    device.wait(device.state);
+    for (int i = 0; i < 300; i++) ranks.sum(ranks.state, &word, 1); /* more marks than there are */
+    pause_for(0.6);
+    device.release(device.state, x);
+    end();
+}
+
+static void test_patience(void **unused) {
+    (void)unused;
+    all_ranks(3, patient);
+}
+
 static void never_comes(void) {
     ga_error e;
     if (rank == 1) return;
@@ -516,7 +546,6 @@ static ga_result use_ranks(ga_error *e, long *before_the_end) {
     double one = 1;
     ga_error first = {GA_OK, ""}, second = {GA_OK, ""};
     if (ga_device_cuda(&device, gpu, e) != GA_OK) return e->result;
-    here->has_id = 0;
     ga_result result = ga_ranks_cuda(&ranks, &device, &s, e);
     if (result == GA_OK) {
         float *x = on_device(16);
@@ -570,7 +599,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_host_values),  cmocka_unit_test(test_memory),         cmocka_unit_test(test_training),
         cmocka_unit_test(test_dead_rank),    cmocka_unit_test(test_dead_before),    cmocka_unit_test(test_silent_rank),
         cmocka_unit_test(test_missing_rank), cmocka_unit_test(test_broken_network), cmocka_unit_test(test_disagreement),
-        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_failures),     cmocka_unit_test(test_patience),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
