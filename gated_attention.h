@@ -80,6 +80,9 @@
 #if defined(GATED_ATTENTION_IMPLEMENTATION) && !defined(_POSIX_C_SOURCE) && !defined(_GNU_SOURCE) && !defined(__APPLE__)
 #define _POSIX_C_SOURCE 200809L
 #endif
+#if defined(GATED_ATTENTION_IMPLEMENTATION) && !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64 /* files above 2 GB, also where a pointer has 32 bits */
+#endif
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -998,18 +1001,24 @@ GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *i
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <float.h>
 #include <limits.h>
+#include <locale.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef _WIN32
+#include <direct.h>
+#include <io.h>
+#else
+#include <fcntl.h>
+#include <sys/mman.h>
+#endif
 
 #if defined(GA_MALLOC) != defined(GA_FREE)
 #error "gated_attention.h: define both GA_MALLOC and GA_FREE, or neither"
@@ -1023,10 +1032,15 @@ GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *i
 extern "C" {
 #endif
 
+#ifdef __MINGW_PRINTF_FORMAT
+#define GAI_PRINTF_OF __MINGW_PRINTF_FORMAT
+#else
+#define GAI_PRINTF_OF printf
+#endif
 #ifdef __GNUC__
 #define GAI_FN                  __attribute__((unused)) static
 #define GAI_INLINE              __attribute__((unused, always_inline)) static inline
-#define GAI_PRINTF(text, first) __attribute__((format(printf, text, first)))
+#define GAI_PRINTF(text, first) __attribute__((format(GAI_PRINTF_OF, text, first)))
 #else
 #define GAI_FN     static
 #define GAI_INLINE static inline
@@ -1065,6 +1079,97 @@ GAI_INLINE size_t gai_max(size_t a, size_t b) {
 }
 GAI_INLINE size_t gai_ceil_div(size_t a, size_t b) {
     return (a + b - 1) / b;
+}
+
+/* ---- machine and system ------------------------------------------------------------------------------------------- */
+
+/* What ISO C does not have: POSIX, and what Windows (MinGW) offers in its place. There a file is read where it would be
+ * mapped, directories are not synced, and clock() is the time that passes. */
+#ifdef _WIN32
+GAI_FN int gai_make_directory(const char *path) {
+    return _mkdir(path);
+}
+GAI_FN int gai_link_status(const char *path, struct stat *s) {
+    return stat(path, s);
+}
+GAI_FN int gai_sync(FILE *file) {
+    return _commit(_fileno(file));
+}
+GAI_FN int gai_sync_folder(const char *path) {
+    (void)path;
+    return 0;
+}
+GAI_FN void *gai_map(FILE *file, size_t size) {
+    (void)file, (void)size;
+    return NULL;
+}
+GAI_FN void gai_unmap_bytes(void *bytes, size_t size) {
+    (void)bytes, (void)size;
+}
+GAI_FN double gai_seconds(void) {
+    return (double)clock() / CLOCKS_PER_SEC;
+}
+#else
+GAI_FN int gai_make_directory(const char *path) {
+    return mkdir(path, 0777);
+}
+GAI_FN int gai_link_status(const char *path, struct stat *s) {
+    return lstat(path, s);
+}
+GAI_FN int gai_sync(FILE *file) {
+    return fsync(fileno(file));
+}
+/* Not every file system can sync a directory, nor has one to be readable; only an error of the disk counts. */
+GAI_FN int gai_sync_folder(const char *path) {
+    int file = open(path, O_RDONLY);
+    if (file < 0) return 0;
+    int failed = fsync(file) != 0 && errno == EIO;
+    close(file);
+    return failed;
+}
+/* NULL where it cannot be mapped. */
+GAI_FN void *gai_map(FILE *file, size_t size) {
+    void *bytes = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fileno(file), 0);
+    return bytes == MAP_FAILED ? NULL : bytes;
+}
+GAI_FN void gai_unmap_bytes(void *bytes, size_t size) {
+    munmap(bytes, size);
+}
+GAI_FN double gai_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+#endif
+
+/* Whether a sum of floats is rounded to float: not on an x87, where gcc keeps 80 bits, nor where float is computed as double.
+ * There generic vectors do not mix with such scalars, and e^x cannot be had from the rounding of a sum. */
+#define GAI_EXACT_FLOAT (FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16)
+
+/* strtod and snprintf follow the locale of the program that uses this header, whose decimal point may be a comma. Files have
+ * a dot, everywhere. */
+GAI_FN double gai_real_of(const char *text, char **end) {
+    const char *point = localeconv()->decimal_point;
+    char local[GA_TEXT];
+    size_t n = gai_min(strspn(text, "+-.0123456789abcdefinptyxABCDEFINPTYX"), sizeof local - 16);
+    size_t whole = gai_min(strcspn(text, "."), n);
+    bool has_point = whole < n;
+    snprintf(local, sizeof local, "%.*s%s%.*s", (int)whole, text, has_point ? point : "", (int)(n - whole - has_point),
+             text + whole + has_point);
+    double x = strtod(local, end);
+    size_t used = (size_t)(*end - local);
+    *end = (char *)(text + used - (used > whole ? strlen(point) - 1 : 0));
+    return x;
+}
+
+GAI_FN void gai_print_real(char *text, size_t size, int digits, double x) {
+    const char *point = localeconv()->decimal_point;
+    size_t n = strlen(point);
+    snprintf(text, size, "%.*g", digits, x);
+    char *at = strstr(text, point);
+    if (!at) return;
+    *at = '.';
+    memmove(at + 1, at + n, strlen(at + n) + 1);
 }
 
 /* ---- random numbers ----------------------------------------------------------------------------------------------- */
@@ -1185,7 +1290,7 @@ GAI_FN ga_result gai_set_number(void *at, const gai_key *k, const char *value, g
     char *end = NULL;
     errno = 0;
     if (k->kind == GAI_REAL) {
-        double x = strtod(value, &end);
+        double x = gai_real_of(value, &end);
         if (end == value || *end) return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is not a number", k->name, value);
         if (!(x >= k->lowest && x <= k->highest))
             return gai_fail(e, GA_ERR_CONFIG, "%s: %s is out of range, %g to %g", k->name, value, k->lowest,
@@ -1199,9 +1304,10 @@ GAI_FN ga_result gai_set_number(void *at, const gai_key *k, const char *value, g
         return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is not a whole number", k->name, value);
     double x = negative ? -(double)n : (double)n;
     bool bounded = k->kind != GAI_SEED;
-    if (errno == ERANGE || (bounded && !(x >= k->lowest && x <= k->highest)) || (!bounded && negative))
+    double highest = k->kind == GAI_SIZE ? fmin(k->highest, (double)SIZE_MAX) : k->highest;
+    if (errno == ERANGE || (bounded && !(x >= k->lowest && x <= highest)) || (!bounded && negative))
         return gai_fail(e, GA_ERR_CONFIG, "%s: %s is out of range, %.0f to %.0f", k->name, value, k->lowest,
-                        bounded ? k->highest : 18446744073709551615.0);
+                        bounded ? highest : 18446744073709551615.0);
     if (k->kind == GAI_SEED) {
         uint64_t u = n;
         memcpy(at, &u, sizeof u);
@@ -1276,8 +1382,9 @@ GA_API bool ga_config_get(const ga_config *c, const char *name, char *text, size
         break;
     case GAI_REAL: /* the shortest form that reads back as the same number */
         for (int digits = 6; digits <= 17; digits++) {
-            snprintf(text, size, "%.*g", digits, *(const double *)at);
-            if (strtod(text, NULL) == *(const double *)at) break;
+            char *end;
+            gai_print_real(text, size, digits, *(const double *)at);
+            if (gai_real_of(text, &end) == *(const double *)at) break;
         }
         break;
     }
@@ -1324,7 +1431,7 @@ GAI_FN ga_result gai_config_include(ga_config *c, gai_config_place at, const cha
     if (stat(other, &inner.status)) return gai_fail(e, GA_ERR_FILE, "include: %s: %s", other, strerror(errno));
     if (!S_ISREG(inner.status.st_mode)) return gai_fail(e, GA_ERR_FILE, "include: %s is not a regular file", other);
     for (const gai_config_place *p = &at; p; p = p->outer)
-        if (p->status.st_dev == inner.status.st_dev && p->status.st_ino == inner.status.st_ino)
+        if (p->status.st_ino != 0 && p->status.st_dev == inner.status.st_dev && p->status.st_ino == inner.status.st_ino)
             return gai_fail(e, GA_ERR_CONFIG, "include: %s is this file, or one that includes it", other);
     return gai_config_file(c, inner, e);
 }
@@ -1523,8 +1630,8 @@ GA_API ga_sizes ga_sizes_of(const ga_config *c) {
 /* e^x. In float a polynomial after the reduction x = n ln 2 + r, without branches, so that loops over it become vector
  * code; below 2 ulp. NaN stays NaN, what underflows is 0, what overflows is infinite. */
 GAI_INLINE ga_real gai_exp(ga_real x) {
-#ifdef GA_DOUBLE
-    return exp(x);
+#if defined(GA_DOUBLE) || !GAI_EXACT_FLOAT
+    return (ga_real)exp(x);
 #else
     float y = x < -87.3f ? -87.3f : x > 88.7f ? 88.7f : x;
     float shifted = y * 1.44269504f + 12582912.f; /* 1.5 * 2^23: the low bits of the sum are the rounded integer */
@@ -1582,19 +1689,18 @@ GAI_INLINE ga_real gai_sigmoid(ga_real x) {
  *
  * Every element of C is one chain of additions over k = 0, 1, ..., K-1, however the work is cut: neither block sizes nor
  * threads change a bit. Vectors are gcc's and clang's generic ones; elsewhere a lane is a scalar. */
-#if defined(__GNUC__) && defined(__AVX512F__)
-enum { GAI_VECTOR_BYTES = 64, GAI_MR = 8, GAI_NV = 2 };
-#elif defined(__GNUC__) && defined(__AVX__)
-enum { GAI_VECTOR_BYTES = 32, GAI_MR = 6, GAI_NV = 2 };
-#elif defined(__GNUC__)
-enum { GAI_VECTOR_BYTES = 16, GAI_MR = 4, GAI_NV = 2 };
-#else
+#if !defined(__GNUC__) || !GAI_EXACT_FLOAT
 enum { GAI_VECTOR_BYTES = sizeof(ga_real), GAI_MR = 4, GAI_NV = 4 };
-#endif
-#ifdef __GNUC__
-typedef ga_real gai_vector __attribute__((vector_size(GAI_VECTOR_BYTES)));
-#else
 typedef ga_real gai_vector;
+#else
+#ifdef __AVX512F__
+enum { GAI_VECTOR_BYTES = 64, GAI_MR = 8, GAI_NV = 2 };
+#elif defined(__AVX__)
+enum { GAI_VECTOR_BYTES = 32, GAI_MR = 6, GAI_NV = 2 };
+#else
+enum { GAI_VECTOR_BYTES = 16, GAI_MR = 4, GAI_NV = 2 };
+#endif
+typedef ga_real gai_vector __attribute__((vector_size(GAI_VECTOR_BYTES)));
 #endif
 enum {
     GAI_LANES = GAI_VECTOR_BYTES / sizeof(ga_real),
@@ -3021,12 +3127,6 @@ GA_API const char *ga_operator_name(size_t i) {
 #undef GAI_X
     };
     return i < GA_OP_COUNT ? names[i] : "?";
-}
-
-GAI_FN double gai_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* Runs one operator of the model's device, with its time when the model is being profiled. */
@@ -5519,7 +5619,7 @@ GAI_FN ga_result gai_put(FILE *file, const char *path, const void *data, size_t 
 
 /* Closes a file that was written with the result `result`; it is safe on the disk when this returns GA_OK. */
 GAI_FN ga_result gai_close_file(FILE *file, const char *path, ga_result result, ga_error *e) {
-    if (result == GA_OK && (fflush(file) != 0 || fsync(fileno(file)) != 0)) result = gai_file_error(e, "write", path);
+    if (result == GA_OK && (fflush(file) != 0 || gai_sync(file) != 0)) result = gai_file_error(e, "write", path);
     if (fclose(file) != 0 && result == GA_OK) result = gai_file_error(e, "write", path);
     return result;
 }
@@ -5533,13 +5633,8 @@ GAI_FN ga_result gai_write_file(const char *path, const gai_text *t, ga_error *e
     return gai_close_file(file, path, gai_put(file, path, t->text, t->used, e), e);
 }
 
-/* Not every file system can sync a directory, nor has one to be readable; only an error of the disk counts. */
 GAI_FN ga_result gai_sync_directory(const char *path, ga_error *e) {
-    int file = open(path, O_RDONLY);
-    if (file < 0) return GA_OK;
-    ga_result result = fsync(file) != 0 && errno == EIO ? gai_file_error(e, "write", path) : GA_OK;
-    close(file);
-    return result;
+    return gai_sync_folder(path) == 0 ? GA_OK : gai_file_error(e, "write", path);
 }
 
 /* ---- what is stored, and where the gate is ---- */
@@ -6016,7 +6111,7 @@ GAI_FN void gai_close_files(gai_tensor_files *all) {
         if (f->read)
             GA_FREE(f->bytes);
         else if (f->bytes)
-            munmap(f->bytes, (size_t)f->size);
+            gai_unmap_bytes(f->bytes, (size_t)f->size);
     }
     GA_FREE(all->files);
     GA_FREE(all->index);
@@ -6217,9 +6312,10 @@ GAI_FN ga_result gai_map_file(gai_tensor_file *f, ga_error *e) {
     ga_result result = gai_open(f->path, &file, &size, e);
     if (result != GA_OK) return result;
     if (size != f->size) result = gai_fail(e, GA_ERR_FILE, "%s: changed while it was opened", f->path);
+    if (size >= SIZE_MAX) result = gai_fail(e, GA_ERR_MEMORY, "%s: is larger than this machine's addresses", f->path);
     if (result == GA_OK) {
-        void *bytes = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, fileno(file), 0);
-        f->read = bytes == MAP_FAILED;
+        void *bytes = gai_map(file, (size_t)size);
+        f->read = bytes == NULL;
         if (f->read) {
             char *copy = NULL;
             result = gai_read_text(file, f->path, (size_t)size, &copy, e);
@@ -6988,7 +7084,7 @@ GAI_FN ga_result gai_make_parents(const char *directory, ga_error *e) {
         size_t n = (size_t)(slash - directory);
         memcpy(path, directory, n);
         path[n] = '\0';
-        if (mkdir(path, 0777) != 0 && !gai_exists(path)) return gai_file_error(e, "create", path);
+        if (gai_make_directory(path) != 0 && !gai_exists(path)) return gai_file_error(e, "create", path);
     }
     return GA_OK;
 }
@@ -7034,10 +7130,9 @@ GAI_FN ga_result gai_save_state(const ga_model *m, const char *directory, const 
     for (size_t i = 0; i < GAI_STATE_NUMBERS; i++)
         gai_print(&t, "\n  \"%s\": \"%llu\",", gai_state_names()[i], (unsigned long long)values[i]);
     gai_print(&t, "\n  \"%s\": ", gai_state_names()[GAI_STATE_NUMBERS]);
-    if (isfinite(state->best_val_loss))
-        gai_print(&t, "%.17g\n}\n", state->best_val_loss);
-    else
-        gai_print(&t, "null\n}\n");
+    char best[32] = "null";
+    if (isfinite(state->best_val_loss)) gai_print_real(best, sizeof best, 17, state->best_val_loss);
+    gai_print(&t, "%s\n}\n", best);
     return gai_write_file(path, &t, e);
 }
 
@@ -7053,8 +7148,9 @@ GAI_FN ga_result gai_parse_state(ga_training_state *state, uint64_t *updates, ga
             return gai_fail(object.e, GA_ERR_FORMAT, "%s: %s is no whole number in quotes", object.path,
                             gai_state_names()[i]);
     }
-    state->best_val_loss = best->at ? strtod(best->at, NULL) : INFINITY;
-    if (best->at && (!gai_json_number(best) || !isfinite(state->best_val_loss)))
+    char *end = NULL;
+    state->best_val_loss = best->at ? gai_real_of(best->at, &end) : INFINITY;
+    if (best->at && (!gai_json_number(best) || best->at != end || !isfinite(state->best_val_loss)))
         return gai_fail(object.e, GA_ERR_FORMAT, "%s: best_val_loss is no number", object.path);
     return GA_OK;
 }
@@ -7102,14 +7198,14 @@ GAI_FN ga_result gai_save(ga_model *m, const char *directory, const ga_training_
     if (result == GA_OK) result = gai_directory(replaced, directory, ".replaced", e);
     if (result == GA_OK) result = gai_make_parents(path, e);
     if (result != GA_OK) return result;
-    if (lstat(path, &s) == 0 && !S_ISDIR(s.st_mode))
+    if (gai_link_status(path, &s) == 0 && !S_ISDIR(s.st_mode))
         return gai_fail(e, GA_ERR_FILE, "%s: is no directory, so that a checkpoint cannot replace it", path);
     gai_clear(partial, NULL);
     if (gai_exists(path))
         gai_clear(replaced, path);
     else
         rename(replaced, path);
-    if (mkdir(partial, 0777) != 0) return gai_file_error(e, "create", partial);
+    if (gai_make_directory(partial) != 0) return gai_file_error(e, "create", partial);
     result = gai_save_files(m, partial, state, e);
     if (result == GA_OK) result = gai_replace(path, partial, replaced, e);
     if (result != GA_OK) gai_clear(partial, NULL);

@@ -490,7 +490,7 @@ static bool datai_set_key(data_stream *s, const char *setting, size_t length, un
         *(uint64_t *)field = strtoull(value, &end, 10);
         number = (double)*(uint64_t *)field;
     } else if (!key->whole && ((*value >= '0' && *value <= '9') || *value == '.')) {
-        *(double *)field = number = strtod(value, &end);
+        *(double *)field = number = gai_real_of(value, &end);
     }
     if (end != setting + length)
         return datai_fail(error, error_size, "gen:%s: %.*s is not a %s", type->name, (int)length, setting,
