@@ -39,6 +39,10 @@ typedef ga_result data_text_visitor(void *context, const char *text, size_t n, b
 ga_result data_text_visit(const char *path, const data_tokenizer *t, data_progress *progress, const char *what,
                           data_text_visitor *visit, void *context, ga_error *e);
 
+/* Whether the first 64 KiB of a file are text in UTF-8, without zero bytes; false: `at` is where they are not. A file that
+ * cannot be read is its reader's affair. */
+bool data_text_is_utf8(const char *path, size_t *at);
+
 /* Copies a file, whole or not at all. */
 ga_result data_copy_file(const char *from, const char *to, ga_error *e);
 
@@ -121,6 +125,19 @@ ga_result data_text_visit(const char *path, const data_tokenizer *t, data_progre
         result = datai_visit_txt(path, file, size, t, progress, what, visit, context, e);
     fclose(file);
     return result;
+}
+
+bool data_text_is_utf8(const char *path, size_t *at) {
+    enum { LOOKED_AT = 1 << 16 };
+    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    char *text = fd < 0 ? NULL : (char *)malloc(LOOKED_AT);
+    ssize_t n = text ? read(fd, text, LOOKED_AT) : 0;
+    size_t have = n > 0 ? (size_t)n : 0;
+    const char *zero = have > 0 ? (const char *)memchr(text, 0, have) : NULL;
+    *at = datai_utf8_valid(text, zero ? (size_t)(zero - text) : have);
+    free(text);
+    if (fd >= 0) close(fd);
+    return !zero && *at + 4 > have; /* the last character may be cut */
 }
 
 /* ---- the file of tokens ---- */

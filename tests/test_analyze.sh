@@ -398,7 +398,13 @@ fails "no arguments" 2 "--models NAME:DIR is missing"
 fails "unknown option" 2 "unknown option --bogus" --models $b --bogus
 fails "a misspelt option" 2 "unknown option --num_sample; is it --num_samples\? \(see --help\)" --models $b --num_sample 3
 fails "not an option" 2 "extra: not an option" --data x extra
-fails "no name" 2 "expected NAME:DIR, such as mine:runs/baseline" --models runs/baseline
+fails "no name" 2 "expected NAME:DIR, such as mine:" --models :runs/baseline
+fails "a directory without a name" 2 "expected NAME:DIR" --models /
+check "the directory's name where none is given" numbers --models runs/baseline/best/ runs/gated --num_samples 2 --output unnamed
+check "... not best" python3 -c "import json; assert list(json.load(open('unnamed/summary.json'))) == ['baseline', 'gated']"
+mkdir -p pickled && : > pickled/pytorch_model.bin
+fails "weights in another form" 1 "pytorch_model.bin, which is not read" --models pickled
+(cd / && fails "a run whose data is elsewhere" 1 "bytes was trained on text.txt, which is not to be found from here" --models "$work/runs/bytes")
 fails "name of control characters" 2 "not plain text" --models $'a\nb:runs/baseline' --data gen:backcopy
 fails "a name twice" 2 "two models are named a" --models a:runs/baseline a:runs/gated
 fails "names that make one file" 2 "files the same name" --models 'a b:runs/baseline' a_b:runs/gated
@@ -420,7 +426,7 @@ fails "--maps without a prompt" 2 "--maps goes with --prompt" --models $b --maps
 fails "an option of a comparison with a prompt" 2 "--num_samples does not go with --prompt" --models $b --prompt 1 --num_samples 2
 fails "interventions on a prompt" 2 "--interventions does not go with --prompt" --models $b --prompt 1 --interventions
 fails "a prompt too long" 1 "more than its 24 positions" --models $b --prompt "1 2 3" --generate 30
-fails "a prompt of no tokens" 1 '"hello" is no token' --models $b --prompt "hello"
+fails "a prompt of no tokens" 1 '"hello" is no token of baseline, which reads numbers below .* and labels: 0 is T0, 17 is t17,' --models $b --prompt "hello"
 fails "an empty prompt" 1 "--prompt is empty" --models $b --prompt " "
 check "--seq_len beyond max_seq_len, if asked for" numbers --models $b --seq_len 40 --num_samples 2 --output long
 mkdir -p file && : > file/there

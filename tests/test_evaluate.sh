@@ -105,6 +105,7 @@ fails "no context" 1 'needs one text "context"' --eval "$dir/nothing.jsonl"
 fails "a line that ends early" 1 'cut.jsonl:1: no valid JSON' --eval "$dir/cut.jsonl"
 fails "a line that is no object" 1 'holds no JSON object' --eval "$dir/array.jsonl"
 fails "no questions" 1 'holds no question' --eval "$dir/blank.jsonl"
+fails "a file twice" 2 'eval names .*first.jsonl twice' --eval "$dir/first.jsonl" "$dir/first.jsonl"
 fails "no file" 1 'cannot open' --eval "$dir/none.jsonl"
 fails "a directory" 1 'not a regular file' --eval "$dir"
 fails "more shots than questions" 1 'too few for --shots 4' --eval "$dir/first.jsonl" --shots 4
@@ -130,6 +131,7 @@ END
     then ok "domain $domain has the loss of a comparison"; else bad "domain $domain: $(tail -1 "$dir/compared")"; fi
 done
 fails "a domain that is a generator" 2 'it takes files' --domains gen:backcopy
+fails "a domain twice" 2 'domains names .*a.txt twice' --domains "$dir/a.txt" "$dir/b.txt" "$dir/a.txt"
 fails "a domain that is not there" 1 'none.txt' --domains "$dir/none.txt"
 
 finish

@@ -49,10 +49,29 @@ printf '{"text": "The gate decides."}\n{"text": "How much\\u2026"}\n' >two.jsonl
 for _ in 1 2 3 4 5 6; do cat two.jsonl two.jsonl; done >docs.jsonl
 prints "documents" 0 "^done" "$root/train" "$root/configs/text.cfg" data=docs.jsonl $small output_dir=docs "tokenizer=$fixtures/qwen.json" max_steps=1
 
+sed 's/gate/goat/g' book.txt >goats.txt
+cp goats.txt changing.txt
+changing() { train output_dir=changing data=changing.txt tokenizer=bytes "$@"; }
+prints "a run" 0 "^done" changing max_steps=2
+printf "one more line\\n" >>changing.txt
+prints "its text may grow within a window" 0 "^done" changing max_steps=3
+cp book.txt changing.txt
+prints "other text is another run's" 1 "changing.txt is not what the run in changing began with: --fresh starts over, and init_from=changing/last" changing max_steps=4
+prints "--fresh takes it" 0 "^done" changing max_steps=2 --fresh
+sed 1d changing/config.cfg >config.cfg && mv config.cfg changing/config.cfg && cp goats.txt changing.txt
+prints "a run that does not tell its data goes on" 0 "^done" changing max_steps=3
+iconv -f UTF-8 -t UTF-16 book.txt >utf16.txt
+prints "text in another encoding" 0 "^note +utf16.txt is no UTF-8 text at byte 0 " train output_dir=utf16 data=utf16.txt tokenizer=bytes max_steps=1
+for _ in $(seq 9999); do printf "Gewöhnlich "; done >utf8.txt # longer than what is looked at, which ends within an ö
+prints "text in UTF-8" 0 "^done" train output_dir=utf8 data=utf8.txt tokenizer=bytes max_steps=1
+check "is not remarked on" sh -c "! grep -q '^note' .said"
+
 # ---- what cannot be ----
 prints "no such tokenizer" 1 "^train: nowhere: cannot open" train output_dir=x tokenizer=nowhere max_steps=1
 prints "more tokens than the model has" 1 "has tokens up to 424, beyond the model's vocab_size 400" train output_dir=x "tokenizer=$fixtures/chat.json" max_steps=1 vocab_size=400
 prints "nothing to learn from" 2 "tokenizer = train goes with data = FILE" train output_dir=x data=gen:random max_steps=1
+prints "text of another ending" 2 "text is known by its ending" train output_dir=x data=book.md max_steps=1
+prints "no text is named" 1 "data = FILE.txt: No such file" "$root/train" "$root/configs/text.cfg" output_dir=x
 prints "no room for the bytes" 2 "no room for the 256 bytes" train output_dir=x vocab_size=200 max_steps=1
 prints "an epoch of unknown length" 2 "set max_steps or max_tokens" train output_dir=x max_steps=0 max_tokens=0 --dry-run
 cp -r run broken && echo '{"model": {' >broken/best/tokenizer.json

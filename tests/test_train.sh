@@ -139,16 +139,17 @@ long="max_steps=1500 save_every=100 eval_every=250 sample_every=300 sample_token
 "$train" tiny.cfg $long output_dir=long >/dev/null
 for stop in INT:30 TERM:700; do
     signal=${stop%:*} after=${stop#*:}
-    "$train" tiny.cfg $long output_dir=stopped-$signal >stop.out 2>&1 &
+    stopped="it's stopped by $signal"
+    "$train" tiny.cfg $long output_dir="$stopped" >stop.out 2>&1 &
     pid=$!
-    wait_for_lines stopped-$signal/metrics.jsonl $after
+    wait_for_lines "$stopped/metrics.jsonl" $after
     kill -$signal $pid
     wait $pid
     code=$?
-    check "SIG$signal saves and exits 0" sh -c "[ $code -eq 0 ] && grep -q '^stopped' stop.out && test -e stopped-$signal/last/model.safetensors"
-    check "before the end" [ "$(lines stopped-$signal/metrics.jsonl)" -lt 1500 ]
-    "$train" tiny.cfg $long output_dir=stopped-$signal >/dev/null 2>&1
-    check "stopped by SIG$signal and resumed equals never stopped" same_run stopped-$signal long
+    check "SIG$signal saves and exits 0" sh -c "[ $code -eq 0 ] && grep -q '^stopped' stop.out && test -e \"$stopped\"/last/model.safetensors"
+    check "before the end" [ "$(lines $stopped/metrics.jsonl)" -lt 1500 ]
+    sh -c "$(sed -n "/; go on with\$/,\$ { /go on with\$/d; p; }" stop.out)" >/dev/null 2>&1
+    check "stopped by SIG$signal and resumed equals never stopped" same_run "$stopped" long
 done
 
 # Each kill comes a random number of steps beyond the last checkpoint; a torn last line is what a full page cache leaves.
@@ -185,6 +186,7 @@ check "a second signal ends at once" [ $? -eq 130 ]
 
 # ---- going on with other keys
 
+refuse "a directory is no configuration" 2 "checkpoints is a directory: ./train takes a configuration" checkpoints
 refuse "other model keys do not go on" 2 "d_ff = 64.*48.*--fresh" tiny.cfg d_ff=64
 refuse "other gate keys do not go on" 2 "gate_type = headwise.*--fresh" tiny.cfg gate_type=headwise
 refuse "other training keys do not go on" 2 "learning_rate = 0\.1.*--fresh" tiny.cfg learning_rate=0.1

@@ -28,7 +28,7 @@
  * goes with. kinds: TEXT, SIZE, REAL, SEED, FLAG, and LIST, which takes all arguments up to the next option. */
 /* clang-format off */
 #define ANALYSIS_OPTIONS(X)                                                                                            \
-    X(LIST, ANY, models, NULL, 0, 0, "NAME:DIR", "checkpoints or runs of ./train; several are compared")               \
+    X(LIST, ANY, models, NULL, 0, 0, "NAME:DIR", "checkpoints or runs of ./train; several are compared; NAME: may be left out") \
     X(TEXT, ANY, data, NULL, 0, 0, "SOURCE", "tokens; without it those the first model was held out from")             \
     X(TEXT, COMPARE, part, NULL, 0, 0, "PART", "all, train or val of SOURCE; default: all of a file, val of a generator") \
     X(SIZE, COMPARE | DOMAINS, num_samples, 0, 1, 1e9, "N", "windows; default 64, or all; all of a domain")            \
@@ -310,6 +310,11 @@ static bool find_checkpoint(analysis *a, report_model *m, const char *directory)
         return true;
     }
     if (!gai_exists(directory)) return fail(a, 1, "there is no %s", directory);
+    if (has_entry(a, directory, "pytorch_model.bin"))
+        return fail(a, 1,
+                    "%s has its weights as pytorch_model.bin, which is not read: save_pretrained(..., "
+                    "safe_serialization=True) writes model.safetensors",
+                    directory);
     return fail(a, 1, "%s is not a checkpoint (no config.json with model.safetensors, in best or last neither)",
                 directory);
 }
@@ -346,12 +351,24 @@ static void describe_gate(const ga_config *c, char text[128]) {
                  c->attention_sink == GA_SINK_LEARNED ? "learned" : "fixed");
 }
 
-/* NAME:DIR. The name goes into JSON, HTML and, made safe, into file names. */
+/* "runs/gated/best/": "gated", which tells more than best or last. */
+static const char *name_of_directory(analysis *a, const char *directory) {
+    char *path = (char *)keep_text(a, "%s", directory), *slash;
+    for (;; *slash = 0) {
+        while ((slash = strrchr(path, '/')) && !slash[1]) *slash = 0;
+        const char *name = slash ? slash + 1 : path;
+        if (!slash || (strcmp(name, "best") && strcmp(name, "last"))) return name;
+    }
+}
+
+/* NAME:DIR, or DIR. The name goes into JSON, HTML and, made safe, into file names. */
 static bool add_model(analysis *a, const char *argument) {
-    const char *colon = strchr(argument, ':');
-    if (!colon) return fail(a, 2, "--models %s: expected NAME:DIR, such as mine:%s", argument, argument);
-    if (colon == argument || !colon[1]) return fail(a, 2, "--models %s: expected NAME:DIR", argument);
-    report_model m = {.name = keep_text(a, "%.*s", (int)(colon - argument), argument)};
+    const char *colon = strchr(argument, ':'), *directory = colon ? colon + 1 : argument;
+    const char *name =
+        colon ? keep_text(a, "%.*s", (int)(colon - argument), argument) : name_of_directory(a, directory);
+    if (!*name || !*directory)
+        return fail(a, 2, "--models %s: expected NAME:DIR, such as mine:checkpoints/quick", argument);
+    report_model m = {.name = name};
     size_t length = strlen(m.name);
     if (length >= 48) return fail(a, 2, "--models %s: the name has %zu bytes, more than 47", argument, length);
     for (const char *c = m.name; *c; c += report_utf8(c))
@@ -367,7 +384,7 @@ static bool add_model(analysis *a, const char *argument) {
         if (strcmp(m.file, other->file) == 0)
             return fail(a, 2, "the names %s and %s would give files the same name", other->name, m.name);
     }
-    if (!find_checkpoint(a, &m, colon + 1)) return false;
+    if (!find_checkpoint(a, &m, directory)) return false;
     if (data_tokenizer_exists(m.directory)) m.tokenizer = m.directory;
     ga_error e;
     m.config = ga_config_default();
@@ -490,6 +507,9 @@ static bool open_data(analysis *a, const report_model *m) {
                       .bos_token = o->data ? -1 : a->run.bos_token};
     char text[1024];
     a->stream = data_open(&d, text, sizeof text);
+    if (!a->stream && !o->data && !is_generator(r->source) && !gai_exists(r->source))
+        return fail(a, 1, "%s was trained on %s, which is not to be found from here: --data names what to read", m->name,
+                    r->source);
     if (!a->stream) return fail(a, 1, "%s", text);
     r->part = is_generator(r->source) ? (a->part == DATA_VAL ? "fresh sequences" : "its training sequences")
               : a->part == DATA_VAL   ? "the held-out windows"
@@ -563,6 +583,14 @@ static bool label_tokens(analysis *a, const report_model *m, const int32_t *toke
     r->labels = malloc(r->map_len * sizeof *r->labels);
     if (!r->labels) return fail(a, 1, "out of memory");
     for (size_t t = 0; t < r->map_len; t++) label_token(a, m, tokens[t], r->labels[t]);
+    return true;
+}
+
+/* A file that is named twice would be one key of the results twice. */
+static bool are_different(analysis *a, const char *option, const char **files) {
+    for (size_t i = 0; i < arrlenu(files); i++)
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(files[i], files[k]) == 0) return fail(a, 2, "--%s names %s twice", option, files[i]);
     return true;
 }
 

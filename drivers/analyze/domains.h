@@ -59,6 +59,18 @@ static bool score_domain(analysis *a, measuring *w, const report_model *m, const
     return good;
 }
 
+static double domain_bits(const domain_score *s) {
+    return s->bytes > 0 ? s->loss_sum / log(2) / s->bytes : (double)NAN;
+}
+
+static void print_domain(const report_model *m, const char *file, const domain_score *s) {
+    double loss = s->loss_sum / s->tokens;
+    printf("%-12s  %-32s  %9zu  %11.0f  %8.4f  %9.5g", m->name, file, s->windows, s->tokens, loss, exp(loss));
+    print_number(13, "%.4f", domain_bits(s), !(s->bytes > 0));
+    printf("\n");
+    fflush(stdout);
+}
+
 static bool score_domains(analysis *a, const report_model *m, domain_score *scores) {
     size_t T = a->report.seq_len;
     measuring w = {.batch_size = a->options.has_batch_size ? a->options.batch_size : T < 4096 ? 4096 / T : 1};
@@ -67,15 +79,14 @@ static bool score_domains(analysis *a, const report_model *m, domain_score *scor
     w.tokens = malloc(2 * w.batch_size * T * sizeof *w.tokens);
     bool good = w.tokens || fail(a, 1, "%s: out of memory", m->name);
     w.targets = w.tokens + w.batch_size * T;
-    for (size_t i = 0; good && i < arrlenu(a->options.domains); i++)
-        good = score_domain(a, &w, m, a->options.domains[i], &scores[i]);
+    for (size_t i = 0; good && i < arrlenu(a->options.domains); i++) {
+        const char *file = a->options.domains[i];
+        good = score_domain(a, &w, m, file, &scores[i]);
+        if (good) print_domain(m, file, &scores[i]);
+    }
     ga_destroy(w.model);
     free(w.tokens);
     return good;
-}
-
-static double domain_bits(const domain_score *s) {
-    return s->bytes > 0 ? s->loss_sum / log(2) / s->bytes : (double)NAN;
 }
 
 static bool write_domains(analysis *a, const domain_score *scores) {
@@ -104,20 +115,9 @@ static bool write_domains(analysis *a, const domain_score *scores) {
     return report_close(r, f, "domains", ".json") || fail(a, 1, "%s", r->error);
 }
 
-static void print_domains(const analysis *a, const report_model *m, const domain_score *scores) {
-    for (size_t i = 0; i < arrlenu(a->options.domains); i++) {
-        const domain_score *s = &scores[i];
-        double loss = s->loss_sum / s->tokens;
-        printf("%-12s  %-32s  %9zu  %11.0f  %8.4f  %9.5g", m->name, a->options.domains[i], s->windows, s->tokens, loss,
-               exp(loss));
-        print_number(13, "%.4f", domain_bits(s), !(s->bytes > 0));
-        printf("\n");
-    }
-}
-
 static bool domains(analysis *a) {
     size_t n = arrlenu(a->options.domains), models = arrlenu(a->report.models);
-    if (!choose_output(a)) return false;
+    if (!are_different(a, "domains", a->options.domains) || !choose_output(a)) return false;
     assert(n > 0 && models > 0);
     domain_score *scores = calloc(n * models, sizeof *scores);
     bool good = scores || fail(a, 1, "out of memory");
@@ -128,8 +128,6 @@ static bool domains(analysis *a) {
     for (size_t m = 0; good && m < models; m++) {
         report_model *model = &a->report.models[m];
         good = load_run(a, model) && score_domains(a, model, scores + m * n);
-        if (good) print_domains(a, model, scores + m * n);
-        fflush(stdout);
     }
     good = good && write_domains(a, scores);
     if (good) printf("all numbers: %s/domains.json\n", a->report.directory);

@@ -334,7 +334,7 @@ static bool evaluate(analysis *a) {
     size_t n = arrlenu(o->eval), models = arrlenu(a->report.models);
     if (strcmp(o->eval_form, "cloze") && strcmp(o->eval_form, "letters"))
         return fail(a, 2, "--eval_form %s: it is cloze or letters", o->eval_form);
-    if (!choose_output(a)) return false;
+    if (!are_different(a, "eval", o->eval) || !choose_output(a)) return false;
     assert(n > 0 && models > 0);
     data_question_file *files = NULL, shots = {0};           /* an stb_ds array */
     eval_score *scores = calloc(n * models, sizeof *scores); /* (models, files) */

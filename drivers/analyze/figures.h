@@ -141,12 +141,16 @@ static bool report_make_directory(report *r, const char *path) {
     for (char *c = partial + 1; *c; c++) {
         if (*c != '/') continue;
         *c = 0;
-        mkdir(partial, 0777);
+        int made = mkdir(partial, 0777);
+        if (made && errno != EEXIST && errno != EISDIR)
+            return report_fail(r, "%s: cannot be made: %s", partial, strerror(errno));
         *c = '/';
     }
     struct stat status;
-    if (mkdir(partial, 0777) == 0 || (stat(partial, &status) == 0 && S_ISDIR(status.st_mode))) return true;
-    return report_fail(r, "%s: cannot be made: %s", path, errno == EEXIST ? "a file has this name" : strerror(errno));
+    if (mkdir(partial, 0777) == 0) return true;
+    int why = errno;
+    if (stat(partial, &status) == 0 && S_ISDIR(status.st_mode)) return true;
+    return report_fail(r, "%s: cannot be made: %s", path, why == EEXIST ? "a file has this name" : strerror(why));
 }
 
 static bool report_path(report *r, char path[FIGURE_PATH], const char *name, const char *ending) {

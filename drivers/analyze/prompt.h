@@ -17,6 +17,18 @@ static int32_t find_token(const analysis *a, const char *word, size_t vocab_size
     return -1;
 }
 
+/* "numbers below 2049 and labels: 0 is T0, 17 is t17, 2048 is <s>" */
+static const char *describe_tokens(analysis *a, const report_model *m) {
+    size_t V = m->config.vocab_size, shown[] = {0, V > 18 ? 17 : V / 2, V - 1};
+    const char *text = keep_text(a, "numbers below %zu", V);
+    for (size_t i = 0; a->stream && i < 3; i++) {
+        char label[DATA_LABEL_SIZE];
+        text = keep_text(a, "%s%s %zu is %s", text, i ? "," : " and labels:", shown[i],
+                         data_token_text(a->stream, (int32_t)shown[i], label, sizeof label));
+    }
+    return text;
+}
+
 /* The prompt as tokens, an stb_ds array; a run's first token opens it. */
 static bool read_prompt(analysis *a, const report_model *m, int32_t **tokens) {
     const char *prompt = a->options.prompt;
@@ -29,8 +41,8 @@ static bool read_prompt(analysis *a, const report_model *m, int32_t **tokens) {
             const char *word = keep_text(a, "%.*s", (int)(length < 64 ? length : 64), prompt);
             int32_t token = find_token(a, word, m->config.vocab_size);
             if (token < 0)
-                return fail(a, 1, "--prompt: \"%s\" is no token of %s, which reads numbers below %zu%s", word, m->name,
-                            m->config.vocab_size, a->stream ? " and labels like <s> or t17" : "");
+                return fail(a, 1, "--prompt: \"%s\" is no token of %s, which reads %s", word, m->name,
+                            describe_tokens(a, m));
             arrput(*tokens, token);
             prompt += length;
         }
@@ -95,6 +107,7 @@ static bool generate_tokens(analysis *a, const report_model *m, ga_generator *g,
         if (s) print_token_figures(label_token(a, m, token, label), s);
     }
     printf("\n");
+    fflush(stdout);
     if (o->generate > 1)
         fprintf(stderr, "%zu tokens, %.1f a second; prompt of %zu in %.3f s\n", o->generate,
                 (double)(o->generate - 1) / (now() - fed), length, fed - start);

@@ -25,6 +25,15 @@ static bool reads_text(const run *r) {
     return ends_with(r->config.data, ".txt") || ends_with(r->config.data, ".jsonl");
 }
 
+/* Text in another encoding is learned as bytes without a meaning. */
+static void note_encoding(const run *r) {
+    size_t at;
+    if (!reads_text(r) || data_text_is_utf8(r->config.data, &at)) return;
+    printf("note        %s is no UTF-8 text at byte %zu and perhaps elsewhere: such bytes are learned as they are. "
+           "`file` tells the encoding, `iconv -f ENCODING -t UTF-8` changes it\n",
+           r->config.data, at);
+}
+
 static bool open_data(run *r) {
     const ga_config *c = &r->config;
     data_options options = {.source = c->data,
@@ -40,6 +49,7 @@ static bool open_data(run *r) {
     if (writes(r)) r->stream = data_open(&options, text, sizeof text); /* which tokenizes a text, for all of them */
     if (!ranks_follow(&r->ranks, &r->error)) return fail_library(r);
     if (!writes(r)) r->stream = data_open(&options, text, sizeof text);
+    if (r->stream && writes(r)) note_encoding(r);
     return r->stream || fail(r, 1, "%s", text);
 }
 

@@ -151,12 +151,39 @@ static void print_profile(const run *r) {
     printf("\n");
 }
 
+/* An argument of a command that can be pasted into a shell. */
+static void print_argument(const char *text) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_+=.,:/@%^";
+    if (*text && text[strspn(text, plain)] == 0) {
+        printf("%s", text);
+        return;
+    }
+    putchar('\'');
+    for (; *text; text++) *text == '\'' ? printf("'\\''") : putchar(*text);
+    putchar('\'');
+}
+
+/* The command that looks at the run, with the analyze beside this program. */
+static void print_next(const run *r, const char *program) {
+    char analyze[PATH_SIZE];
+    const char *slash = strrchr(program, '/');
+    snprintf(analyze, sizeof analyze, "%.*sanalyze", slash ? (int)(slash + 1 - program) : 0, program);
+    printf("next        ");
+    print_argument(analyze);
+    printf(" --models ");
+    print_argument(r->directory);
+    printf("\n");
+}
+
 static void print_end(const run *r, const measurement *m, int argc, char **argv) {
     if (r->state.step < r->steps) {
-        printf("stopped at step %s of %s, saved in %s; go on with:", GROUPED(r->state.step), GROUPED(r->steps),
-               r->last);
-        for (int i = 0; i < argc; i++)
-            if (strcmp(argv[i], "--fresh")) printf(" %s", argv[i]);
+        printf("stopped at step %s of %s, saved in %s; go on with\n           ", GROUPED(r->state.step),
+               GROUPED(r->steps), r->last);
+        for (int i = 0; i < argc; i++) {
+            if (strcmp(argv[i], "--fresh") == 0) continue;
+            putchar(' ');
+            print_argument(argv[i]);
+        }
         printf("\n");
         return;
     }
@@ -170,10 +197,8 @@ static void print_end(const run *r, const measurement *m, int argc, char **argv)
     const device_choice *d = &r->device;
     const char *why = d->unrecorded ? d->unrecorded(&d->device) : NULL;
     if (why) printf("note        passes were launched kernel by kernel, not as graphs: %s\n", why);
-    const char *name = strrchr(r->directory, '/');
     printf("kept in     %s%s%s and %s\n", r->last, evaluated ? ", " : "", evaluated ? r->best : "", r->metrics_path);
-    printf("next        ./analyze --models %s:%s --data %s\n", name ? name + 1 : r->directory,
-           evaluated ? r->best : r->last, r->config.data);
+    print_next(r, argv[0]);
 }
 
 #endif

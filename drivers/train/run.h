@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #ifdef _OPENMP
@@ -248,6 +249,9 @@ static bool take_model_keys(run *r, int argc, char **argv, const command_line *a
 /* A configuration that is not there, with the one that was meant where that is to be seen. */
 static bool fail_configuration(run *r, const char *path) {
     static const char *const places[] = {"", "configs/", "configs/variants/"};
+    struct stat status;
+    if (stat(path, &status) == 0 && S_ISDIR(status.st_mode))
+        return fail(r, 2, "%s is a directory: ./train takes a configuration, such as configs/quick.cfg", path);
     if (access(path, F_OK) == 0) return fail(r, 2, "%s", r->error.text);
     if (strchr(path, '=')) return fail(r, 2, "no configuration: ./train CONFIG.cfg %s", path);
     for (size_t i = 0; i < sizeof places / sizeof places[0]; i++) {

@@ -36,7 +36,12 @@ static bool has_checkpoint(const run *r) {
 
 static bool learn_vocabulary(run *r) {
     const ga_config *c = &r->config;
-    if (!reads_text(r)) return fail(r, 2, "tokenizer = train goes with data = FILE.txt or FILE.jsonl, not %s", c->data);
+    if (!reads_text(r))
+        return fail(r, 2,
+                    "tokenizer = train goes with data = FILE.txt or FILE.jsonl, not %s: text is known by its ending, "
+                    "and is one file",
+                    c->data);
+    if (access(c->data, R_OK)) return fail(r, 1, "data = %s: %s; data=... names your text", c->data, strerror(errno));
     if (!make_directory(r)) return false;
     const char *text = c->data;
     data_vocabulary_options options = {.vocab_size = c->vocab_size, .min_frequency = 2, .progress = show_progress};
@@ -120,14 +125,49 @@ static bool find_difference(const ga_config *a, const ga_config *b, const char *
     return false;
 }
 
-static bool write_keys(const ga_config *c, const char *path) {
+static const char CONFIG_HEAD[] = "# Every key of this run. Its data: ";
+
+/* What a file of data is known by: how many windows it has, and what stands in 64 of them. Generators are known by their
+ * key. */
+static bool hash_data(run *r, uint64_t *hash) {
+    enum { LOOKED_AT = 64 };
+    uint64_t n = data_windows(r->stream, DATA_TRAIN), step = n / LOOKED_AT + 1;
+    size_t T = r->config.max_seq_len;
+    char text[512];
+    *hash = n;
+    if (n == DATA_ENDLESS || strncmp(r->config.data, "gen:", 4) == 0) return true;
+    for (uint64_t i = 0; i < n; i += step) {
+        if (!data_window(r->stream, DATA_TRAIN, i, r->inputs, r->targets, text, sizeof text))
+            return fail(r, 1, "%s", text);
+        *hash = data_hash(r->inputs, T * sizeof *r->inputs, *hash);
+    }
+    return true;
+}
+
+/* A run goes on with the data that it began with, too. Runs of older programs do not tell what theirs was. */
+static bool check_same_data(run *r) {
+    uint64_t hash, begun;
+    char head[sizeof CONFIG_HEAD + 32] = "";
+    FILE *f = fopen(r->config_copy, "r");
+    if (f && !fgets(head, sizeof head, f)) *head = 0;
+    if (f) fclose(f);
+    bool told = strncmp(head, CONFIG_HEAD, sizeof CONFIG_HEAD - 1) == 0;
+    if (!told || sscanf(head + sizeof CONFIG_HEAD - 1, "%" SCNx64, &begun) != 1) return true;
+    if (!hash_data(r, &hash)) return false;
+    return hash == begun || fail(r, 1,
+                                 "%s is not what the run in %s began with: --fresh starts over, and init_from=%s "
+                                 "output_dir=... goes on from its weights",
+                                 r->config.data, r->directory, r->last);
+}
+
+static bool write_keys(const run *r, const char *path, uint64_t data) {
     FILE *f = fopen(path, "w");
     if (!f) return false;
-    fprintf(f, "# Every key of this run.\n");
+    fprintf(f, "%s%016" PRIx64 "\n", CONFIG_HEAD, data);
     ga_key key;
     for (size_t i = 0; ga_config_key(i, &key); i++) {
         char value[GA_TEXT];
-        ga_config_get(c, key.name, value, sizeof value);
+        ga_config_get(&r->config, key.name, value, sizeof value);
         fprintf(f, "%s = %s\n", key.name, value);
     }
     bool written = fflush(f) == 0 && !ferror(f) && fsync(fileno(f)) == 0;
@@ -137,8 +177,10 @@ static bool write_keys(const ga_config *c, const char *path) {
 /* Whole or not at all, and only what reads back as it is: a blank at the end of a path would not. */
 static bool write_config(run *r) {
     char path[PATH_SIZE + 8], ours[GA_TEXT], theirs[GA_TEXT];
+    uint64_t data;
     snprintf(path, sizeof path, "%s.tmp", r->config_copy);
-    if (!write_keys(&r->config, path)) return fail(r, 1, "cannot write %s: %s", path, strerror(errno));
+    if (!hash_data(r, &data)) return false;
+    if (!write_keys(r, path, data)) return fail(r, 1, "cannot write %s: %s", path, strerror(errno));
     ga_config read = ga_config_default();
     ga_key key;
     if (ga_config_load(&read, path, &r->error)) return fail_library(r);
@@ -154,18 +196,21 @@ static bool check_same_run(run *r) {
     ga_config begun = ga_config_default();
     if (ga_config_load(&begun, r->config_copy, &r->error))
         return fail(r, 1, "%s; it tells how %s began, and --fresh starts over", r->error.text, r->last);
+    ga_config planned = begun;
+    planned.max_steps = c->max_steps;
+    planned.max_tokens = c->max_tokens;
+    planned.epochs = c->epochs;
+    ga_key key;
+    char ours[GA_TEXT], theirs[GA_TEXT];
+    if (find_difference(c, &planned, "MODEL GATE TRAIN", &key, ours, theirs))
+        return fail(r, 2,
+                    "%s = %s, but the run in %s began with %s: --fresh starts over, output_dir=... begins another",
+                    key.name, ours, r->directory, theirs);
     if (begun.max_steps != c->max_steps || begun.max_tokens != c->max_tokens || begun.epochs != c->epochs)
         printf("note        the run began with max_steps %zu, max_tokens %zu, epochs %zu; from here on steps and "
                "learning rate follow the new plan\n",
                begun.max_steps, begun.max_tokens, begun.epochs);
-    begun.max_steps = c->max_steps;
-    begun.max_tokens = c->max_tokens;
-    begun.epochs = c->epochs;
-    ga_key key;
-    char ours[GA_TEXT], theirs[GA_TEXT];
-    if (!find_difference(c, &begun, "MODEL GATE TRAIN", &key, ours, theirs)) return true;
-    return fail(r, 2, "%s = %s, but the run in %s began with %s: --fresh starts over, output_dir=... begins another",
-                key.name, ours, r->directory, theirs);
+    return true;
 }
 
 static bool allocate(run *r) {
@@ -195,7 +240,7 @@ static bool open_run(run *r, bool fresh) {
     bool resumed = !fresh && has_checkpoint(r);
     ranks_share(&r->ranks, &resumed, sizeof resumed);
     if (resumed && !check_same_run(r)) return false;
-    if (!allocate(r)) return false;
+    if (!allocate(r) || (resumed && !check_same_data(r))) return false;
     r->state = (ga_training_state){.random = r->config.seed, .best_val_loss = INFINITY};
     if (resumed && ga_load(r->model, r->last, &r->state, &r->error)) return fail_library(r);
     if (!resumed && *r->config.init_from && !start_from(r)) return false;
