@@ -76,7 +76,7 @@ $(BUILD)/mpi/libranks_mpi.so: drivers/train/ranks_mpi.c drivers/train/ranks_mpi.
 
 # The companion for NVIDIA GPUs, which the programs load where there is a driver: for the GPU that is here, else for all
 # from compute capability 7.5 on (compiled by the driver when the program starts, but for 8.x). NVCC= on the command line
-# builds without. It is compiled again when its own text or the declarations of gated_attention.h change.
+# builds without. It is compiled again when its own text, the declarations of gated_attention.h or the GPU change.
 # CUDNN=1: attention by cuDNN where it takes a shape, through its header-only frontend (pip install nvidia-cudnn-frontend).
 CUDNN ?=
 CUDNN_FRONTEND ?= $(patsubst %/cudnn_frontend.h,%,$(firstword $(wildcard $(CUDA_HOME)/include/cudnn_frontend.h \
@@ -84,7 +84,7 @@ CUDNN_FRONTEND ?= $(patsubst %/cudnn_frontend.h,%,$(firstword $(wildcard $(CUDA_
 	.venv/lib/python3*/site-packages/include/cudnn_frontend.h $(VIRTUAL_ENV)/lib/python3*/site-packages/include/cudnn_frontend.h)))
 CUDNN_FLAGS = -DGA_CUDNN -isystem $(or $(CUDNN_FRONTEND),$(error CUDNN=1: cudnn_frontend.h is not found; pip install nvidia-cudnn-frontend, or CUDNN_FRONTEND=DIRECTORY)) -lcudnn -lnvrtc
 # Where the driver does not work, nvidia-smi says so on its standard output.
-CUDA_GPU := $(if $(NVCC),$(shell nvidia-smi -L 2>/dev/null | grep -m 1 '^GPU '))
+CUDA_GPU := $(if $(NVCC),$(shell nvidia-smi -L 2>/dev/null | sed -n 's/^GPU [0-9]*: \(.*\) .UUID.*/\1/p' | sort -u))
 CUDA_ARCH ?= $(if $(CUDA_GPU),-arch=native,-gencode arch=compute_75$(comma)code=compute_75 -gencode arch=compute_80$(comma)code=[sm_80$(comma)compute_80])
 $(BUILD)/cuda/declarations: gated_attention.h
 	@mkdir -p $(BUILD)/cuda
@@ -93,10 +93,10 @@ $(BUILD)/cuda/declarations: gated_attention.h
 FORCE:
 $(BUILD)/cuda/options: FORCE
 	@mkdir -p $(BUILD)/cuda
-	@echo 'CUDNN=$(CUDNN)' | cmp -s - $@ || echo 'CUDNN=$(CUDNN)' >$@
+	@echo 'CUDNN=$(CUDNN) $(CUDA_ARCH) $(CUDA_GPU)' | cmp -s - $@ || echo 'CUDNN=$(CUDNN) $(CUDA_ARCH) $(CUDA_GPU)' >$@
 $(BUILD)/cuda/libgated_attention_cuda.so: gated_attention_cuda.cuh $(BUILD)/cuda/declarations $(BUILD)/cuda/options
 	$(NVCC) -std=c++17 -O3 $(CUDA_ARCH) -shared -Xcompiler -Wall,-Wextra,-fPIC -DGATED_ATTENTION_CUDA_IMPLEMENTATION $(CUDA_NCCL) -x cu $< -o $@ \
-		-L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublasLt $(if $(filter-out 0,$(CUDNN)),$(CUDNN_FLAGS)) || \
+		-Xlinker -soname=$(@F) -L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublasLt $(if $(filter-out 0,$(CUDNN)),$(CUDNN_FLAGS)) || \
 		{ echo 'nvcc fails: NVCC= builds for the CPU alone; NVCC_PREPEND_FLAGS=-ccbin=g++-12 takes an older host compiler' >&2; exit 1; }
 
 # ---- the main job, small: both quick models, then the report -------------------------------------------------------
@@ -179,7 +179,7 @@ $(BUILD)/cuda/train_cpu: train.c $(HEADERS) $(BUILD)/cuda/kernels_cpu.o $(CUDA_C
 # On a machine with a GPU: the same tests for real, then speed and memory beside PyTorch.
 $(BUILD)/cuda/%_gpu: tests/cuda/test_%.c tests/cuda/device.h $(CUDA_LIBRARY) $(TEST_HEADERS) | packages-test
 	$(CC) $(TEST_CFLAGS) $< $(CUDA_LIBRARY) -o $@ -Wl,-rpath,'$$ORIGIN' -lcmocka $(LDLIBS)
-test-cuda: train $(BUILD)/cuda/cuda_gpu $(BUILD)/cuda/sdpa_gpu
+test-cuda: train $(if $(NVCC),$(BUILD)/cuda/cuda_gpu $(BUILD)/cuda/sdpa_gpu)
 	@sh tests/cuda/gpu.sh
 BENCH_CUDA ?=
 bench-cuda: train

@@ -146,6 +146,7 @@ static __device__ __forceinline__ void gai_mma_m16n8k16(float (&d)[4], const uin
 /* ---- state, errors, memory --------------------------------------------------------------------------------------- */
 
 enum {
+    GAI_CUDA_DRIVER = 64 << 20, /* bytes of the device's memory that are left to the driver */
     GAI_CUDA_BLOCKS = 16,       /* of weights with a packed copy */
     GAI_CUDA_PLANS = 128,       /* shapes of products whose algorithm is kept */
     GAI_CUDA_SHARED = 47 << 10, /* bytes of shared memory that a launch gets without asking: 48 KiB, less what functions
@@ -751,7 +752,7 @@ static bool gai_cuda_make_plan(gai_cuda *d, gai_cuda_plan *p, const gai_cuda_sha
         GAI_CUDA(d, cublasLtMatmulAlgoGetHeuristic(d->blas, &p->product, &p->a, &p->b, &p->c, &p->c, &rules, 1, &found,
                                                    &count));
 #undef GAI_SET
-    if (made && count == 0)
+    if (made && (count == 0 || found.state != CUBLAS_STATUS_SUCCESS))
         gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, "cublasLtMatmulAlgoGetHeuristic", "no algorithm");
     if (d->error.result != GA_OK) return false;
     p->algorithm = found.algo, p->shape = *s;
@@ -4091,14 +4092,49 @@ static size_t gai_cuda_own_bytes(void *state, const ga_config *c, ga_mode mode) 
     return packed + (scratch > d->scratch_bytes ? scratch : 0) + gai_ranks_halves_bytes(d->ranks);
 }
 
+/* Less what the driver takes later: kernels are loaded when they first run, and blocks are rounded up to 2 MiB. */
 static size_t gai_cuda_free_bytes(void *state) {
     size_t available, total;
-    return GAI_CUDA((gai_cuda *)state, cudaMemGetInfo(&available, &total)) ? available : SIZE_MAX;
+    if (!GAI_CUDA((gai_cuda *)state, cudaMemGetInfo(&available, &total))) return SIZE_MAX;
+    return available > GAI_CUDA_DRIVER ? available - GAI_CUDA_DRIVER : 0;
+}
+
+/* Whether there are GPUs, and how many. A driver that is older than the toolkit is the usual reason why there are none. */
+static bool gai_cuda_count(gai_cuda *d, int *count) {
+    int knows = 0, wants = 0;
+    char word[160] = "there is no NVIDIA driver";
+    if (!GAI_CUDA(d, cudaDriverGetVersion(&knows)) || !GAI_CUDA(d, cudaRuntimeGetVersion(&wants))) return false;
+    cudaError_t e = cudaGetDeviceCount(count);
+    if (e != cudaErrorInsufficientDriver) return gai_cuda_checked(d, e, __FILE__, __LINE__, "cudaGetDeviceCount");
+    if (knows > 0)
+        snprintf(
+            word, sizeof word,
+            "the driver knows CUDA %d.%d, and this was built with CUDA %d.%d: it takes a newer driver, or an older "
+            "toolkit",
+            knows / 1000, knows % 1000 / 10, wants / 1000, wants % 1000 / 10);
+    (void)cudaGetLastError();
+    gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, "cudaGetDeviceCount", word);
+    return false;
+}
+
+/* Whether the kernels were compiled for this GPU, or for one that the driver can compile them on from. */
+static bool gai_cuda_has_kernels(gai_cuda *d) {
+    cudaFuncAttributes unused;
+    cudaError_t e = cudaFuncGetAttributes(&unused, (const void *)gai_k_add_parts);
+    if (e != cudaErrorNoKernelImageForDevice && e != cudaErrorUnsupportedPtxVersion)
+        return gai_cuda_checked(d, e, __FILE__, __LINE__, "cudaFuncGetAttributes");
+    char word[256];
+    int major = d->properties.major, minor = d->properties.minor;
+    snprintf(word, sizeof word, "%s (compute capability %d.%d): make -B CUDA_ARCH=-arch=sm_%d%d compiles for it",
+             cudaGetErrorString(e), major, minor, major, minor);
+    (void)cudaGetLastError();
+    gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, d->properties.name, word);
+    return false;
 }
 
 static ga_result gai_cuda_open(gai_cuda *d, ga_cuda_settings settings) {
     int count = 0;
-    if (!GAI_CUDA(d, cudaGetDeviceCount(&count))) return d->error.result;
+    if (!gai_cuda_count(d, &count)) return d->error.result;
     if (settings.index < 0 || settings.index >= count) {
         char word[64];
         snprintf(word, sizeof word, "there are %d", count);
@@ -4113,6 +4149,7 @@ static ga_result gai_cuda_open(gai_cuda *d, ga_cuda_settings settings) {
         gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, d->properties.name, "compute capability below 7.5");
         return d->error.result;
     }
+    if (!gai_cuda_has_kernels(d)) return d->error.result;
     d->bf16 = settings.bf16 && d->properties.major >= 8, d->tf32 = settings.tf32 && d->properties.major >= 8;
     snprintf(d->name, sizeof d->name, "cuda, %s, %s products", d->properties.name,
              d->bf16   ? "bfloat16"

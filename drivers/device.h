@@ -63,7 +63,8 @@ static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
 #elif defined(GA_CUDA_LIBRARY)
 /* The driver first: where there is none, the companion and cuBLAS need not be read at all. They stay to the end. */
 static bool device_find_cuda(device_cuda *cuda, ga_error *e) {
-    void *library = dlopen("libcuda.so.1", RTLD_LAZY) ? dlopen(GA_CUDA_LIBRARY, RTLD_NOW) : NULL;
+    if (!dlopen("libcuda.so.1", RTLD_LAZY)) return fail_with(e, GA_ERR_DEVICE, "no NVIDIA driver: %.400s", dlerror());
+    void *library = dlopen(GA_CUDA_LIBRARY, RTLD_NOW);
     const struct {
         const char *name;
         void **call;

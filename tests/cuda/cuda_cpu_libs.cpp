@@ -91,6 +91,20 @@ uint64_t shape_of(const product *p, const layout *a, const layout *b, const layo
         k == (b_plain ? b->rows : b->columns) && c->rows == m && c->columns == n && d->rows == m && d->columns == n;
     return types && sizes ? hash | 1 : 0;
 }
+
+/* Whether two matrices have memory in common; those whose columns lie between the other's do not. */
+bool overlap(const void *p, const layout &of_p, const void *q, const layout &of_q) {
+    const char *p0 = (const char *)p, *q0 = (const char *)q;
+    size_t p_size = of_p.type == CUDA_R_32F ? 4 : 2, q_size = of_q.type == CUDA_R_32F ? 4 : 2;
+    size_t p_bytes = ((of_p.columns - 1) * (size_t)of_p.ld + of_p.rows) * p_size;
+    size_t q_bytes = ((of_q.columns - 1) * (size_t)of_q.ld + of_q.rows) * q_size;
+    if (p0 + p_bytes <= q0 || q0 + q_bytes <= p0) return false;
+    size_t stride = (size_t)of_p.ld * p_size;
+    if (stride != (size_t)of_q.ld * q_size) return true;
+    size_t apart =
+        p0 < q0 ? (size_t)(q0 - p0) % stride : stride - (size_t)(p0 - q0) % stride; /* q's column after p's */
+    return apart < of_p.rows * p_size || apart + of_q.rows * q_size > stride;
+}
 } // namespace
 
 /* Runs of the attention in tests/cuda/cudnn. */
@@ -182,7 +196,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
     found->shape = shape, found->workspace = r->workspace / 2;
     memcpy(found->alignment, r->alignment, sizeof found->alignment);
     found->in_place = r->reductions & CUBLASLT_REDUCTION_SCHEME_INPLACE;
-    results->workspaceSize = found->workspace, *count = 1;
+    results->workspaceSize = found->workspace, results->state = CUBLAS_STATUS_SUCCESS, *count = 1;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -204,9 +218,14 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
     const algorithm *with = as<algorithm>((void *)algo);
     if (!with || with->shape != shape_of(&p, &a, &b, &c, &d) || !workspace || with->workspace > workspace_bytes)
         return CUBLAS_STATUS_INVALID_VALUE;
+    if ((uintptr_t)workspace % 256) return CUBLAS_STATUS_INVALID_VALUE; /* less would exclude some algorithms */
     const void *addresses[] = {A, B, C, D};
     for (int i = 0; i < 4; i++)
         if ((uintptr_t)addresses[i] % with->alignment[i]) return CUBLAS_STATUS_INVALID_VALUE;
+    if (overlap(A, a, D, d) || overlap(B, b, D, d) || (C != D && overlap(C, c, D, d))) {
+        fprintf(stderr, "cucpu: a product is written over its own operand\n");
+        exit(86);
+    }
     float scale = *(const float *)alpha, keep = *(const float *)beta;
     bool tf32 = p.compute == CUBLAS_COMPUTE_32F_FAST_TF32, in_place = with->in_place;
     cucpu_submit(stream, [=] {

@@ -56,9 +56,23 @@ size_t memory_used, memory_size = (size_t)8 << 30, bytes_out;
 long calls, failing_call, allocations, launches, waits;
 long devices = getenv("CUCPU_DEVICES") ? atol(getenv("CUCPU_DEVICES")) : 1;
 const std::thread::id main_thread = std::this_thread::get_id();
-bool dry;
+bool dry, no_image;
+int capability = 89, driver = CUDART_VERSION;
+std::atomic<int> global_captures;
 uint64_t turn = 0x9E3779B97F4A7C15ull;
-const size_t SHARED_DEFAULT = 48 << 10, SHARED_MOST = 99 << 10;
+const size_t SHARED_DEFAULT = 48 << 10;
+
+/* Bytes of shared memory that a block gets at most when it asks, by compute capability: CUDA's programming guide. */
+size_t shared_most() {
+    static const struct {
+        int capability;
+        size_t kib;
+    } most[] = {{75, 64}, {80, 163}, {86, 99}, {87, 163}, {89, 99}, {90, 227}, {100, 227}, {120, 99}};
+    size_t kib = 48;
+    for (auto &m : most)
+        if (capability >= m.capability) kib = m.kib;
+    return kib << 10;
+}
 
 cudaError_t fail(cudaError_t e) {
     return last_error = e;
@@ -124,20 +138,28 @@ cudaError_t invalidate(CUstream_st *s, cudaError_t e) {
     return fail(e);
 }
 
-/* A call that no capture allows: it fails, and so will the capture. */
+/* A call that no capture allows: it fails, and so will the capture. One of another thread only matters to a global one. */
 cudaError_t forbidden() {
     cudaError_t e = cudaSuccess;
+    if (std::this_thread::get_id() != main_thread)
+        return global_captures > 0 ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
     for (CUstream_st *s : streams)
         if (s->capture && s->capture->mode != cudaStreamCaptureModeRelaxed)
             e = invalidate(s, cudaErrorStreamCaptureUnsupported);
     return e;
 }
 #define NOT_CAPTURED \
-    if (forbidden()) return last_error
+    if (cudaError_t refused = forbidden()) return refused
 
 bool is_pinned(const void *p) {
     auto at = pinned.upper_bound((char *)p);
     return at != pinned.begin() && (--at, (char *)p < at->first + at->second);
+}
+
+/* Whether n bytes from p on lie in one block of device memory. */
+bool is_on_device(const void *p, size_t n) {
+    auto at = allocated.upper_bound(p);
+    return at != allocated.begin() && (--at, (const char *)p + n <= (const char *)at->first + at->second);
 }
 
 void copy_now(void *to, const void *from, size_t n) {
@@ -157,6 +179,15 @@ void cucpu_drain(cudaStream_t s) {
 }
 void cucpu_set_devices(int n) {
     devices = n;
+}
+void cucpu_set_capability(int major_and_minor) {
+    capability = major_and_minor;
+}
+void cucpu_set_driver(int version) {
+    driver = version;
+}
+void cucpu_set_image(bool there) {
+    no_image = !there;
 }
 void cucpu_fail_call(long n) {
     calls = 0, failing_call = n;
@@ -201,6 +232,7 @@ cudaError_t cucpu_check_launch(const void *kernel, dim3 g, dim3 b, size_t shared
     CALL;
     uint64_t threads = (uint64_t)b.x * b.y * b.z, blocks = (uint64_t)g.x * g.y * g.z;
     size_t limit = opted_in.count(kernel) ? opted_in[kernel] : SHARED_DEFAULT;
+    if (no_image) return fail(cudaErrorNoKernelImageForDevice);
     if (threads == 0 || blocks == 0 || threads > 1024 || b.z > 64) return fail(cudaErrorInvalidConfiguration);
     if (g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535) return fail(cudaErrorInvalidConfiguration);
     if (shared_bytes > limit) return fail(cudaErrorInvalidValue);
@@ -208,7 +240,7 @@ cudaError_t cucpu_check_launch(const void *kernel, dim3 g, dim3 b, size_t shared
 }
 
 size_t cucpu_shared_most(const void *kernel) {
-    return opted_in.count(kernel) ? SHARED_MOST : SHARED_DEFAULT;
+    return opted_in.count(kernel) ? shared_most() : SHARED_DEFAULT;
 }
 
 extern "C" {
@@ -226,6 +258,8 @@ const char *cudaGetErrorString(cudaError_t e) {
            : e == cudaErrorInvalidDevice            ? "invalid device ordinal"
            : e == cudaErrorLaunchFailure            ? "unspecified launch failure"
            : e == cudaErrorInvalidValue             ? "invalid argument"
+           : e == cudaErrorInsufficientDriver       ? "CUDA driver version is insufficient for CUDA runtime version"
+           : e == cudaErrorNoKernelImageForDevice   ? "no kernel image is available for execution on the device"
            : e == cudaErrorStreamCaptureUnsupported ? "operation not permitted when stream is capturing"
            : e == cudaErrorStreamCaptureInvalidated ? "operation failed due to a previous error during capture"
                                                     : "another error";
@@ -234,22 +268,43 @@ const char *cudaGetErrorString(cudaError_t e) {
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value) {
     CALL;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if ((size_t)value > SHARED_MOST) return fail(cudaErrorInvalidValue);
+    if (value < 0 || (size_t)value > shared_most()) return fail(cudaErrorInvalidValue);
     opted_in[kernel] = (size_t)value;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *of, const void *) {
+    CALL;
+    if (no_image) return fail(cudaErrorNoKernelImageForDevice);
+    memset(of, 0, sizeof *of);
     return cudaSuccess;
 }
 
 /* ---- devices ---------------------------------------------------------------------------------------------------------- */
 
+cudaError_t cudaDriverGetVersion(int *version) {
+    CALL;
+    *version = driver;
+    return cudaSuccess;
+}
+
+cudaError_t cudaRuntimeGetVersion(int *version) {
+    CALL;
+    *version = CUDART_VERSION;
+    return cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceCount(int *n) {
     CALL;
+    *n = 0;
+    if (driver < CUDART_VERSION / 1000 * 1000) return fail(cudaErrorInsufficientDriver);
     *n = (int)devices;
     return devices ? cudaSuccess : fail(cudaErrorNoDevice);
 }
 
 cudaError_t cudaSetDevice(int device) {
     CALL;
-    return device < devices ? cudaSuccess : fail(cudaErrorInvalidDevice);
+    return device >= 0 && device < devices ? cudaSuccess : fail(cudaErrorInvalidDevice);
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
@@ -257,7 +312,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     if (device >= devices) return fail(cudaErrorInvalidDevice);
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "emulated GPU");
-    p->major = 8, p->minor = 9, p->multiProcessorCount = 4, p->totalGlobalMem = memory_size;
+    p->major = capability / 10, p->minor = capability % 10, p->multiProcessorCount = 4, p->totalGlobalMem = memory_size;
     return cudaSuccess;
 }
 
@@ -325,6 +380,8 @@ cudaError_t cudaFreeHost(void *p) {
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t stream) {
     CALL;
     CUstream_st *s = stream_of(stream);
+    if (kind != cudaMemcpyDeviceToHost && !is_on_device(to, n)) return fail(cudaErrorInvalidValue);
+    if (kind != cudaMemcpyHostToDevice && !is_on_device(from, n)) return fail(cudaErrorInvalidValue);
     if (kind == cudaMemcpyDeviceToHost) bytes_out += n;
     if (kind == cudaMemcpyHostToDevice && !is_pinned(from)) {
         if (s->capture) return invalidate(s, cudaErrorStreamCaptureUnsupported);
@@ -342,6 +399,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind
 
 cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t stream) {
     CALL;
+    if (!is_on_device(p, n)) return fail(cudaErrorInvalidValue);
     return cucpu_submit(stream, [=] {
         memset(p, value, n);
         CHECKED(cucpu_check_host_write(p, n));
@@ -377,7 +435,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s) {
     CALL;
-    if (stream_of(s)->capture) return invalidate(stream_of(s), cudaErrorStreamCaptureUnsupported);
+    NOT_CAPTURED; /* of any stream */
     drain(stream_of(s));
     return cudaSuccess;
 }
@@ -425,11 +483,13 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
 /* Runs nothing: whatever is in the streams goes on when the first thread waits. */
 cudaError_t cudaEventQuery(cudaEvent_t e) {
     CALL;
+    NOT_CAPTURED;
     return e->reached < e->recorded ? cudaErrorNotReady : cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     CALL;
+    NOT_CAPTURED;
     if (e->captured) return fail(cudaErrorCapturedEvent);
     drain(nullptr, e);
     return cudaSuccess;
@@ -441,6 +501,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode) {
     if (s->capture) return fail(cudaErrorIllegalState);
     s->capture = new CUgraph_st();
     s->capture->mode = mode;
+    global_captures += mode == cudaStreamCaptureModeGlobal;
     return cudaSuccess;
 }
 
@@ -448,6 +509,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) {
     CUgraph_st *ended = s->capture;
     bool broken = fails(), good = ended && !ended->invalid && !broken;
     *g = good ? ended : nullptr, s->capture = nullptr; /* it ends all the same */
+    global_captures -= ended && ended->mode == cudaStreamCaptureModeGlobal;
     if (good) return cudaSuccess;
     cudaError_t e = broken ? failure : ended ? cudaErrorStreamCaptureInvalidated : cudaErrorIllegalState;
     delete ended;

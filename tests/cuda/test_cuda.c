@@ -1213,6 +1213,14 @@ static size_t needed(const ga_config *c) {
     return s.total_bytes + device.own_bytes(device.state, c, GA_TRAINING);
 }
 
+/* Leaves the open device room for so many bytes, and what it leaves to its driver. */
+static void leave_room(size_t bytes) {
+    enum { MEMORY = 1 << 30 };
+    cucpu_set_memory(cucpu_memory_used() + MEMORY);
+    size_t of_driver = MEMORY - device.free_bytes(device.state);
+    cucpu_set_memory(cucpu_memory_used() + of_driver + bytes);
+}
+
 /* A device that is too small: by how much, and the keys that the message names make it fit. */
 static void test_too_small(void **unused) {
     (void)unused;
@@ -1224,7 +1232,7 @@ static void test_too_small(void **unused) {
         open_device(true);
         ga_config less = c;
         configure(&less, fitting[i]);
-        cucpu_set_memory(cucpu_memory_used() + needed(&less));
+        leave_room(needed(&less));
         assert_null(ga_create(&c, &device, GA_TRAINING, &e));
         assert_int_equal(e.result, GA_ERR_MEMORY);
         char text[256], *keys = strstr(e.text, "; batch_size=");
@@ -1234,9 +1242,12 @@ static void test_too_small(void **unused) {
         close_device();
     }
     open_device(true);
-    cucpu_set_memory(cucpu_memory_used() + 1000);
+    leave_room(1000);
     assert_null(ga_create(&c, &device, GA_TRAINING, &e));
     assert_non_null(strstr(e.text, "no batch_size and recompute make it fit"));
+    cucpu_set_memory(cucpu_memory_used());
+    assert_null(ga_create(&c, &device, GA_TRAINING, &e));
+    assert_non_null(strstr(e.text, "the device has 0.0 MB left"));
     close_device();
     cucpu_set_memory((size_t)8 << 30);
 }
@@ -1364,12 +1375,34 @@ static void test_failures(void **unused) {
     }
     cucpu_fail_call(0);
     assert_true(heard > 50);
-    ga_cuda_settings none = {.index = 7};
-    assert_int_equal(ga_device_cuda(&device, none, &e), GA_ERR_DEVICE);
-    assert_non_null(strstr(e.text, "there are 1"));
+}
+
+/* There is no device for these settings, in one line that says why. */
+static void refused(int index, const char *why) {
+    ga_error e = {0};
+    assert_int_equal(ga_device_cuda(&device, (ga_cuda_settings){.index = index, .bf16 = true}, &e), GA_ERR_DEVICE);
+    if (!strstr(e.text, why)) fail_msg("not \"%s\": %s", why, e.text);
+}
+
+/* Machines that have no GPU, or none for this program; and one without bfloat16 products. */
+static void test_other_machines(void **unused) {
+    (void)unused;
+    refused(7, "no such GPU: there are 1"), refused(-1, "no such GPU: there are 1");
     cucpu_set_devices(0);
-    assert_int_equal(ga_device_cuda(&device, none, &e), GA_ERR_DEVICE);
-    cucpu_set_devices(1);
+    refused(0, "no CUDA-capable device");
+    cucpu_set_devices(1), cucpu_set_driver(0);
+    refused(0, "there is no NVIDIA driver");
+    cucpu_set_driver(11080);
+    refused(0, "the driver knows CUDA 11.8, and this was built with CUDA 1");
+    cucpu_set_driver(99000), cucpu_set_capability(70);
+    refused(0, "emulated GPU: compute capability below 7.5");
+    cucpu_set_capability(90), cucpu_set_image(false);
+    refused(0, "(compute capability 9.0): make -B CUDA_ARCH=-arch=sm_90 compiles for it");
+    cucpu_set_image(true), cucpu_set_capability(75);
+    open_device_with((ga_cuda_settings){.bf16 = true, .tf32 = true});
+    assert_true(!bf16 && strstr(device.name, "float32 products"));
+    close_device();
+    cucpu_set_capability(89);
 }
 #endif
 
@@ -1403,6 +1436,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_bytes_to_the_host),
         cmocka_unit_test(test_too_small),
         cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_other_machines),
         cmocka_unit_test(test_training_captures_fail),
         cmocka_unit_test(test_launches),
 #endif
