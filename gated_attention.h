@@ -1271,7 +1271,10 @@ GA_API ga_config ga_config_default(void) {
 GA_API bool ga_config_key(size_t i, ga_key *key) {
     if (i >= GAI_KEY_COUNT) return false;
     const gai_key *k = gai_keys() + i;
-    key->name = k->name, key->group = k->group, key->choices = k->choices, key->meaning = k->meaning;
+    key->name = k->name;
+    key->group = k->group;
+    key->choices = k->choices;
+    key->meaning = k->meaning;
     return true;
 }
 
@@ -1442,7 +1445,8 @@ GAI_FN ga_result gai_config_line(ga_config *c, gai_config_place at, char *line, 
     char *value = strchr(key, '=');
     if (!value) return gai_fail(e, GA_ERR_CONFIG, "'%s' is not of the form key = value", key);
     *value++ = 0;
-    key = gai_trim(key), value = gai_trim(value);
+    key = gai_trim(key);
+    value = gai_trim(value);
     if (strcmp(key, "include") == 0) return gai_config_include(c, at, value, e);
     const gai_key *k = gai_find_key(key);
     if (k && seen[k - gai_keys()]) return gai_fail(e, GA_ERR_CONFIG, "key '%s' stands twice", key);
@@ -1486,7 +1490,8 @@ GA_API ga_result ga_config_load(ga_config *c, const char *path, ga_error *e) {
     int files = 1;
     gai_config_place at;
     memset(&at, 0, sizeof at);
-    at.path = path, at.files = &files;
+    at.path = path;
+    at.files = &files;
     if (stat(path, &at.status)) return gai_fail(e, GA_ERR_FILE, "%s: %s", path, strerror(errno));
     return gai_config_file(c, at, e);
 }
@@ -1586,11 +1591,18 @@ GA_API ga_result ga_config_check(const ga_config *c, ga_error *e) {
 
 GA_API ga_gate ga_gate_of(const ga_config *c) {
     ga_gate g;
-    g.position = (ga_gate_position)c->gate_position, g.type = (ga_gate_type)c->gate_type;
-    g.sharing = (ga_gate_sharing)c->gate_sharing, g.form = (ga_gate_form)c->gate_form;
-    g.activation = (ga_gate_activation)c->gate_activation, g.input = (ga_gate_input)c->gate_input;
-    g.H = g.position == GA_G5 ? 1 : g.position == GA_G2 || g.position == GA_G3 ? c->n_kv_heads : c->n_heads;
-    g.D = g.position == GA_G5 ? c->d_model : c->head_dim;
+    g.position = (ga_gate_position)c->gate_position;
+    g.type = (ga_gate_type)c->gate_type;
+    g.sharing = (ga_gate_sharing)c->gate_sharing;
+    g.form = (ga_gate_form)c->gate_form;
+    g.activation = (ga_gate_activation)c->gate_activation;
+    g.input = (ga_gate_input)c->gate_input;
+    g.H = g.position == GA_G2 || g.position == GA_G3 ? c->n_kv_heads : c->n_heads;
+    g.D = c->head_dim;
+    if (g.position == GA_G5) {
+        g.H = 1;
+        g.D = c->d_model;
+    }
     g.logits = g.type == GA_HEADWISE ? g.H : g.H * g.D;
     if (g.input == GA_INPUT_SCALAR) g.logits = 1;
     if (g.position == GA_NO_GATE || g.form == GA_SELF) g.logits = 0;
@@ -1611,17 +1623,24 @@ GA_API ga_switch ga_switch_of(const ga_config *c) {
 GA_API ga_sizes ga_sizes_of(const ga_config *c) {
     ga_gate g = ga_gate_of(c);
     ga_sizes z;
-    z.C = c->d_model, z.L = c->n_layers, z.HQ = c->n_heads, z.HK = c->n_kv_heads;
-    z.D = c->head_dim, z.F = c->d_ff, z.V = c->vocab_size;
+    z.C = c->d_model;
+    z.L = c->n_layers;
+    z.HQ = c->n_heads;
+    z.HK = c->n_kv_heads;
+    z.D = c->head_dim;
+    z.F = c->d_ff;
+    z.V = c->vocab_size;
     z.G = g.input == GA_INPUT_QUERY && c->gate_input_dims == 0 ? g.logits : 0;
     z.G_channels = g.input == GA_INPUT_QUERY && c->gate_input_dims > 0 ? g.logits : 0;
     z.G_free = g.input == GA_INPUT_QUERY ? 0 : g.logits;
     ga_switch s = ga_switch_of(c);
     z.R_key = c->switch_heads == GA_SWITCH_KV ? s.H * s.E : 0;
     z.R_value = c->switch_heads != GA_SWITCH_NONE ? s.H * s.E : 0;
-    z.X_key = gai_max(z.R_key, z.HK) * z.D, z.X_value = gai_max(z.R_value, z.HK) * z.D;
+    z.X_key = gai_max(z.R_key, z.HK) * z.D;
+    z.X_value = gai_max(z.R_value, z.HK) * z.D;
     z.Z = z.HQ * z.D + z.G + z.R_key + z.R_value + z.X_key + z.X_value;
-    z.E = c->n_experts, z.K = ga_router_of(c).K;
+    z.E = c->n_experts;
+    z.K = ga_router_of(c).K;
     return z;
 }
 
@@ -1710,8 +1729,31 @@ enum {
     GAI_MC = 512                                           /* rows of C in a task */
 };
 
-GAI_INLINE void gai_kernel(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b,
-                           size_t ldb, size_t K, bool add) {
+/* A matrix as a product reads it: element (i, j) is at[i * row + j * column]. */
+typedef struct {
+    const ga_real *at;
+    size_t row, column;
+} gai_matrix;
+
+/* Rows that begin `stride` values apart. */
+GAI_INLINE gai_matrix gai_rows(const ga_real *at, size_t stride) {
+    gai_matrix m = {at, stride, 1};
+    return m;
+}
+
+GAI_INLINE gai_matrix gai_transposed(const ga_real *at, size_t stride) {
+    gai_matrix m = {at, 1, stride};
+    return m;
+}
+
+/* What remains of a matrix from element (i, j) on. */
+GAI_INLINE gai_matrix gai_from(gai_matrix m, size_t i, size_t j) {
+    m.at += i * m.row + j * m.column;
+    return m;
+}
+
+/* C (GAI_MR, GAI_NR), rows ldc apart, (+)= A B for a packed panel b of B. */
+GAI_INLINE void gai_kernel(ga_real *c, size_t ldc, gai_matrix a, const ga_real *b, size_t K, bool add) {
     gai_vector t[GAI_MR][GAI_NV];
     for (size_t i = 0; i < GAI_MR; i++)
         for (size_t j = 0; j < GAI_NV; j++)
@@ -1721,71 +1763,70 @@ GAI_INLINE void gai_kernel(ga_real *c, size_t ldc, const ga_real *a, size_t a_ro
                 memset(&t[i][j], 0, sizeof(gai_vector));
     for (size_t k = 0; k < K; k++) {
         gai_vector line[GAI_NV];
-        for (size_t j = 0; j < GAI_NV; j++) memcpy(&line[j], b + k * ldb + j * GAI_LANES, sizeof(gai_vector));
+        for (size_t j = 0; j < GAI_NV; j++) memcpy(&line[j], b + k * GAI_NR + j * GAI_LANES, sizeof(gai_vector));
         for (size_t i = 0; i < GAI_MR; i++)
-            for (size_t j = 0; j < GAI_NV; j++) t[i][j] += a[i * a_row + k * a_k] * line[j];
+            for (size_t j = 0; j < GAI_NV; j++) t[i][j] += a.at[i * a.row + k * a.column] * line[j];
     }
     for (size_t i = 0; i < GAI_MR; i++)
         for (size_t j = 0; j < GAI_NV; j++) memcpy(c + i * ldc + j * GAI_LANES, &t[i][j], sizeof(gai_vector));
 }
 
 /* The kernel for a block with fewer than GAI_MR rows or GAI_NR columns: it computes on padded copies. */
-GAI_FN void gai_kernel_edge(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b,
-                            size_t ldb, size_t K, bool add, size_t rows, size_t columns) {
+GAI_FN void gai_kernel_edge(ga_real *c, size_t ldc, gai_matrix a, const ga_real *b, size_t rows, size_t columns,
+                            size_t K, bool add) {
     ga_real block[GAI_MR * GAI_NR] = {0}, strip[GAI_MR * GAI_KC];
     memset(strip, 0, sizeof strip);
     for (size_t i = 0; i < rows; i++)
-        for (size_t k = 0; k < K; k++) strip[i * GAI_KC + k] = a[i * a_row + k * a_k];
+        for (size_t k = 0; k < K; k++) strip[i * GAI_KC + k] = a.at[i * a.row + k * a.column];
     if (add)
         for (size_t i = 0; i < rows; i++) memcpy(block + i * GAI_NR, c + i * ldc, columns * sizeof *c);
-    gai_kernel(block, GAI_NR, strip, GAI_KC, 1, b, ldb, K, true);
+    gai_kernel(block, GAI_NR, gai_rows(strip, GAI_KC), b, K, true);
     for (size_t i = 0; i < rows; i++) memcpy(c + i * ldc, block + i * GAI_NR, columns * sizeof *c);
 }
 
 /* C (M, columns <= GAI_NR) (+)= A B for one packed panel of B, K <= GAI_KC. */
-GAI_INLINE void gai_panel(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b,
-                          size_t M, size_t columns, size_t K, bool add) {
+GAI_INLINE void gai_panel(ga_real *c, size_t ldc, gai_matrix a, const ga_real *b, size_t M, size_t columns, size_t K,
+                          bool add) {
     for (size_t i = 0; i < M; i += GAI_MR) {
         size_t rows = gai_min(GAI_MR, M - i);
         if (rows == GAI_MR && columns == GAI_NR)
-            gai_kernel(c + i * ldc, ldc, a + i * a_row, a_row, a_k, b, GAI_NR, K, add);
+            gai_kernel(c + i * ldc, ldc, gai_from(a, i, 0), b, K, add);
         else
-            gai_kernel_edge(c + i * ldc, ldc, a + i * a_row, a_row, a_k, b, GAI_NR, K, add, rows, columns);
+            gai_kernel_edge(c + i * ldc, ldc, gai_from(a, i, 0), b, rows, columns, K, add);
     }
 }
 
-/* Packs b(k, j) = B[k * b_k + j * b_column] for K lines of `columns` <= GAI_NR, padded with zeros. */
-GAI_FN void gai_pack(ga_real *to, const ga_real *b, size_t b_k, size_t b_column, size_t K, size_t columns) {
+/* Packs B (K, columns <= GAI_NR) as a panel of K lines of GAI_NR values, padded with zeros. */
+GAI_FN void gai_pack(ga_real *to, gai_matrix b, size_t K, size_t columns) {
     if (columns < GAI_NR) memset(to, 0, K * GAI_NR * sizeof *to);
-    if (b_column == 1)
-        for (size_t k = 0; k < K; k++) memcpy(to + k * GAI_NR, b + k * b_k, columns * sizeof *to);
+    if (b.column == 1)
+        for (size_t k = 0; k < K; k++) memcpy(to + k * GAI_NR, b.at + k * b.row, columns * sizeof *to);
     else
         for (size_t k0 = 0; k0 < K; k0 += 16) /* 16 at a time: each line read is one cache line of B */
             for (size_t j = 0; j < columns; j++)
-                for (size_t k = k0; k < gai_min(K, k0 + 16); k++) to[k * GAI_NR + j] = b[k * b_k + j * b_column];
+                for (size_t k = k0; k < gai_min(K, k0 + 16); k++) to[k * GAI_NR + j] = b.at[k * b.row + j * b.column];
 }
 
-/* C (M, N) (+)= A B on the calling thread, a(i, k) = A[i * a_row + k * a_k], b(k, j) = B[k * b_k + j * b_column]. */
-GAI_FN void gai_product_block(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b,
-                              size_t b_k, size_t b_column, size_t M, size_t N, size_t K, bool add) {
+/* C (M, N), rows ldc apart, (+)= A (M, K) B (K, N) on the calling thread. */
+GAI_FN void gai_product_block(ga_real *c, size_t ldc, gai_matrix a, gai_matrix b, size_t M, size_t N, size_t K,
+                              bool add) {
     ga_real panel[GAI_KC * GAI_NR];
     for (size_t k = 0; k < K; k += GAI_KC)
         for (size_t j = 0; j < N; j += GAI_NR) {
             size_t depth = gai_min(GAI_KC, K - k), columns = gai_min(GAI_NR, N - j);
-            gai_pack(panel, b + k * b_k + j * b_column, b_k, b_column, depth, columns);
-            gai_panel(c + j, ldc, a + k * a_k, a_row, a_k, panel, M, columns, depth, add || k > 0);
+            gai_pack(panel, gai_from(b, k, j), depth, columns);
+            gai_panel(c + j, ldc, gai_from(a, 0, k), panel, M, columns, depth, add || k > 0);
         }
 }
 
 /* The same by all threads: a task is GAI_MC rows by GAI_NC columns of C. */
-GAI_FN void gai_product(ga_real *c, size_t ldc, const ga_real *a, size_t a_row, size_t a_k, const ga_real *b,
-                        size_t b_k, size_t b_column, size_t M, size_t N, size_t K, bool add) {
+GAI_FN void gai_product(ga_real *c, size_t ldc, gai_matrix a, gai_matrix b, size_t M, size_t N, size_t K, bool add) {
     size_t strips = gai_ceil_div(M, GAI_MC), panels = gai_ceil_div(N, GAI_NC);
     GAI_PARALLEL_TASKS
     for (size_t task = 0; task < strips * panels; task++) {
         size_t i = task % strips * GAI_MC, j = task / strips * GAI_NC;
-        gai_product_block(c + i * ldc + j, ldc, a + i * a_row, a_row, a_k, b + j * b_column, b_k, b_column,
-                          gai_min(GAI_MC, M - i), gai_min(GAI_NC, N - j), K, add);
+        gai_product_block(c + i * ldc + j, ldc, gai_from(a, i, 0), gai_from(b, 0, j), gai_min(GAI_MC, M - i),
+                          gai_min(GAI_NC, N - j), K, add);
     }
 }
 
@@ -1800,6 +1841,11 @@ GAI_INLINE ga_real gai_dot(const ga_real *a, const ga_real *b, size_t n) {
     return sum;
 }
 
+/* What RMSNorm multiplies n values with: 1 / sqrt(mean(x^2) + eps). */
+GAI_INLINE ga_real gai_rstd(const ga_real *x, size_t n, ga_real eps) {
+    return 1 / gai_sqrt(gai_dot(x, x, n) / (ga_real)n + eps);
+}
+
 /* ==== 2.1: softmax attention ======================================================================================= */
 
 /* Eq. 1 and Eq. 4, and every other linear map.
@@ -1812,11 +1858,13 @@ GAI_INLINE ga_real gai_dot(const ga_real *a, const ga_real *b, size_t n) {
  */
 GA_API void ga_linear_forward(ga_real *y, const ga_real *x, const ga_real *w, size_t M, size_t O, size_t I) {
     if (M >= GAI_MR / 2) {
-        gai_product(y, O, x, I, 1, w, 1, I, M, O, I, false);
+        gai_product(y, O, gai_rows(x, I), gai_transposed(w, I), M, O, I, false);
         return;
     }
-    GAI_PARALLEL_FOR /* a row or two, as in generation: packing w would cost more than reading it once */
-        for (size_t o = 0; o < O; o++) for (size_t m = 0; m < M; m++) y[m * O + o] = gai_dot(x + m * I, w + o * I, I);
+    /* A row or two, as in generation: packing w would cost more than reading it once. */
+    GAI_PARALLEL_FOR
+    for (size_t o = 0; o < O; o++)
+        for (size_t m = 0; m < M; m++) y[m * O + o] = gai_dot(x + m * I, w + o * I, I);
 }
 
 /*     dx  = dy w       (M, I)  out; may be NULL
@@ -1825,8 +1873,8 @@ GA_API void ga_linear_forward(ga_real *y, const ga_real *x, const ga_real *w, si
  */
 GA_API void ga_linear_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, const ga_real *w,
                                size_t M, size_t O, size_t I) {
-    if (dx) gai_product(dx, I, dy, O, 1, w, I, 1, M, I, O, false);
-    gai_product(dw, I, dy, 1, O, x, I, 1, O, I, M, true);
+    if (dx) gai_product(dx, I, gai_rows(dy, O), gai_rows(w, I), M, I, O, false);
+    gai_product(dw, I, gai_transposed(dy, O), gai_rows(x, I), O, I, M, true);
 }
 
 /* A linear map of the first I channels of x, as the gate with gate_input_dims = I has it.
@@ -1839,15 +1887,34 @@ GA_API void ga_linear_backward(ga_real *dx, ga_real *dw, const ga_real *dy, cons
  */
 GA_API void ga_linear_channels_forward(ga_real *y, const ga_real *x, size_t stride, const ga_real *w, size_t M,
                                        size_t O, size_t I) {
-    gai_product(y, O, x, stride, 1, w, 1, I, M, O, I, false);
+    gai_product(y, O, gai_rows(x, stride), gai_transposed(w, I), M, O, I, false);
 }
 
 /*     dx[:, :I] += dy w,   dw += dy^T x[:, :I]      dx: rows as those of x, added to; dw (O, I) added to; dy (M, O)
  */
 GA_API void ga_linear_channels_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const ga_real *x, size_t stride,
                                         const ga_real *w, size_t M, size_t O, size_t I) {
-    gai_product(dx, stride, dy, O, 1, w, I, 1, M, I, O, true);
-    gai_product(dw, I, dy, 1, O, x, stride, 1, O, I, M, true);
+    gai_product(dx, stride, gai_rows(dy, O), gai_rows(w, I), M, I, O, true);
+    gai_product(dw, I, gai_transposed(dy, O), gai_rows(x, stride), O, I, M, true);
+}
+
+/* RoPE of one head, where it lies: the pairs (i, i + D/2) turn by angles whose cosines and sines are `rope` (D). */
+GAI_INLINE void gai_rotate(ga_real *y, const ga_real *rope, size_t D) {
+    const ga_real *cosine = rope, *sine = rope + D / 2;
+    for (size_t i = 0; i < D / 2; i++) {
+        ga_real a = y[i], b = y[i + D / 2];
+        y[i] = a * cosine[i] - b * sine[i];
+        y[i + D / 2] = b * cosine[i] + a * sine[i];
+    }
+}
+
+GAI_INLINE void gai_rotate_back(ga_real *dy, const ga_real *rope, size_t D) {
+    const ga_real *cosine = rope, *sine = rope + D / 2;
+    for (size_t i = 0; i < D / 2; i++) {
+        ga_real a = dy[i], b = dy[i + D / 2];
+        dy[i] = a * cosine[i] + b * sine[i];
+        dy[i + D / 2] = b * cosine[i] - a * sine[i];
+    }
 }
 
 /* Splits projections into heads: QK-norm, then RoPE in its "rotate half" form (section 2.1 and A.2).
@@ -1868,21 +1935,21 @@ GA_API void ga_heads_forward(ga_real *y, const ga_real *x, size_t x_stride, cons
     for (size_t n = 0; n < B * T; n++)
         for (size_t h = 0; h < H; h++) {
             const ga_real *xh = x + n * x_stride + h * D;
-            ga_real *yh = y + (n * H + h) * D;
-            if (!w)
-                memcpy(yh, xh, D * sizeof *yh);
-            else {
-                ga_real r = 1 / gai_sqrt(gai_dot(xh, xh, D) / (ga_real)D + eps);
-                for (size_t i = 0; i < D; i++) yh[i] = w[i] * xh[i] * r;
-            }
-            if (!rope) continue;
-            const ga_real *cosine = rope + n % T * D, *sine = cosine + D / 2;
-            for (size_t i = 0; i < D / 2; i++) {
-                ga_real a = yh[i], b = yh[i + D / 2];
-                yh[i] = a * cosine[i] - b * sine[i];
-                yh[i + D / 2] = b * cosine[i] + a * sine[i];
-            }
+            ga_real *yh = y + (n * H + h) * D, r = w ? gai_rstd(xh, D, eps) : 1;
+            for (size_t i = 0; i < D; i++) yh[i] = w ? w[i] * xh[i] * r : xh[i];
+            if (rope) gai_rotate(yh, rope + n % T * D, D);
         }
+}
+
+/* QK-norm of one head backward: du (D) becomes dx; dw (D) is added to. */
+GAI_INLINE void gai_norm_head_backward(ga_real *du, ga_real *dw, const ga_real *x, const ga_real *w, size_t D,
+                                       ga_real eps) {
+    ga_real r = gai_rstd(x, D, eps), mean = 0;
+    for (size_t i = 0; i < D; i++) {
+        dw[i] += du[i] * x[i] * r;
+        mean += w[i] * du[i] * x[i] / (ga_real)D;
+    }
+    for (size_t i = 0; i < D; i++) du[i] = r * (w[i] * du[i] - r * r * x[i] * mean);
 }
 
 /*     du_i = dy_i cos_i + dy_{i+D/2} sin_i,   du_{i+D/2} = dy_{i+D/2} cos_i - dy_i sin_i        the inverse rotation
@@ -1902,36 +1969,27 @@ GA_API void ga_heads_backward(ga_real *dx, ga_real *dw, const ga_real *dy, const
     for (size_t chunk = 0; chunk < CHUNKS; chunk++)
         for (size_t n = N * chunk / CHUNKS; n < N * (chunk + 1) / CHUNKS; n++)
             for (size_t h = 0; h < H; h++) {
-                const ga_real *dyh = dy + (n * H + h) * D, *xh = x + n * x_stride + h * D;
+                const ga_real *xh = x + n * x_stride + h * D;
                 ga_real *du = dx + n * dx_stride + h * D;
-                memcpy(du, dyh, D * sizeof *du);
-                if (rope) {
-                    const ga_real *cosine = rope + n % T * D, *sine = cosine + D / 2;
-                    for (size_t i = 0; i < D / 2; i++) {
-                        du[i] = dyh[i] * cosine[i] + dyh[i + D / 2] * sine[i];
-                        du[i + D / 2] = dyh[i + D / 2] * cosine[i] - dyh[i] * sine[i];
-                    }
-                }
-                if (!w) continue;
-                ga_real r = 1 / gai_sqrt(gai_dot(xh, xh, D) / (ga_real)D + eps), mean = 0;
-                for (size_t i = 0; i < D; i++) {
-                    partial[chunk][i] += du[i] * xh[i] * r;
-                    mean += w[i] * du[i] * xh[i] / (ga_real)D;
-                }
-                for (size_t i = 0; i < D; i++) du[i] = r * (w[i] * du[i] - r * r * xh[i] * mean);
+                memcpy(du, dy + (n * H + h) * D, D * sizeof *du);
+                if (rope) gai_rotate_back(du, rope + n % T * D, D);
+                if (w) gai_norm_head_backward(du, partial[chunk], xh, w, D, eps);
             }
-    if (w)
-        for (size_t chunk = 0; chunk < CHUNKS; chunk++)
-            for (size_t i = 0; i < D; i++) dw[i] += partial[chunk][i];
+    for (size_t chunk = 0; w && chunk < CHUNKS; chunk++)
+        for (size_t i = 0; i < D; i++) dw[i] += partial[chunk][i];
 }
 
-/* Tiles of an attention: GAI_TILE queries by GAI_TILE keys exist at a time. */
-enum { GAI_TILE = 64 };
+/* Of the scores S only a tile exists at a time: `rows` queries from i0 on by `keys` keys from j0 on. */
+enum { GAI_TILE = 64 }; /* at most, of each */
 
-/* How many of the keys j0, j0+1, ... of a tile query i sees. */
-GAI_INLINE size_t gai_visible(size_t i, size_t j0, size_t keys, ga_shape n) {
-    size_t end = n.S - n.T + i + 1;
-    return end <= j0 ? 0 : gai_min(keys, end - j0);
+typedef struct {
+    size_t i0, rows, j0, keys;
+} gai_tile;
+
+/* How many keys of the tile its query i sees. */
+GAI_INLINE size_t gai_visible(gai_tile t, size_t i, ga_shape n) {
+    size_t end = n.S - n.T + t.i0 + i + 1;
+    return end <= t.j0 ? 0 : gai_min(t.keys, end - t.j0);
 }
 
 /* The first query that sees key j0, rounded down to a tile: tiles above the diagonal are never computed. */
@@ -1945,7 +2003,7 @@ GAI_INLINE void gai_scores(ga_real *s, const ga_real *q, const ga_real *k_tile, 
     ga_real scale = 1 / gai_sqrt((ga_real)n.D);
     for (size_t j = 0; j < GAI_TILE; j += GAI_NR)
         for (size_t d = 0; d < n.D; d += GAI_KC)
-            gai_panel(s + j, GAI_TILE, q + d, n.HQ * n.D, 1, k_tile + j * n.D + d * GAI_NR, rows, GAI_NR,
+            gai_panel(s + j, GAI_TILE, gai_rows(q + d, n.HQ * n.D), k_tile + j * n.D + d * GAI_NR, rows, GAI_NR,
                       gai_min(GAI_KC, n.D - d), d > 0);
     for (size_t i = 0; i < rows * GAI_TILE; i++) s[i] *= scale;
 }
@@ -1954,7 +2012,7 @@ GAI_INLINE void gai_scores(ga_real *s, const ga_real *q, const ga_real *k_tile, 
 GAI_INLINE void gai_pack_tile(ga_real *to, const ga_real *rows, size_t stride, size_t keys, size_t D) {
     for (size_t j = 0; j < GAI_TILE; j += GAI_NR) {
         if (j < keys)
-            gai_pack(to + j * D, rows + j * stride, 1, stride, D, gai_min(GAI_NR, keys - j));
+            gai_pack(to + j * D, gai_transposed(rows + j * stride, stride), D, gai_min(GAI_NR, keys - j));
         else
             memset(to + j * D, 0, GAI_NR * D * sizeof *to);
     }
@@ -1966,11 +2024,11 @@ GAI_INLINE void gai_pack_tile(ga_real *to, const ga_real *rows, size_t stride, s
  *     lse' = log(exp(lse) + sum_j exp(s_j)),   y' = y exp(lse - lse') + sum_j exp(s_j - lse') v_j
  */
 GAI_FN void gai_sdpa_tile(ga_real *y, ga_real *lse, const ga_real *q, const ga_real *k_tile, const ga_real *v,
-                          size_t i0, size_t j0, size_t rows, size_t keys, bool first, ga_shape n) {
+                          gai_tile t, bool first, ga_shape n) {
     ga_real s[GAI_TILE * GAI_TILE];
-    gai_scores(s, q, k_tile, rows, n);
-    for (size_t i = 0; i < rows; i++) {
-        size_t visible = gai_visible(i0 + i, j0, keys, n);
+    gai_scores(s, q, k_tile, t.rows, n);
+    for (size_t i = 0; i < t.rows; i++) {
+        size_t visible = gai_visible(t, i, n);
         ga_real *p = s + i * GAI_TILE, *yi = y + i * n.HQ * n.D;
         for (size_t j = visible; j < GAI_TILE; j++) p[j] = 0;
         if (visible == 0) continue;
@@ -1988,7 +2046,7 @@ GAI_FN void gai_sdpa_tile(ga_real *y, ga_real *lse, const ga_real *q, const ga_r
         for (size_t d = 0; d < n.D; d++) yi[d] = first ? 0 : yi[d] * keep;
         lse[i] = next;
     }
-    gai_product_block(y, n.HQ * n.D, s, GAI_TILE, 1, v, n.HK * n.D, 1, rows, n.D, keys, true);
+    gai_product_block(y, n.HQ * n.D, gai_rows(s, GAI_TILE), gai_rows(v, n.HK * n.D), t.rows, n.D, t.keys, true);
 }
 
 /* Eq. 2, section 2.1: causal scaled dot-product attention, tiled with a running softmax; memory linear in T and S.
@@ -2017,11 +2075,13 @@ GA_API void ga_sdpa_forward(ga_real *y, ga_real *lse, const ga_real *q, const ga
             memset(y + q0 + i * n.HQ * n.D, 0, n.D * sizeof *y);
         }
         for (size_t j = 0; j < n.S; j += GAI_TILE) {
-            size_t keys = gai_min(GAI_TILE, n.S - j);
-            gai_pack_tile(k_tile, k + kv + j * n.HK * n.D, n.HK * n.D, keys, n.D);
-            for (size_t i = gai_first_query(j, n); i < n.T; i += GAI_TILE)
-                gai_sdpa_tile(y + q0 + i * n.HQ * n.D, lse + task * n.T + i, q + q0 + i * n.HQ * n.D, k_tile,
-                              v + kv + j * n.HK * n.D, i, j, gai_min(GAI_TILE, n.T - i), keys, j == 0 && !sink, n);
+            size_t keys = gai_min(GAI_TILE, n.S - j), at = kv + j * n.HK * n.D;
+            gai_pack_tile(k_tile, k + at, n.HK * n.D, keys, n.D);
+            for (size_t i = gai_first_query(j, n); i < n.T; i += GAI_TILE) {
+                size_t row = q0 + i * n.HQ * n.D;
+                gai_tile tile = {i, gai_min(GAI_TILE, n.T - i), j, keys};
+                gai_sdpa_tile(y + row, lse + task * n.T + i, q + row, k_tile, v + at, tile, j == 0 && !sink, n);
+            }
         }
     }
 }
@@ -2029,23 +2089,23 @@ GA_API void ga_sdpa_forward(ga_real *y, ga_real *lse, const ga_real *q, const ga
 /* One query tile against one key tile, backward. dk and dv are those of this query head alone, (S, D). */
 GAI_FN void gai_sdpa_tile_backward(ga_real *dq, ga_real *dk, ga_real *dv, const ga_real *dy, const ga_real *lse,
                                    const ga_real *delta, const ga_real *q, const ga_real *k, const ga_real *k_tile,
-                                   const ga_real *v_tile, size_t i0, size_t j0, size_t rows, size_t keys, ga_shape n) {
+                                   const ga_real *v_tile, gai_tile t, ga_shape n) {
     ga_real p[GAI_TILE * GAI_TILE], ds[GAI_TILE * GAI_TILE];
     ga_real scale = 1 / gai_sqrt((ga_real)n.D);
     size_t stride = n.HQ * n.D;
-    gai_scores(p, q, k_tile, rows, n);
-    gai_scores(ds, dy, v_tile, rows, n); /* (dy_i . v_j) / sqrt(D) */
-    for (size_t i = 0; i < rows; i++) {
-        size_t visible = gai_visible(i0 + i, j0, keys, n);
+    gai_scores(p, q, k_tile, t.rows, n);
+    gai_scores(ds, dy, v_tile, t.rows, n); /* (dy_i . v_j) / sqrt(D) */
+    for (size_t i = 0; i < t.rows; i++) {
+        size_t visible = gai_visible(t, i, n);
         for (size_t j = 0; j < GAI_TILE; j++) {
             size_t at = i * GAI_TILE + j;
             p[at] = j < visible ? gai_exp(p[at] - lse[i]) : 0;
             ds[at] = j < visible ? p[at] * (ds[at] - delta[i] * scale) : 0;
         }
     }
-    gai_product_block(dv, n.D, p, 1, GAI_TILE, dy, stride, 1, keys, n.D, rows, true);
-    gai_product_block(dk, n.D, ds, 1, GAI_TILE, q, stride, 1, keys, n.D, rows, true);
-    gai_product_block(dq, stride, ds, GAI_TILE, 1, k, n.HK * n.D, 1, rows, n.D, keys, true);
+    gai_product_block(dv, n.D, gai_transposed(p, GAI_TILE), gai_rows(dy, stride), t.keys, n.D, t.rows, true);
+    gai_product_block(dk, n.D, gai_transposed(ds, GAI_TILE), gai_rows(q, stride), t.keys, n.D, t.rows, true);
+    gai_product_block(dq, stride, gai_rows(ds, GAI_TILE), gai_rows(k, n.HK * n.D), t.rows, n.D, t.keys, true);
 }
 
 /* dk, dv (B, T, HK, D): sums over the query heads of each group of dk_heads, dv_heads (B, HQ, T, D). */
@@ -2059,9 +2119,11 @@ GAI_FN void gai_sum_head_gradients(ga_real *dk, ga_real *dv, const ga_real *dk_h
                 ga_real sum_k = 0, sum_v = 0;
                 for (size_t g = 0; g < group; g++) {
                     size_t at = ((row / T * n.HQ + h * group + g) * T + row % T) * D + d;
-                    sum_k += dk_heads[at], sum_v += dv_heads[at];
+                    sum_k += dk_heads[at];
+                    sum_v += dv_heads[at];
                 }
-                dk[(row * n.HK + h) * D + d] = sum_k, dv[(row * n.HK + h) * D + d] = sum_v;
+                dk[(row * n.HK + h) * D + d] = sum_k;
+                dv[(row * n.HK + h) * D + d] = sum_v;
             }
 }
 
@@ -2112,9 +2174,9 @@ GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *dsi
             gai_pack_tile(v_tile, v + at, n.HK * D, keys, D);
             for (size_t i = j; i < T; i += GAI_TILE) {
                 size_t row = q0 + i * n.HQ * D;
+                gai_tile tile = {i, gai_min(GAI_TILE, T - i), j, keys};
                 gai_sdpa_tile_backward(dq + row, dk_head + j * D, dv_head + j * D, dy + row, lse + task * T + i,
-                                       delta + i, q + row, k + at, k_tile, v_tile, i, j, gai_min(GAI_TILE, T - i), keys,
-                                       n);
+                                       delta + i, q + row, k + at, k_tile, v_tile, tile, n);
             }
         }
     }
@@ -2166,12 +2228,13 @@ GAI_INLINE void gai_gate_activations(ga_real *out, const ga_real *s, size_t n, g
 
 enum { GAI_GATE_CHUNK = 128 }; /* values of a head that are worked on at a time */
 
+/* Whether each value has a logit of its own. */
 GAI_INLINE bool gai_gate_elementwise(ga_gate g) {
     return g.type == GA_ELEMENTWISE && g.input != GA_INPUT_SCALAR;
 }
 
-/* Scores of values d0 .. d0+n of head h of a row: what multiplies Y, or is added. Head-shared scores are the mean of the
- * scores over the heads. */
+/* Scores of values d0 .. d0+n-1 of head h of a row: what multiplies Y, or is added. A head-shared score is the mean of the
+ * heads' scores. */
 GAI_FN void gai_gate_scores(ga_real *score, const ga_real *s, ga_gate g, size_t h, size_t d0, size_t n) {
     ga_real one[GAI_GATE_CHUNK];
     size_t first = g.sharing == GA_SHARED ? 0 : h, count = g.sharing == GA_SHARED ? g.H : 1;
@@ -2196,16 +2259,32 @@ GAI_FN void gai_gate_scores(ga_real *score, const ga_real *s, ga_gate g, size_t 
  *     o = y / sqrt(mean(y^2) + eps)   or   o = y sigmoid(y)
  */
 GAI_FN void gai_self_forward(ga_real *o, const ga_real *y, ga_gate g) {
-    ga_real r = 1 / gai_sqrt(gai_dot(y, y, g.D) / (ga_real)g.D + g.eps);
+    ga_real r = gai_rstd(y, g.D, g.eps);
     for (size_t d = 0; d < g.D; d++) o[d] = g.activation == GA_RMSNORM ? y[d] * r : y[d] * gai_sigmoid(y[d]);
 }
 
 GAI_FN void gai_self_backward(ga_real *dy, const ga_real *d_o, const ga_real *y, ga_gate g) {
-    ga_real r = 1 / gai_sqrt(gai_dot(y, y, g.D) / (ga_real)g.D + g.eps);
+    ga_real r = gai_rstd(y, g.D, g.eps);
     ga_real mean = gai_dot(d_o, y, g.D) / (ga_real)g.D;
     for (size_t d = 0; d < g.D; d++)
         dy[d] = g.activation == GA_RMSNORM ? r * (d_o[d] - r * r * y[d] * mean)
                                            : d_o[d] * gai_gate_derivative(y[d], GA_SILU);
+}
+
+/* One row of H * D values. */
+GAI_FN void gai_gate_row_forward(ga_real *o, const ga_real *y, const ga_real *s, ga_gate g) {
+    ga_real score[GAI_GATE_CHUNK];
+    for (size_t d0 = 0; d0 < g.D; d0 += GAI_GATE_CHUNK) {
+        size_t count = gai_min(GAI_GATE_CHUNK, g.D - d0);
+        for (size_t h = 0; h < g.H; h++) {
+            size_t at = h * g.D + d0;
+            if (h == 0 || g.sharing == GA_SPECIFIC) gai_gate_scores(score, s, g, h, d0, count);
+            if (g.form == GA_MULTIPLICATIVE)
+                for (size_t d = 0; d < count; d++) o[at + d] = y[at + d] * score[d];
+            else
+                for (size_t d = 0; d < count; d++) o[at + d] = y[at + d] + score[d];
+        }
+    }
 }
 
 /* Eq. 5, section 2.2: the gate.
@@ -2223,68 +2302,80 @@ GAI_FN void gai_self_backward(ga_real *dy, const ga_real *d_o, const ga_real *y,
  */
 GA_API void ga_gate_forward(ga_real *o, const ga_real *y, size_t y_stride, const ga_real *s, size_t s_stride, size_t N,
                             ga_gate g) {
+    size_t width = g.H * g.D;
     GAI_PARALLEL_FOR
-    for (size_t n = 0; n < N; n++)
-        for (size_t d0 = 0; d0 < g.D; d0 += GAI_GATE_CHUNK) {
-            ga_real score[GAI_GATE_CHUNK];
-            size_t count = gai_min(GAI_GATE_CHUNK, g.D - d0);
-            for (size_t h = 0; h < g.H; h++) {
-                const ga_real *yh = y + n * y_stride + h * g.D + d0;
-                ga_real *oh = o + (n * g.H + h) * g.D + d0;
-                if (g.form == GA_SELF) {
-                    if (d0 == 0) gai_self_forward(oh, yh, g);
-                    continue;
-                }
-                if (h == 0 || g.sharing == GA_SPECIFIC) gai_gate_scores(score, s + n * s_stride, g, h, d0, count);
-                if (g.form == GA_MULTIPLICATIVE)
-                    for (size_t d = 0; d < count; d++) oh[d] = yh[d] * score[d];
-                else
-                    for (size_t d = 0; d < count; d++) oh[d] = yh[d] + score[d];
-            }
-        }
+    for (size_t n = 0; n < N; n++) {
+        if (g.form != GA_SELF) gai_gate_row_forward(o + n * width, y + n * y_stride, s + n * s_stride, g);
+        for (size_t at = 0; g.form == GA_SELF && at < width; at += g.D)
+            gai_self_forward(o + n * width + at, y + n * y_stride + at, g);
+    }
 }
 
-/* The backward pass of one row.  ds is added to. */
-GAI_FN void gai_gate_row_backward(ga_real *dy, ga_real *ds, const ga_real *d_o, const ga_real *y, const ga_real *s,
-                                  ga_gate g) {
+/* dy of n values that a score has reached. */
+GAI_INLINE void gai_gated_backward(ga_real *dy, const ga_real *d_o, const ga_real *score, size_t n, ga_gate g) {
+    for (size_t d = 0; d < n; d++) dy[d] = g.form == GA_MULTIPLICATIVE ? d_o[d] * score[d] : d_o[d];
+}
+
+/* One row backward where each value has a logit of its own; ds is added to. */
+GAI_FN void gai_elementwise_row_backward(ga_real *dy, ga_real *ds, const ga_real *d_o, const ga_real *y,
+                                         const ga_real *s, ga_gate g) {
     bool multiplicative = g.form == GA_MULTIPLICATIVE, shared = g.sharing == GA_SHARED;
-    ga_real score[GAI_GATE_CHUNK], d_score[GAI_GATE_CHUNK], total[GAI_GATE_CHUNK];
-    ga_real all = 0; /* sum of d score over the whole row, for one score that reaches every head */
+    ga_real score[GAI_GATE_CHUNK], d_score[GAI_GATE_CHUNK];
     for (size_t d0 = 0; d0 < g.D; d0 += GAI_GATE_CHUNK) {
+        ga_real total[GAI_GATE_CHUNK] = {0}; /* shared: sums of d score over the heads */
         size_t count = gai_min(GAI_GATE_CHUNK, g.D - d0);
-        memset(total, 0, sizeof total);
         for (size_t h = 0; h < g.H; h++) {
             size_t at = h * g.D + d0;
             if (h == 0 || !shared) gai_gate_scores(score, s, g, h, d0, count);
-            for (size_t d = 0; d < count; d++) {
-                d_score[d] = multiplicative ? d_o[at + d] * y[at + d] : d_o[at + d];
-                dy[at + d] = multiplicative ? d_o[at + d] * score[d] : d_o[at + d];
-            }
-            if (gai_gate_elementwise(g) && !shared)
+            gai_gated_backward(dy + at, d_o + at, score, count, g);
+            for (size_t d = 0; d < count; d++) d_score[d] = multiplicative ? d_o[at + d] * y[at + d] : d_o[at + d];
+            if (shared)
+                for (size_t d = 0; d < count; d++) total[d] += d_score[d];
+            else
                 for (size_t d = 0; d < count; d++)
                     ds[at + d] += d_score[d] * gai_gate_derivative(s[at + d], g.activation);
-            else if (gai_gate_elementwise(g))
-                for (size_t d = 0; d < count; d++) total[d] += d_score[d];
-            else {
-                ga_real sum = multiplicative ? gai_dot(d_o + at, y + at, count) : 0;
-                for (size_t d = 0; d < count && !multiplicative; d++) sum += d_o[at + d];
-                if (shared || g.input == GA_INPUT_SCALAR)
-                    all += sum;
-                else
-                    ds[h] += sum * gai_gate_derivative(s[h], g.activation);
-            }
         }
-        if (gai_gate_elementwise(g) && shared)
-            for (size_t h = 0; h < g.H; h++)
-                for (size_t d = 0; d < count; d++)
-                    ds[h * g.D + d0 + d] +=
-                        total[d] / (ga_real)g.H * gai_gate_derivative(s[h * g.D + d0 + d], g.activation);
+        for (size_t h = 0; shared && h < g.H; h++)
+            for (size_t d = 0; d < count; d++)
+                ds[h * g.D + d0 + d] +=
+                    total[d] / (ga_real)g.H * gai_gate_derivative(s[h * g.D + d0 + d], g.activation);
     }
-    if (gai_gate_elementwise(g)) return;
-    if (g.input == GA_INPUT_SCALAR)
+}
+
+/* One row backward where a logit reaches a whole head, or one score the whole row; ds is added to. */
+GAI_FN void gai_headwise_row_backward(ga_real *dy, ga_real *ds, const ga_real *d_o, const ga_real *y, const ga_real *s,
+                                      ga_gate g) {
+    bool scalar = g.input == GA_INPUT_SCALAR, shared = g.sharing == GA_SHARED;
+    ga_real score[GAI_GATE_CHUNK], all = 0; /* all: sum of d score over the row */
+    for (size_t d0 = 0; d0 < g.D; d0 += GAI_GATE_CHUNK) {
+        size_t count = gai_min(GAI_GATE_CHUNK, g.D - d0);
+        for (size_t h = 0; h < g.H; h++) {
+            size_t at = h * g.D + d0;
+            ga_real sum = 0;
+            if (h == 0 || !shared) gai_gate_scores(score, s, g, h, d0, count);
+            gai_gated_backward(dy + at, d_o + at, score, count, g);
+            if (g.form == GA_MULTIPLICATIVE)
+                sum = gai_dot(d_o + at, y + at, count);
+            else
+                for (size_t d = 0; d < count; d++) sum += d_o[at + d];
+            if (scalar || shared)
+                all += sum;
+            else
+                ds[h] += sum * gai_gate_derivative(s[h], g.activation);
+        }
+    }
+    if (scalar)
         ds[0] += all * gai_gate_derivative(s[0], g.activation);
     else if (shared)
         for (size_t h = 0; h < g.H; h++) ds[h] += all / (ga_real)g.H * gai_gate_derivative(s[h], g.activation);
+}
+
+GAI_FN void gai_gate_row_backward(ga_real *dy, ga_real *ds, const ga_real *d_o, const ga_real *y, const ga_real *s,
+                                  ga_gate g) {
+    if (gai_gate_elementwise(g))
+        gai_elementwise_row_backward(dy, ds, d_o, y, s, g);
+    else
+        gai_headwise_row_backward(dy, ds, d_o, y, s, g);
 }
 
 /*     dy       = d_o score  (multiplicative)   or   d_o  (additive)
@@ -2346,7 +2437,7 @@ GA_API void ga_rmsnorm_forward(ga_real *h, ga_real *rstd, const ga_real *x, cons
                                ga_real eps) {
     GAI_PARALLEL_FOR
     for (size_t n = 0; n < N; n++) {
-        ga_real r = 1 / gai_sqrt(gai_dot(x + n * C, x + n * C, C) / (ga_real)C + eps);
+        ga_real r = gai_rstd(x + n * C, C, eps);
         for (size_t c = 0; c < C; c++) h[n * C + c] = w[c] * x[n * C + c] * r;
         rstd[n] = r;
     }
@@ -2471,7 +2562,10 @@ GA_API void ga_route_forward(ga_real *p, ga_real *lse, ga_real *weights, int32_t
         ga_real *pn = p + n * r.E, sum = 0, of_chosen = 0;
         gai_top_k(experts + n * r.K, z, r);
         ga_real top = z[chosen[0]];
-        for (size_t e = 0; e < r.E; e++) sum += pn[e] = gai_exp(z[e] - top);
+        for (size_t e = 0; e < r.E; e++) {
+            pn[e] = gai_exp(z[e] - top);
+            sum += pn[e];
+        }
         for (size_t e = 0; e < r.E; e++) pn[e] /= sum;
         lse[n] = top + gai_log(sum);
         for (size_t j = 0; j < r.K; j++) of_chosen += pn[chosen[j]];
@@ -2503,7 +2597,10 @@ GA_API void ga_route_backward(ga_real *d_logits, const ga_real *d_weights, const
         const ga_real *pn = p + n * r.E, *dw = d_weights + n * r.K;
         const int32_t *chosen = experts + n * r.K;
         ga_real *dz = d_logits + n * r.E, along = 0, of_chosen = 0, all = 0;
-        for (size_t j = 0; j < r.K; j++) of_chosen += pn[chosen[j]], along += dw[j] * pn[chosen[j]];
+        for (size_t j = 0; j < r.K; j++) {
+            of_chosen += pn[chosen[j]];
+            along += dw[j] * pn[chosen[j]];
+        }
         if (r.normalize) along /= of_chosen;
         for (size_t e = 0; e < r.E; e++) dz[e] = balance[e];
         for (size_t j = 0; j < r.K; j++) dz[chosen[j]] += r.normalize ? (dw[j] - along) / of_chosen : dw[j];
@@ -2524,7 +2621,10 @@ GA_API void ga_route_rows(int32_t *rows, int32_t *slots, int32_t *offsets, const
     int32_t next[GA_MAX_EXPERTS];
     memset(offsets, 0, (r.E + 1) * sizeof *offsets);
     for (size_t s = 0; s < N * r.K; s++) offsets[experts[s] + 1]++;
-    for (size_t e = 0; e < r.E; e++) next[e] = offsets[e], offsets[e + 1] += offsets[e];
+    for (size_t e = 0; e < r.E; e++) {
+        next[e] = offsets[e];
+        offsets[e + 1] += offsets[e];
+    }
     for (size_t s = 0; s < N * r.K; s++) {
         rows[s] = next[experts[s]]++;
         slots[rows[s]] = (int32_t)s;
@@ -2581,7 +2681,7 @@ GA_API void ga_grouped_forward(ga_real *y, const ga_real *x, const ga_real *w, s
         size_t e = task / panels, j = task % panels * GAI_NC, columns = gai_min(GAI_NC, O - j);
         size_t end = (size_t)offsets[e + 1];
         for (size_t i = (size_t)offsets[e]; i < end; i += GAI_MC)
-            gai_product_block(y + i * O + j, O, x + i * I, I, 1, w + e * w_stride + j * I, 1, I,
+            gai_product_block(y + i * O + j, O, gai_rows(x + i * I, I), gai_transposed(w + e * w_stride + j * I, I),
                               gai_min(GAI_MC, end - i), columns, I, false);
     }
 }
@@ -2599,11 +2699,11 @@ GA_API void ga_grouped_backward(ga_real *dx, ga_real *dw, const ga_real *dy, con
         size_t e = task / panels, j = task % panels * GAI_NC, columns = gai_min(GAI_NC, I - j);
         size_t first = (size_t)offsets[e], end = (size_t)offsets[e + 1];
         for (size_t i = first; i < end; i += GAI_MC)
-            gai_product_block(dx + i * I + j, I, dy + i * O, O, 1, w + e * w_stride + j, I, 1, gai_min(GAI_MC, end - i),
-                              columns, O, false);
+            gai_product_block(dx + i * I + j, I, gai_rows(dy + i * O, O), gai_rows(w + e * w_stride + j, I),
+                              gai_min(GAI_MC, end - i), columns, O, false);
         for (size_t o = 0; o < O && first < end; o += GAI_MC)
-            gai_product_block(dw + e * w_stride + o * I + j, I, dy + first * O + o, 1, O, x + first * I + j, I, 1,
-                              gai_min(GAI_MC, O - o), columns, end - first, true);
+            gai_product_block(dw + e * w_stride + o * I + j, I, gai_transposed(dy + first * O + o, O),
+                              gai_rows(x + first * I + j, I), gai_min(GAI_MC, O - o), columns, end - first, true);
     }
 }
 
@@ -2732,8 +2832,14 @@ GAI_FN ga_real gai_cross_entropy(ga_real *logits, size_t V, int32_t target, ga_r
     for (size_t v = 1; v < V; v++) top = logits[v] > top ? logits[v] : top;
     size_t v = 0;
     for (; v + 16 <= V; v += 16)
-        for (size_t j = 0; j < 16; j++) sums[j] += logits[v + j] = gai_exp(logits[v + j] - top);
-    for (; v < V; v++) sums[0] += logits[v] = gai_exp(logits[v] - top);
+        for (size_t j = 0; j < 16; j++) {
+            logits[v + j] = gai_exp(logits[v + j] - top);
+            sums[j] += logits[v + j];
+        }
+    for (; v < V; v++) {
+        logits[v] = gai_exp(logits[v] - top);
+        sums[0] += logits[v];
+    }
     for (size_t j = 0; j < 16; j++) sum += sums[j];
     for (v = 0; v < V; v++) logits[v] *= scale / sum;
     logits[target] -= scale;
@@ -2893,6 +2999,20 @@ GAI_FN size_t gai_score_heads(ga_gate g) {
     return g.sharing == GA_SHARED || g.input == GA_INPUT_SCALAR ? 1 : g.H;
 }
 
+GAI_INLINE void gai_add_score(ga_gate_sums *sums, double x) {
+    double scaled = floor(x * GA_BINS);
+    size_t bin = 0;
+    if (scaled > 0) bin = scaled < GA_BINS - 1 ? (size_t)scaled : GA_BINS - 1;
+    if (sums->count == 0 || x < sums->min) sums->min = x;
+    if (sums->count == 0 || x > sums->max) sums->max = x;
+    sums->count += 1;
+    sums->sum += x;
+    sums->sum_of_squares += x * x;
+    sums->below_01 += x < 0.1;
+    sums->below_05 += x < 0.5;
+    sums->bins[bin] += 1;
+}
+
 /* Adds the gate scores of N rows to `sums` of each head that has its own: each score once, a headwise one not D times, a
  * shared one not H times. s, s_stride as in ga_gate_forward. */
 GA_API void ga_gate_statistics(ga_gate_sums *sums, const ga_real *s, size_t s_stride, size_t N, ga_gate g) {
@@ -2901,19 +3021,24 @@ GA_API void ga_gate_statistics(ga_gate_sums *sums, const ga_real *s, size_t s_st
         for (size_t h = 0; h < heads; h++)
             for (size_t d0 = 0; d0 < values; d0 += GAI_GATE_CHUNK) {
                 ga_real score[GAI_GATE_CHUNK];
-                ga_gate_sums *of = sums + h;
                 size_t count = gai_min(GAI_GATE_CHUNK, values - d0);
                 gai_gate_scores(score, s + n * s_stride, g, h, d0, count);
-                for (size_t d = 0; d < count; d++) {
-                    double x = (double)score[d], bin = floor(x * GA_BINS);
-                    if (of->count == 0) of->min = of->max = x;
-                    of->count += 1, of->sum += x, of->sum_of_squares += x * x;
-                    if (x < of->min) of->min = x;
-                    if (x > of->max) of->max = x;
-                    of->below_01 += x < 0.1, of->below_05 += x < 0.5;
-                    of->bins[bin > 0 ? bin < GA_BINS - 1 ? (size_t)bin : GA_BINS - 1 : 0] += 1;
-                }
+                for (size_t d = 0; d < count; d++) gai_add_score(sums + h, (double)score[d]);
             }
+}
+
+/* A row of scores in a tile, of which the query sees `visible` keys: adds P_j to columns_j, -sum_j P_j log P_j to *entropy. */
+GAI_INLINE void gai_row_statistics(ga_real *columns, double *entropy, ga_real *s, ga_real lse, size_t visible) {
+    ga_real p[GAI_TILE], part[16] = {0};
+    for (size_t j = 0; j < GAI_TILE; j++) { /* all, so that it becomes vector code; what is not seen is cleared */
+        s[j] -= lse;
+        p[j] = gai_exp(s[j]);
+    }
+    for (size_t j = visible; j < GAI_TILE; j++) p[j] = 0;
+    for (size_t j = 0; j < GAI_TILE; j++) columns[j] += p[j];
+    for (size_t j = 0; j < GAI_TILE; j += 16)
+        for (size_t l = 0; l < 16; l++) part[l] += p[j + l] * s[j + l];
+    for (size_t j = 0; j < 16; j++) *entropy -= (double)part[j];
 }
 
 /* Where the attention goes and how widely it is spread, from what SDPA keeps: the tiles of P exist one at a time.
@@ -2935,19 +3060,13 @@ GA_API void ga_sdpa_statistics(ga_real *received, ga_real *entropy, const ga_rea
             double sums[GAI_TILE] = {0};
             for (size_t j0 = 0; j0 < end; j0 += GAI_TILE) {
                 size_t keys = gai_min(GAI_TILE, n.S - j0);
+                gai_tile tile = {i0, rows, j0, keys};
                 ga_real columns[GAI_TILE] = {0};
                 gai_pack_tile(k_tile, k + kv + j0 * n.HK * n.D, n.HK * n.D, keys, n.D);
                 gai_scores(s, q + ((b * n.T + i0) * n.HQ + h) * n.D, k_tile, rows, n);
-                for (size_t i = 0; i < rows; i++) {
-                    ga_real *log_p = s + i * GAI_TILE, lse_i = lse[bh * n.T + i0 + i], p[GAI_TILE], part[16] = {0};
-                    /* the whole tile, so that it becomes vector code; what the query does not see is cleared */
-                    for (size_t j = 0; j < GAI_TILE; j++) log_p[j] -= lse_i, p[j] = gai_exp(log_p[j]);
-                    for (size_t j = gai_visible(i0 + i, j0, keys, n); j < GAI_TILE; j++) p[j] = 0;
-                    for (size_t j = 0; j < GAI_TILE; j++) columns[j] += p[j];
-                    for (size_t j = 0; j < GAI_TILE; j += 16)
-                        for (size_t l = 0; l < 16; l++) part[l] += p[j + l] * log_p[j + l];
-                    for (size_t j = 0; j < 16; j++) sums[i] -= (double)part[j];
-                }
+                for (size_t i = 0; i < rows; i++)
+                    gai_row_statistics(columns, &sums[i], s + i * GAI_TILE, lse[bh * n.T + i0 + i],
+                                       gai_visible(tile, i, n));
                 for (size_t j = 0; j < keys; j++) received[bh * n.S + j0 + j] += columns[j];
             }
             for (size_t i = 0; i < rows; i++) entropy[bh * n.T + i0 + i] = (ga_real)sums[i];
@@ -2967,11 +3086,14 @@ GA_API void ga_magnitude_statistics(ga_magnitude_sums *sums, const ga_real *x, s
         for (size_t n = N * chunk / CHUNKS; n < N * (chunk + 1) / CHUNKS; n++)
             for (size_t i = 0; i < W; i++) {
                 double a = fabs((double)x[n * x_stride + i] * factor);
-                part[chunk].sum += a, part[chunk].below_1e_2 += a < 1e-2, part[chunk].below_1e_3 += a < 1e-3;
+                part[chunk].sum += a;
+                part[chunk].below_1e_2 += a < 1e-2;
+                part[chunk].below_1e_3 += a < 1e-3;
             }
     for (size_t chunk = 0; chunk < CHUNKS; chunk++) {
         sums->sum += part[chunk].sum;
-        sums->below_1e_2 += part[chunk].below_1e_2, sums->below_1e_3 += part[chunk].below_1e_3;
+        sums->below_1e_2 += part[chunk].below_1e_2;
+        sums->below_1e_3 += part[chunk].below_1e_3;
     }
     sums->count += (double)N * (double)W;
 }
@@ -2980,6 +3102,11 @@ GA_API void ga_magnitude_statistics(ga_magnitude_sums *sums, const ga_real *x, s
 GAI_INLINE ga_real gai_max_abs(ga_real top, ga_real x) {
     ga_real a = x < 0 ? -x : x;
     return top >= a || top != top ? top : a;
+}
+
+/* |x| = top, or both are NaN. */
+GAI_INLINE bool gai_has_size(ga_real x, ga_real top) {
+    return x == top || x == -top || (x != x && top != top);
 }
 
 /* max_n = max_c |x_nc|, NaN if any is, and at_n the first c that has it (Fig. 6: which positions, which dimensions).
@@ -2996,8 +3123,10 @@ GA_API void ga_max_abs_rows(ga_real *max, ga_real *at, const ga_real *x, size_t 
             for (size_t i = 0; i < 16; i++) lanes[i] = gai_max_abs(lanes[i], row[c + i]);
         for (; c < C; c++) lanes[c % 16] = gai_max_abs(lanes[c % 16], row[c]);
         for (size_t i = 0; i < 16; i++) top = gai_max_abs(top, lanes[i]);
-        for (c = 0; c < C && !(row[c] == top || row[c] == -top || (row[c] != row[c] && top != top)); c++) {}
-        max[n] = top, at[n] = (ga_real)c;
+        c = 0;
+        while (c < C && !gai_has_size(row[c], top)) c++;
+        max[n] = top;
+        at[n] = (ga_real)c;
     }
 }
 
@@ -3026,7 +3155,10 @@ GA_API void ga_keep_peaks(double *max_at, ga_peak *peak, const ga_real *max, con
         double top = (double)max[n];
         if (gai_exceeds(top, max_at[n % T])) max_at[n % T] = top;
         if (peak->token >= 0 && !gai_exceeds(top, peak->value)) continue;
-        peak->value = top, peak->position = n % T, peak->dimension = (size_t)at[n], peak->token = tokens[n];
+        peak->value = top;
+        peak->position = n % T;
+        peak->dimension = (size_t)at[n];
+        peak->token = tokens[n];
     }
 }
 
@@ -3109,11 +3241,12 @@ GA_OPERATORS(GAI_X)
 
 GA_API ga_device ga_device_cpu(void) {
     ga_device d;
-    d.name = "cpu, plain C", d.state = NULL;
-    d.allocate = gai_cpu_allocate, d.release = gai_cpu_release;
-    d.copy_in = gai_cpu_copy, d.copy_out = gai_cpu_copy, d.zero = gai_cpu_zero;
-    d.weights_changed = NULL, d.status = NULL, d.wait = NULL, d.own_bytes = NULL, d.free_bytes = NULL, d.ranks = NULL;
-    d.replay = NULL, d.recorded = NULL;
+    memset(&d, 0, sizeof d);
+    d.name = "cpu, plain C";
+    d.allocate = gai_cpu_allocate;
+    d.release = gai_cpu_release;
+    d.copy_in = d.copy_out = gai_cpu_copy;
+    d.zero = gai_cpu_zero;
 #define GAI_X(name, parameters, arguments) d.name = gai_cpu_##name;
     GA_OPERATORS(GAI_X)
 #undef GAI_X
@@ -3338,8 +3471,11 @@ GAI_INLINE size_t gai_expert_stride(ga_sizes z) {
 
 /* What follows from a configuration alone. */
 GAI_FN void gai_set_shape(ga_model *m, const ga_config *c, ga_mode mode) {
-    m->config = *c, m->mode = mode;
-    m->sizes = ga_sizes_of(c), m->gate = ga_gate_of(c), m->router = ga_router_of(c);
+    m->config = *c;
+    m->mode = mode;
+    m->sizes = ga_sizes_of(c);
+    m->gate = ga_gate_of(c);
+    m->router = ga_router_of(c);
     m->max_rows = c->batch_size * c->max_seq_len;
 }
 
@@ -3454,7 +3590,8 @@ GAI_FN void gai_initialise_rope(ga_model *m) {
     for (size_t t = 0; t < m->config.max_seq_len; t++) {
         for (size_t i = 0; i < half; i++) {
             double angle = (double)t * frequencies[i], size = frequencies[i] > 0 ? scale : 1;
-            row[i] = (ga_real)(cos(angle) * size), row[half + i] = (ga_real)(sin(angle) * size);
+            row[i] = (ga_real)(cos(angle) * size);
+            row[half + i] = (ga_real)(sin(angle) * size);
         }
         m->device.copy_in(m->device.state, m->rope + t * 2 * half, row, 2 * half * sizeof *row);
     }
@@ -3773,8 +3910,12 @@ GAI_FN void gai_run_gate(ga_model *m, const ga_layer_activations *a, ga_real *o,
     if (set) {
         ga_real score = (ga_real)(set->scores ? set->scores[a - m->layers] : set->value);
         m->device.copy_in(m->device.state, m->scratch, &score, sizeof score);
-        g.input = GA_INPUT_SCALAR, g.sharing = GA_SPECIFIC, g.activation = GA_IDENTITY, g.logits = 1;
-        logits.s = m->scratch, logits.stride = 0;
+        g.input = GA_INPUT_SCALAR;
+        g.sharing = GA_SPECIFIC;
+        g.activation = GA_IDENTITY;
+        g.logits = 1;
+        logits.s = m->scratch;
+        logits.stride = 0;
     }
     GAI_RUN(m, gate_forward, o, y, y_stride, logits.s, logits.stride, N, g);
     if (scale) GAI_RUN(m, scale_rows, o, g.H * g.D, N, g.H * g.D, (ga_real)scale->value);
@@ -3818,17 +3959,21 @@ GAI_FN void gai_project_forward(ga_model *m, const ga_layer_activations *a, cons
         GAI_RUN(m, linear_channels_forward, a->s, a->h1, z.C, w->gate_channels, N, z.G_channels, c->gate_input_dims);
     if (g.position == GA_G2) { /* 3: Eq. 7 */
         gai_run_gate(m, a, a->gated, value, z.Z, logits, N);
-        value = a->gated, value_stride = kD;
+        value = a->gated;
+        value_stride = kD;
     } else if (g.position == GA_G3) {
         gai_run_gate(m, a, a->gated, key, z.Z, logits, N);
-        key = a->gated, key_stride = kD;
+        key = a->gated;
+        key_stride = kD;
     } else if (g.position == GA_G4) {
         gai_run_gate(m, a, a->gated, query, z.Z, logits, N);
-        query = a->gated, query_stride = qD;
+        query = a->gated;
+        query_stride = qD;
     }
     if (z.R_key > 0) { /* 3: A.1 */
         GAI_RUN(m, switch_forward, a->switched, key, at.key_router, z.Z, N, ga_switch_of(c));
-        key = a->switched, key_stride = kD;
+        key = a->switched;
+        key_stride = kD;
     }
     GAI_RUN(m, heads_forward, a->q, query, query_stride, w->query_norm, rope, B, T, z.HQ, z.D, eps); /* 4 */
     GAI_RUN(m, heads_forward, cache.k, key, key_stride, w->key_norm, rope, B, T, z.HK, z.D, eps);
@@ -4204,7 +4349,10 @@ GAI_FN void gai_observe_details(ga_model *m, ga_sums *s, const ga_layer_activati
     GAI_RUN(m, head_moments, f->before + moments, a->y, N, HQ, s->D);
     if (f->after) GAI_RUN(m, head_moments, f->after + moments, a->y_gated, N, HQ, s->D);
     if (l > 0) return;
-    for (size_t j = 0; j < T; j++) s->windows[j] += (double)B, s->queries[j] += (double)(B * (T - j));
+    for (size_t j = 0; j < T; j++) {
+        s->windows[j] += (double)B;
+        s->queries[j] += (double)(B * (T - j));
+    }
 }
 
 /* Adds the scores of a layer. Returns their mean in this pass where it is asked for: the one figure that has to come to the
@@ -4213,11 +4361,17 @@ GAI_FN double gai_observe_gate(ga_model *m, const ga_statistics *s, gai_gate_log
     size_t heads = s->gate_heads;
     ga_gate_sums *there = s->sums->there.gate + l * heads, *here = s->sums->here.gate + l * heads;
     double sum = 0, count = 0;
-    for (size_t h = 0; s->has_details && h < heads; h++) sum -= here[h].sum, count -= here[h].count;
+    for (size_t h = 0; s->has_details && h < heads; h++) {
+        sum -= here[h].sum;
+        count -= here[h].count;
+    }
     GAI_RUN(m, gate_statistics, there, logits.s, logits.stride, N, m->gate);
     if (!s->has_details) return (double)NAN;
     if (here != there) m->device.copy_out(m->device.state, here, there, heads * sizeof *here);
-    for (size_t h = 0; h < heads; h++) sum += here[h].sum, count += here[h].count;
+    for (size_t h = 0; h < heads; h++) {
+        sum += here[h].sum;
+        count += here[h].count;
+    }
     return sum / count;
 }
 
@@ -4277,7 +4431,8 @@ GAI_FN ga_result gai_take_batch(ga_model *m, const int32_t *tokens, const int32_
     }
     m->device.copy_in(m->device.state, m->tokens, tokens, N * sizeof *tokens);
     if (targets) m->device.copy_in(m->device.state, m->targets, targets, N * sizeof *targets);
-    m->B = B, m->T = T;
+    m->B = B;
+    m->T = T;
     return GA_OK;
 }
 
@@ -4437,7 +4592,8 @@ GAI_FN void gai_run_pass(ga_model *m, double scale, const ga_observer *observer)
     if (exchange) gai_exchange_next(m);
     for (size_t l = m->sizes.L; l-- > 0;) {
         if (m->config.recompute && l + 1 < m->sizes.L) gai_run_layer(m, l, B, T); /* the last is still there */
-        w = gai_layer_parameters(m, m->weights, l), dw = gai_layer_parameters(m, m->gradients, l);
+        w = gai_layer_parameters(m, m->weights, l);
+        dw = gai_layer_parameters(m, m->gradients, l);
         gai_layer_backward(m, l, &w, &dw, m->config.recompute || l + 1 == m->sizes.L, scale, B, T);
         if (exchange) gai_exchange_next(m);
     }
@@ -4455,7 +4611,10 @@ GAI_FN void gai_repeat_pass(ga_model *m, double scale) {
         double scale;
     } key;
     memset(&key, 0, sizeof key);
-    key.model = m, key.B = m->B, key.T = m->T, key.scale = scale;
+    key.model = m;
+    key.B = m->B;
+    key.T = m->T;
+    key.scale = scale;
     while (!m->device.replay(m->device.state, &key, sizeof key)) {
         gai_run_pass(m, scale, NULL);
         if (m->device.recorded(m->device.state)) break;
@@ -4509,7 +4668,11 @@ GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logi
 GAI_FN void gai_load(const double *rows, size_t E, double *max_load, double *dead) {
     double all = 0, most = 0;
     size_t none = 0;
-    for (size_t e = 0; e < E; e++) all += rows[e], most = rows[e] > most ? rows[e] : most, none += rows[e] == 0;
+    for (size_t e = 0; e < E; e++) {
+        all += rows[e];
+        if (rows[e] > most) most = rows[e];
+        if (rows[e] == 0) none++;
+    }
     *max_load = all > 0 ? most * (double)E / all : (double)NAN;
     *dead = all > 0 ? (double)none / (double)E : (double)NAN;
 }
@@ -4523,7 +4686,8 @@ GAI_FN ga_routing gai_routing_of_layer(ga_model *m, size_t layer) {
     m->device.copy_out(m->device.state, sums, m->router_sums + layer * (E + 1), (E + 1) * sizeof *sums);
     for (size_t e = 0; e < E; e++) {
         rows[e] = (double)counts[e];
-        all += rows[e], product += rows[e] * (double)sums[e];
+        all += rows[e];
+        product += rows[e] * (double)sums[e];
     }
     double tokens = all / (double)m->sizes.K;
     ga_routing r = {(double)E * product / (tokens * tokens), (double)sums[E] / tokens, 0, 0};
@@ -4532,13 +4696,16 @@ GAI_FN ga_routing gai_routing_of_layer(ga_model *m, size_t layer) {
 }
 
 GA_API ga_routing ga_routing_of(ga_model *m, size_t layer) {
+    ga_routing mean = {0, 0, 0, 0}, none = {(double)NAN, (double)NAN, (double)NAN, (double)NAN};
+    if (m->sizes.E == 0 || m->mode != GA_TRAINING) return none;
     size_t first = layer == GA_ALL ? 0 : layer, end = layer == GA_ALL ? m->sizes.L : layer + 1;
-    double share = m->sizes.E > 0 && m->mode == GA_TRAINING ? 1 / (double)(end - first) : (double)NAN;
-    ga_routing mean = {0 * share, 0 * share, 0 * share, 0 * share};
-    for (size_t l = first; l < end && share > 0; l++) {
+    double share = 1 / (double)(end - first);
+    for (size_t l = first; l < end; l++) {
         ga_routing r = gai_routing_of_layer(m, l);
-        mean.load_balance += share * r.load_balance, mean.router_z += share * r.router_z;
-        mean.max_load += share * r.max_load, mean.dead += share * r.dead;
+        mean.load_balance += share * r.load_balance;
+        mean.router_z += share * r.router_z;
+        mean.max_load += share * r.max_load;
+        mean.dead += share * r.dead;
     }
     return mean;
 }
@@ -4645,11 +4812,18 @@ GAI_FN ga_statistics *gai_statistics_create(const ga_model *m, size_t details) {
         return NULL;
     }
     s->sums = sums;
-    s->L = m->sizes.L, s->HQ = m->sizes.HQ, s->E = m->sizes.E;
-    s->has_gate = m->gate.logits > 0, s->gate_heads = gai_score_heads(m->gate);
-    s->has_sink = m->config.attention_sink != GA_SINK_NONE, s->has_details = details > 0;
+    s->L = m->sizes.L;
+    s->HQ = m->sizes.HQ;
+    s->E = m->sizes.E;
+    s->has_gate = m->gate.logits > 0;
+    s->gate_heads = gai_score_heads(m->gate);
+    s->has_sink = m->config.attention_sink != GA_SINK_NONE;
+    s->has_details = details > 0;
     sums->device = m->device;
-    sums->HK = m->sizes.HK, sums->T = m->config.max_seq_len, sums->C = m->sizes.C, sums->D = m->sizes.D;
+    sums->HK = m->sizes.HK;
+    sums->T = m->config.max_seq_len;
+    sums->C = m->sizes.C;
+    sums->D = m->sizes.D;
     size_t bytes = gai_lay_out_sums(&sums->there, NULL, m, details, &sums->copied);
     sums->block = m->device.allocate(m->device.state, bytes);
     /* Where a copy is a memcpy, the device's memory is the host's. */
@@ -4661,7 +4835,9 @@ GAI_FN ga_statistics *gai_statistics_create(const ga_model *m, size_t details) {
     }
     gai_lay_out_sums(&sums->there, sums->block, m, details, &sums->copied);
     gai_lay_out_sums(&sums->here, sums->copy, m, details, &sums->copied);
-    sums->queries = sums->host, sums->windows = sums->queries + sums->T, sums->ranks = sums->windows + sums->T;
+    sums->queries = sums->host;
+    sums->windows = sums->queries + sums->T;
+    sums->ranks = sums->windows + sums->T;
     ga_statistics_reset(s);
     return s;
 }
@@ -4693,8 +4869,11 @@ GAI_FN void gai_add_gate_sums(ga_gate_sums *all, const ga_gate_sums *g) {
     if (!(g->count > 0)) return;
     if (!(all->count > 0) || g->min < all->min) all->min = g->min;
     if (!(all->count > 0) || g->max > all->max) all->max = g->max;
-    all->count += g->count, all->sum += g->sum, all->sum_of_squares += g->sum_of_squares;
-    all->below_01 += g->below_01, all->below_05 += g->below_05;
+    all->count += g->count;
+    all->sum += g->sum;
+    all->sum_of_squares += g->sum_of_squares;
+    all->below_01 += g->below_01;
+    all->below_05 += g->below_05;
     for (size_t b = 0; b < GA_BINS; b++) all->bins[b] += g->bins[b];
 }
 
@@ -4906,8 +5085,10 @@ GAI_FN ga_magnitude_sums gai_magnitudes(const ga_statistics *s, ga_stage stage, 
     for (size_t l = 0; s->has_details && l < s->L; l++) {
         const ga_magnitude_sums *g = &gai_fetch(s)->magnitudes[(size_t)stage * s->L + l];
         if (layer != GA_ALL && layer != l) continue;
-        all.count += g->count, all.sum += g->sum;
-        all.below_1e_2 += g->below_1e_2, all.below_1e_3 += g->below_1e_3;
+        all.count += g->count;
+        all.sum += g->sum;
+        all.below_1e_2 += g->below_1e_2;
+        all.below_1e_3 += g->below_1e_3;
     }
     return all;
 }
@@ -4959,7 +5140,8 @@ GAI_FN double gai_mean_of_heads(const double *x, size_t layers, size_t heads, si
     size_t count = 0;
     for (size_t i = 0; i < layers * heads; i++) {
         if ((layer != GA_ALL && i / heads != layer) || (head != GA_ALL && i % heads != head)) continue;
-        sum += x[i * stride], count++;
+        sum += x[i * stride];
+        count++;
     }
     return count ? sum / (double)count : (double)NAN;
 }
@@ -5052,7 +5234,13 @@ GAI_FN void gai_eigenvalues(double *a, size_t D) {
     for (size_t sweep = 0; sweep < 30; sweep++) {
         double off = 0, diagonal = 0;
         for (size_t i = 0; i < D; i++)
-            for (size_t j = 0; j < D; j++) *(i == j ? &diagonal : &off) += a[i * D + j] * a[i * D + j];
+            for (size_t j = 0; j < D; j++) {
+                double square = a[i * D + j] * a[i * D + j];
+                if (i == j)
+                    diagonal += square;
+                else
+                    off += square;
+            }
         if (!(off > 1e-26 * diagonal)) return;
         for (size_t p = 0; p < D; p++)
             for (size_t q = p + 1; q < D; q++) {
@@ -5063,11 +5251,13 @@ GAI_FN void gai_eigenvalues(double *a, size_t D) {
                 double s = t * c;
                 for (size_t k = 0; k < D; k++) {
                     double x = a[k * D + p], y = a[k * D + q];
-                    a[k * D + p] = c * x - s * y, a[k * D + q] = s * x + c * y;
+                    a[k * D + p] = c * x - s * y;
+                    a[k * D + q] = s * x + c * y;
                 }
                 for (size_t k = 0; k < D; k++) {
                     double x = a[p * D + k], y = a[q * D + k];
-                    a[p * D + k] = c * x - s * y, a[q * D + k] = s * x + c * y;
+                    a[p * D + k] = c * x - s * y;
+                    a[q * D + k] = s * x + c * y;
                 }
             }
     }
@@ -5173,7 +5363,8 @@ GA_API ga_generator *ga_generator_create(ga_model *m, size_t capacity, ga_error 
     size_t bytes = m->sizes.L * capacity * m->sizes.HK * m->sizes.D * sizeof(ga_real);
     ga_generator *g = (ga_generator *)gai_zeroed(sizeof *g);
     if (g) {
-        g->m = m, g->capacity = capacity;
+        g->m = m;
+        g->capacity = capacity;
         g->k = (ga_real *)m->device.allocate(m->device.state, bytes);
         g->v = (ga_real *)m->device.allocate(m->device.state, bytes);
         if (g->k && g->v) return g;
@@ -5240,7 +5431,10 @@ GAI_FN int32_t gai_argmax(const ga_real *x, size_t n) {
 GAI_FN void gai_softmax(ga_real *x, size_t n, double temperature) {
     ga_real top = x[gai_argmax(x, n)];
     double sum = 0;
-    for (size_t i = 0; i < n; i++) sum += (double)(x[i] = gai_exp((ga_real)((double)(x[i] - top) / temperature)));
+    for (size_t i = 0; i < n; i++) {
+        x[i] = gai_exp((ga_real)((double)(x[i] - top) / temperature));
+        sum += (double)x[i];
+    }
     for (size_t i = 0; i < n; i++) x[i] = (ga_real)((double)x[i] / sum);
 }
 
@@ -5276,8 +5470,10 @@ GA_API int32_t ga_sample(ga_real *logits, size_t V, ga_sampling s, uint64_t *ran
         total += (double)logits[v];
     }
     double x = ga_random_uniform(random) * total;
-    for (size_t v = 0; v < V; v++)
-        if ((x -= (double)logits[v]) < 0) return (int32_t)v;
+    for (size_t v = 0; v < V; v++) {
+        x -= (double)logits[v];
+        if (x < 0) return (int32_t)v;
+    }
     return gai_argmax(logits, V);
 }
 /* ==== checkpoints ====================================================================================================
@@ -5688,7 +5884,10 @@ GAI_FN gai_contents gai_weights_of(const ga_model *m) {
 /* Between two steps the gradients are zero: their block is where the moments of all ranks come together. */
 GAI_FN gai_contents gai_moments_of(const ga_model *m) {
     gai_contents c = {{"moment1.", "moment2."}, {m->moment1, m->moment2}, {NULL, NULL}, 2, GAI_GATE_APART};
-    for (size_t i = 0; gai_ranks(m) && i < 2; i++) c.shares[i] = c.blocks[i], c.blocks[i] = m->gradients;
+    for (size_t i = 0; gai_ranks(m) && i < 2; i++) {
+        c.shares[i] = c.blocks[i];
+        c.blocks[i] = m->gradients;
+    }
     return c;
 }
 
@@ -5750,7 +5949,10 @@ GAI_FN bool gai_stored_tensor(const ga_model *m, const gai_contents *c, size_t i
 GAI_FN bool gai_stored_run_by_head(const ga_model *m, const gai_stored *s, size_t k, ga_real **values, size_t *n) {
     const ga_tensor *t = s->tensor;
     size_t D = m->sizes.D, R = gai_rotary_pairs(&m->config), heads = t->rows * t->columns / D, unit = 1;
-    if (t->rows > 1) heads = t->rows / D, unit = t->columns;
+    if (t->rows > 1) {
+        heads = t->rows / D;
+        unit = t->columns;
+    }
     const size_t begin[] = {0, D / 2, R, D / 2 + R}, end[] = {R, D / 2 + R, D / 2, D};
     size_t pieces = s->packed ? 5 : 4, head = k / pieces, piece = k % pieces;
     if (head >= heads) return false;
@@ -6838,7 +7040,8 @@ GAI_FN ga_result gai_parse_mixture(ga_config *c, gai_json *values) {
     if (dense->at && !gai_json_is(dense, "[]"))
         return gai_fail(dense->e, GA_ERR_CONFIG,
                         "%s: mlp_only_layers is not empty: layers without experts are not supported", dense->path);
-    c->normalize_top_k = false, c->load_balance_coef = 0.001;
+    c->normalize_top_k = false;
+    c->load_balance_coef = 0.001;
     return GA_OK;
 }
 
@@ -6913,7 +7116,11 @@ GAI_FN ga_result gai_parse_own_keys(ga_config *c, const gai_json *hf, bool keep_
     gai_json values[GAI_KEY_COUNT];
     size_t n = 0;
     for (size_t i = 0; i < GAI_KEY_COUNT; i++)
-        if (gai_is_model_key(&gai_keys()[i])) keys[n] = &gai_keys()[i], names[n] = keys[n]->name, n++;
+        if (gai_is_model_key(&gai_keys()[i])) {
+            keys[n] = &gai_keys()[i];
+            names[n] = keys[n]->name;
+            n++;
+        }
     ga_result result = gai_json_members(*object, names, n, values, true);
     for (size_t i = 0; i < n && result == GA_OK; i++) {
         char before[GA_TEXT], after[GA_TEXT];

@@ -513,7 +513,7 @@ GAI_FN void gai_x86_linear_backward(void *state, float *dx, float *dw, const flo
     if (!dx) return;
     gai_x86_product to_x = {dx, I, dy_rows, w_columns, M, I, O, false, NULL};
     if (M < GAI_X86_MANY) to_x.packed = gai_x86_packed(s, w, O, I, true);
-    if (!gai_x86_multiply(s, &s->linear, to_x)) gai_product(dx, I, dy, O, 1, w, I, 1, M, I, O, false);
+    if (!gai_x86_multiply(s, &s->linear, to_x)) gai_product(dx, I, gai_rows(dy, O), gai_rows(w, I), M, I, O, false);
 }
 
 /* Each expert's product is one of those above, on its own rows: contiguous in x, y and w. */
