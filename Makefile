@@ -162,7 +162,8 @@ $(BUILD)/cuda/cudnn/sdpa_cpu: $(BUILD)/cuda/cudnn/test_sdpa.o $(BUILD)/cuda/cudn
 # The same with the checker of tests/cuda/cuda_cpu_check.cpp: the compiler's calls for the thread sanitizer go to it.
 # -fno-tree-sra: an access of 16 bytes stays one.
 CUDA_CHECKED = $(CUDA_CPU) -DCUCPU_CHECK -fno-pie -fno-tree-sra -Wno-ignored-optimization-argument
-CUDA_CHECKED_PARTS = $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/checked/%.o) $(BUILD)/cuda/checked/cuda_cpu_check.o
+CUDA_CHECKED_PARTS = $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/checked/%.o) $(BUILD)/cuda/checked/cuda_cpu_check.o \
+                     $(BUILD)/cuda/checked/cuda_cpu_count.o
 $(BUILD)/cuda/checked/%.o: tests/cuda/%.cpp $(wildcard tests/cuda/*.h)
 	@mkdir -p $(BUILD)/cuda/checked
 	$(CXX) $(CUDA_CHECKED) -O2 -c $< -o $@

@@ -1618,13 +1618,14 @@ static __device__ __forceinline__ void gai_plain_multiply(float (&c)[4][4], cons
     }
 }
 
-/* Columns [d, d + 32) of 64 rows, transposed; what does not exist is zero. */
+/* Columns [d, d + 32) of 64 rows, transposed; what does not exist is zero. A warp takes 4 rows of 8 columns: whole sectors,
+ * and 32 banks. */
 static __device__ void gai_plain_read_transposed(float (*to)[GAI_PLAIN_PITCH], const float *from, size_t stride,
                                                  int rows, int d, int D) {
-    for (int at = threadIdx.x; at < 64 * 32; at += GAI_PLAIN_THREADS) {
-        int row = at / 32, column = at % 32;
-        to[column][row] = row < rows && d + column < D ? from[row * stride + d + column] : 0;
-    }
+    int column = threadIdx.x / 32 % 4 * 8 + threadIdx.x % 8;
+    bool exists = d + column < D;
+    for (int row = threadIdx.x / 128 * 4 + threadIdx.x / 8 % 4; row < 64; row += 8)
+        to[column][row] = row < rows && exists ? from[row * stride + d + column] : 0;
 }
 
 /* c (64, 64) = a b^T over D columns; a, b (64, D) in global memory. */
@@ -1669,15 +1670,20 @@ template <int CHUNKS>
 static __device__ __forceinline__ void gai_plain_write(float *to, size_t stride, int rows, int D,
                                                        const float (&c)[CHUNKS][4][4], const float (&factor)[4]) {
     int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
+    bool aligned = ((uintptr_t)to | stride * sizeof *to) % 16 == 0;
+    to += row * stride + column, rows -= row, D -= column;
 #pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; chunk++)
+    for (int i = 0; i < 4 && i < rows; i++, to += stride)
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            const float(&x)[4] = c[chunk][i], f = factor[i];
+            if (aligned && chunk * 64 + 4 <= D)
+                *(float4 *)(to + chunk * 64) = make_float4(x[0] * f, x[1] * f, x[2] * f, x[3] * f);
+            else
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int d = chunk * 64 + column + j;
-                if (row + i < rows && d < D) to[(row + i) * stride + d] = c[chunk][i][j] * factor[i];
-            }
+                for (int j = 0; j < 4; j++)
+                    if (chunk * 64 + j < D) to[chunk * 64 + j] = x[j] * f;
+        }
 }
 
 /* Over the 16 threads that share four rows of a tile. */
@@ -1858,20 +1864,24 @@ static __global__ void __launch_bounds__(256)
     dk[at] = sum_k, dv[at] = sum_v;
 }
 
-/* See ga_sdpa_column. One warp for a row (b, h, i); q and k as the forward pass read them, so that P is that of its lse. */
+/* log P_ij of a head by a warp, for all its lanes; q and k as the forward pass read them, so that P is that of its lse. */
+static __device__ __forceinline__ float gai_log_p(const float *qi, const float *kj, float lse, bool bf16,
+                                                  const gai_attention &n) {
+    float sum = 0;
+    for (int d = threadIdx.x % 32; d < n.D; d += 32) sum += gai_round_to(qi[d], bf16) * gai_round_to(kj[d], bf16);
+    return gai_warp_sum(sum) * n.scale - lse;
+}
+
+/* See ga_sdpa_column. One warp for a row (b, h, i). */
 static __global__ void __launch_bounds__(128)
     gai_k_attention_column(float *p, const float *q, const float *k, const float *lse, int j, size_t rows, bool bf16,
                            gai_attention n) {
     size_t row = blockIdx.x * (size_t)4 + threadIdx.x / 32, bh = row / n.T;
     int i = (int)(row % n.T);
-    float sum = 0;
-    if (row < rows) {
-        gai_head at = gai_head_at((int)(bh / n.HQ), (int)(bh % n.HQ), n);
-        q += at.q + i * at.q_stride, k += at.kv + j * at.kv_stride;
-        for (int d = threadIdx.x % 32; d < n.D; d += 32) sum += gai_round_to(q[d], bf16) * gai_round_to(k[d], bf16);
-    }
-    sum = gai_warp_sum(sum);
-    if (row < rows && threadIdx.x % 32 == 0) p[row] = j <= n.S - n.T + i ? expf(sum * n.scale - lse[row]) : 0;
+    if (row >= rows) return; /* the whole warp */
+    gai_head at = gai_head_at((int)(bh / n.HQ), (int)(bh % n.HQ), n);
+    float log_p = gai_log_p(q + at.q + i * at.q_stride, k + at.kv + j * at.kv_stride, lse[row], bf16, n);
+    if (threadIdx.x % 32 == 0) p[row] = j <= n.S - n.T + i ? expf(log_p) : 0;
 }
 
 /* ---- by cuDNN, where it was compiled in -------------------------------------------------------------------------- */
@@ -3567,37 +3577,29 @@ static void gai_cuda_scale_rows(void *state, float *x, size_t x_stride, size_t N
                factor);
 }
 
-/* log P_ij of a head, from the q and k that the forward pass read. */
-static __device__ __forceinline__ float gai_log_p(const float *qi, const float *kj, float lse, bool bf16,
-                                                  const gai_attention &n) {
-    float sum = 0;
-    for (int d = 0; d < n.D; d++) sum += gai_round_to(qi[d], bf16) * gai_round_to(kj[d], bf16);
-    return sum * n.scale - lse;
-}
-
-/* A block for each query, (T, HQ, B): its threads take the keys that it sees. */
+/* A block for each query, (T, HQ, B): its warps take the keys that it sees. */
 static __global__ void __launch_bounds__(128) gai_k_attention_entropy(float *entropy, const float *q, const float *k,
                                                                       const float *lse, bool bf16, gai_attention n) {
     int i = blockIdx.x;
     gai_head at = gai_head_at(blockIdx.z, blockIdx.y, n);
     float sum = 0;
-    for (int j = threadIdx.x; j <= n.S - n.T + i; j += blockDim.x) {
+    for (int j = threadIdx.x / 32; j <= n.S - n.T + i; j += blockDim.x / 32) {
         float log_p = gai_log_p(q + at.q + i * at.q_stride, k + at.kv + j * at.kv_stride, lse[at.row + i], bf16, n);
         sum -= expf(log_p) * log_p;
     }
-    sum = gai_block_sum(sum);
+    sum = gai_block_sum(threadIdx.x % 32 == 0 ? sum : 0);
     if (threadIdx.x == 0) entropy[at.row + i] = sum;
 }
 
-/* A block for each key, (S, HQ, B): its threads take the queries that see it. */
+/* A block for each key, (S, HQ, B): its warps take the queries that see it. */
 static __global__ void __launch_bounds__(128) gai_k_attention_received(float *received, const float *q, const float *k,
                                                                        const float *lse, bool bf16, gai_attention n) {
     int j = blockIdx.x, first = j > n.S - n.T ? j - (n.S - n.T) : 0;
     gai_head at = gai_head_at(blockIdx.z, blockIdx.y, n);
     float sum = 0;
-    for (int i = first + threadIdx.x; i < n.T; i += blockDim.x)
+    for (int i = first + (int)threadIdx.x / 32; i < n.T; i += (int)blockDim.x / 32)
         sum += expf(gai_log_p(q + at.q + i * at.q_stride, k + at.kv + j * at.kv_stride, lse[at.row + i], bf16, n));
-    sum = gai_block_sum(sum);
+    sum = gai_block_sum(threadIdx.x % 32 == 0 ? sum : 0);
     if (threadIdx.x == 0) received[at.row / n.T * n.S + j] = sum;
 }
 

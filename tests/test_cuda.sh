@@ -9,7 +9,7 @@ if [ -z "$include" ]; then
     finish
 fi
 
-programs="build/cuda/cuda_cpu build/cuda/sdpa_cpu build/cuda/checked/cuda_cpu build/cuda/checked/sdpa_cpu build/cuda/cudnn/sdpa_cpu build/cuda/train_cpu"
+programs="build/cuda/cuda_cpu build/cuda/sdpa_cpu build/cuda/checked/cuda_cpu build/cuda/checked/sdpa_cpu build/cuda/checked/accesses_cpu build/cuda/cudnn/sdpa_cpu build/cuda/train_cpu"
 nccl=$(make -s print-CUDA_NCCL)
 [ -n "$nccl" ] && programs="$programs build/cuda/ranks_cpu build/cuda/checked/ranks_cpu"
 # shellcheck disable=SC2086 # a list
@@ -27,6 +27,7 @@ done
 unset CUCPU_SEED
 cmocka "kernels with the checker" build/cuda/checked/cuda_cpu 'test_*' 'test_training*'
 cmocka "attention with the checker" build/cuda/checked/sdpa_cpu
+cmocka "sectors and bank conflicts" build/cuda/checked/accesses_cpu
 cmocka "attention by what stands for cuDNN" build/cuda/cudnn/sdpa_cpu 'test_cudnn*'
 if [ -n "$nccl" ]; then
     cmocka "ranks on the CPU" build/cuda/ranks_cpu

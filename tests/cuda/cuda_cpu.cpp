@@ -13,7 +13,8 @@
 int cucpu_quiet;
 void *cucpu_check_shared(size_t bytes);
 void cucpu_check_kernel(), cucpu_check_block(), cucpu_check_barrier(), cucpu_check_warp(int linear), cucpu_check_end(),
-    cucpu_check_ldmatrix(const uint64_t *addresses);
+    cucpu_check_ldmatrix(const uint64_t *addresses), cucpu_count_kernel(const void *kernel), cucpu_count_block();
+extern bool cucpu_counts; /* cuda_cpu_count.cpp */
 #define CHECKED(x) x
 #else
 #define CHECKED(x)
@@ -180,6 +181,7 @@ void run_block() {
                         fibers[i]->line, done);
     }
     cucpu_current = nullptr;
+    CHECKED(if (cucpu_counts) cucpu_count_block());
 }
 } // namespace
 
@@ -306,6 +308,7 @@ void cucpu_run(const void *kernel, void (*body)(void *), void *argument, dim3 gr
     }
     kernels++;
     CHECKED(cucpu_check_kernel());
+    CHECKED(if (cucpu_counts) cucpu_count_kernel(kernel));
     uint32_t blocks = grid.x * grid.y * grid.z;
     std::vector<uint32_t> turn(blocks);
     for (uint32_t i = 0; i < blocks; i++) turn[i] = order == REVERSED ? blocks - 1 - i : i;

@@ -144,7 +144,8 @@ static inline unsigned __ballot_sync(unsigned mask, int predicate, CUCPU_LINE) {
 }
 
 #ifdef CUCPU_CHECK
-void cucpu_check_atomic(void *p, int bytes, void *caller);
+void cucpu_check_atomic(void *p, int bytes, void *caller), cucpu_check_apart(bool on);
+#define CUCPU_APART(on) cucpu_check_apart(on)
 template <class T, class F>
 __attribute__((noinline, no_sanitize("thread"))) static T cucpu_update(T *p, F f) {
     cucpu_check_atomic(p, sizeof(T), __builtin_return_address(0));
@@ -154,6 +155,7 @@ __attribute__((noinline, no_sanitize("thread"))) static T cucpu_update(T *p, F f
     return old;
 }
 #else
+#define CUCPU_APART(on) (void)0
 template <class T, class F>
 static inline T cucpu_update(T *p, F f) { /* fibers share one CPU thread: nothing comes between */
     T old = *p;
@@ -201,6 +203,7 @@ void cucpu_aligned_to_16(const uint64_t *addresses);
 static inline void cucpu_ldmatrix(uint32_t (&r)[4], const __nv_bfloat16 *row, bool transposed, int line) {
     const uint64_t *rows = cucpu_warp(~0u, (uint64_t)(uintptr_t)row, line, false, cucpu_aligned_to_16);
     int g = cucpu_current->lane / 4, t = 2 * (cucpu_current->lane % 4);
+    CUCPU_APART(true); /* one access, not these */
     for (int matrix = 0; matrix < 4; matrix++) {
         const uint64_t *at = rows + 8 * matrix;
         uint16_t two[2];
@@ -208,6 +211,7 @@ static inline void cucpu_ldmatrix(uint32_t (&r)[4], const __nv_bfloat16 *row, bo
             two[i] = ((const uint16_t *)(uintptr_t)at[transposed ? t + i : g])[transposed ? g : t + i];
         r[matrix] = two[0] | (uint32_t)two[1] << 16;
     }
+    CUCPU_APART(false);
 }
 static inline void gai_ldmatrix(uint32_t (&r)[4], const __nv_bfloat16 *row, CUCPU_LINE) {
     cucpu_ldmatrix(r, row, false, line);

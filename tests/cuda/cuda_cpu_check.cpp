@@ -14,7 +14,10 @@
 #include <unistd.h>
 #include "cuda_cpu.h"
 
-extern int cucpu_quiet; /* the emulation's own accesses do not count */
+extern int cucpu_quiet;   /* the emulation's own accesses are none */
+extern bool cucpu_counts; /* cuda_cpu_count.cpp */
+void cucpu_count_access(const void *p, size_t bytes, bool writes, bool shared, uint32_t place);
+void cucpu_count_ldmatrix(const uint64_t *rows);
 
 namespace {
 /* Times count kernels, blocks and barriers in one row: what was noted before `kernel_time` belongs to an earlier kernel,
@@ -39,6 +42,7 @@ size_t device_top = 256, shared_top;
 std::map<char *, size_t> live;
 std::map<uint64_t, int> reported;
 int errors;
+bool apart; /* accesses are checked, but not counted */
 
 void *map_zeros(size_t bytes) {
     void *p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -155,6 +159,7 @@ void access(void *at, size_t bytes, bool writes, bool atomic, uint32_t place) {
     }
     if (!cell_of(p)->exists || !cell_of(p + bytes - 1)->exists) return report("out of bounds", p, bytes, place, 0);
     if ((size_t)(p - memory) & (bytes - 1)) report("misaligned", p, bytes, place, 0);
+    if (cucpu_counts && !apart && !atomic) cucpu_count_access(p, bytes, writes, p >= memory + DEVICE, place);
     for (size_t i = 0; i < bytes; i++)
         if (!access_byte(p + i, bytes, writes, atomic, place)) return;
 }
@@ -230,10 +235,15 @@ void cucpu_check_host_read(const void *p, size_t n) {
     }
 }
 
+void cucpu_check_apart(bool on) {
+    apart = on;
+}
+
 void cucpu_check_ldmatrix(const uint64_t *addresses) {
     for (int l = 0; l < 32; l++)
         if (addresses[l] - (uint64_t)(uintptr_t)(memory + DEVICE) >= SHARED)
             stop("ldmatrix of what is not shared memory");
+    if (cucpu_counts) cucpu_count_ldmatrix(addresses);
 }
 
 void cucpu_check_pointer(const void *p) {

@@ -25,6 +25,17 @@ long cucpu_cudnn_runs(void); /* of cuDNN's attention, ever */
 long cucpu_launches(void);   /* of kernels, copies and graphs, that the host has put into streams, ever */
 long cucpu_waits(void);      /* of the host, for a stream that had work left, ever */
 void cucpu_set_dry(bool on); /* streams take work, and do not do it: to count launches of large models */
+
+/* What a kernel's accesses to memory cost: cuda_cpu_count.cpp, in programs with the checker. */
+typedef struct {
+    char kernel[64];
+    size_t launches;
+    size_t requests, sectors, least_sectors;              /* of warps to global memory; 32 bytes each */
+    size_t shared_requests, wavefronts, least_wavefronts; /* to shared memory */
+} cucpu_traffic;
+void cucpu_count(bool on);                            /* from the next kernel on */
+size_t cucpu_counted(cucpu_traffic *to, size_t most); /* by name, since the last time; how many */
+
 void cucpu_fail_async(void); /* the communicators of NCCL find that something has gone wrong */
 #ifdef __cplusplus
 }
