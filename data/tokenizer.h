@@ -104,6 +104,7 @@ ga_result data_tokenizer_words(data_tokenizer *t, const char *text, size_t part,
 #include <pcre2.h>
 #endif
 #ifdef DATA_UTF8PROC
+#include <stdatomic.h>
 #include <utf8proc.h>
 #endif
 
@@ -328,28 +329,38 @@ static bool datai_is_plain(const uint8_t *plain, uint32_t code) {
 /* Not plain is what has a combining class, what NFC replaces, and what is the last part of a composed character. Plain is
  * U+11A7, which stands before the first trailing jamo: utf8proc would take it for one; and what the `tokenizers` library
  * does not know yet. */
-static ga_result datai_nfc_open(uint8_t **plain, const char *path, ga_error *e) {
-    *plain = (uint8_t *)malloc(DATAI_CODES / 8);
-    if (!*plain) return gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
-    memset(*plain, 0xFF, DATAI_CODES / 8);
+static void datai_find_plain(uint8_t *plain) {
+    memset(plain, 0xFF, DATAI_CODES / 8);
     for (utf8proc_int32_t code = 0x300; code < DATAI_CODES; code++) {
         const utf8proc_property_t *p = utf8proc_get_property(code);
         bool hangul = code >= 0xAC00 && code <= 0xD7A3;
         bool jamo = (code >= 0x1161 && code <= 0x1175) || (code >= 0x11A8 && code <= 0x11C2);
-        if (p->combining_class || jamo) (*plain)[code >> 3] &= (uint8_t) ~(1 << (code & 7));
+        if (p->combining_class || jamo) plain[code >> 3] &= (uint8_t) ~(1 << (code & 7));
         if (hangul || p->decomp_seqindex == UINT16_MAX || p->decomp_type) continue;
         utf8proc_int32_t parts[32];
         int boundary = 0;
         utf8proc_ssize_t n = utf8proc_decompose_char(code, parts, 32, DATAI_NFC, &boundary);
         if (n < 1 || n > 32) continue;
         utf8proc_int32_t last = parts[n - 1];
-        (*plain)[last >> 3] &= (uint8_t) ~(1 << (last & 7));
+        plain[last >> 3] &= (uint8_t) ~(1 << (last & 7));
         utf8proc_ssize_t composed = utf8proc_normalize_utf32(parts, n, DATAI_NFC);
-        if (composed != 1 || parts[0] != code) (*plain)[code >> 3] &= (uint8_t) ~(1 << (code & 7));
+        if (composed != 1 || parts[0] != code) plain[code >> 3] &= (uint8_t) ~(1 << (code & 7));
     }
     static const uint32_t late[][2] = {DATA_LATE_MARKS};
     for (size_t i = 0; i < sizeof late / sizeof late[0]; i++)
-        for (uint32_t code = late[i][0]; code <= late[i][1]; code++) (*plain)[code >> 3] |= (uint8_t)(1 << (code & 7));
+        for (uint32_t code = late[i][0]; code <= late[i][1]; code++) plain[code >> 3] |= (uint8_t)(1 << (code & 7));
+}
+
+/* A million code points are looked at, which all tokenizers of a process share the outcome of. */
+static ga_result datai_nfc_open(const uint8_t **plain, const char *path, ga_error *e) {
+    static _Atomic(uint8_t *) shared;
+    *plain = atomic_load(&shared);
+    if (*plain) return GA_OK;
+    uint8_t *own = (uint8_t *)malloc(DATAI_CODES / 8), *none = NULL;
+    if (!own) return gai_fail(e, GA_ERR_MEMORY, "%s: out of memory", path);
+    datai_find_plain(own);
+    if (!atomic_compare_exchange_strong(&shared, &none, own)) free(own); /* another thread was first */
+    *plain = atomic_load(&shared);
     return GA_OK;
 }
 
@@ -434,7 +445,7 @@ static ga_result datai_nfc(const uint8_t *plain, const char *text, size_t n, cha
     return GA_OK;
 }
 #else
-static ga_result datai_nfc_open(uint8_t **plain, const char *path, ga_error *e) {
+static ga_result datai_nfc_open(const uint8_t **plain, const char *path, ga_error *e) {
     *plain = NULL;
     return gai_fail(e, GA_ERR_FORMAT,
                     "%s: its normalizer NFC needs utf8proc, without which this program was built (libutf8proc-dev, "
@@ -493,9 +504,9 @@ struct data_tokenizer {
     bool ignore_merges;
 
     bool nfc;
-    uint8_t *plain;
-    datai_added *added; /* stb_ds array */
-    data_map of_added;  /* content -> id */
+    const uint8_t *plain; /* NULL: no NFC */
+    datai_added *added;   /* stb_ds array */
+    data_map of_added;    /* content -> id */
     datai_trie raw, normalized;
     bool has_single_word;
     datai_regex word_character; /* \w of single_word */
@@ -1438,7 +1449,6 @@ void data_tokenizer_close(data_tokenizer *t) {
     data_map_free(&t->vocabulary);
     data_pairs_free(&t->merges);
     arrfree(t->merged);
-    free(t->plain);
     arrfree(t->before);
     arrfree(t->after);
     arrfree(t->text);

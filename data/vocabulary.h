@@ -337,18 +337,18 @@ static bool datai_write_json(char **out, const data_map *tokens, const uint64_t 
     return true;
 }
 
-/* The tokens that every vocabulary begins with: the separator, then the bytes in the order of their characters. */
+/* The tokens that every vocabulary begins with: the separator, then the bytes in the order of their characters, which is
+ * first those that are visible as they are. */
 static bool datai_first_tokens(data_map *tokens, int32_t of_byte[256]) {
     uint32_t characters[256];
     datai_byte_characters(characters);
     bool good = data_map_put(tokens, datai_separator, strlen(datai_separator), 0);
-    for (uint32_t code = 0; code < 0x200 && good; code++) {
-        for (unsigned b = 0; b < 256 && good; b++) {
-            if (characters[b] != code) continue;
-            char character[4];
-            of_byte[b] = (int32_t)tokens->count;
-            good = data_map_put(tokens, character, (size_t)(gai_utf8(character, code) - character), tokens->count);
-        }
+    for (unsigned i = 0; i < 2 * 256 && good; i++) {
+        unsigned b = i % 256;
+        if (datai_is_visible(b) != (i < 256)) continue;
+        char character[4];
+        of_byte[b] = (int32_t)tokens->count;
+        good = data_map_put(tokens, character, (size_t)(gai_utf8(character, characters[b]) - character), tokens->count);
     }
     return good;
 }

@@ -404,7 +404,8 @@ check "the directory's name where none is given" numbers --models runs/baseline/
 check "... not best" python3 -c "import json; assert list(json.load(open('unnamed/summary.json'))) == ['baseline', 'gated']"
 mkdir -p pickled && : > pickled/pytorch_model.bin
 fails "weights in another form" 1 "pytorch_model.bin, which is not read" --models pickled
-(cd / && fails "a run whose data is elsewhere" 1 "bytes was trained on text.txt, which is not to be found from here" --models "$work/runs/bytes")
+cd / && fails "a run whose data is elsewhere" 1 "bytes was trained on text.txt, which is not to be found from here" --models "$dir/runs/bytes"
+cd "$dir" || exit 1
 fails "name of control characters" 2 "not plain text" --models $'a\nb:runs/baseline' --data gen:backcopy
 fails "a name twice" 2 "two models are named a" --models a:runs/baseline a:runs/gated
 fails "names that make one file" 2 "files the same name" --models 'a b:runs/baseline' a_b:runs/gated
