@@ -38,6 +38,7 @@
  *     G   gate logits of one position      Z   HQ*D + G + 2*HK*D, one row of [query | gate | key | value]; with
  *                                              switch heads one row of [query | gate | routers | keys | values]
  *     E   experts of an FFN, 0: dense      K   experts of one position; 1 when dense
+ *     S   positions of the keys: T, and in generation those before
  * A shape (B, T, HQ, D) is row-major. `d` before a name is the gradient of the loss with respect to it.
  *
  * INDEX of the paper: where each equation, table and figure is.
@@ -56,6 +57,7 @@
  *     Table 4 gate score, M-Act, F-Attn              ga_gate_mean, ga_m_act, ga_f_attn
  *     Table 5 longer contexts: RoPE's base, YaRN     keys rope_*; ga_rope_frequency, ga_rope_scale; ga_start_from
  *     Table 6 switch heads (A.1)                     ga_switch_forward, ga_switch_backward; keys switch_*
+ *     Table 7 the three architectures (A.2)          keys n_layers, n_heads, n_kv_heads, d_model, d_ff, n_experts, ...
  *     Fig. 2  F-Attn by layer; attention maps        ga_f_attn(s, layer), ga_map
  *     Fig. 3  histograms of the gate scores          ga_gate_histogram
  *     Fig. 4  mean |Y| before and after the gate     ga_output_magnitude
@@ -64,10 +66,19 @@
  *     Fig. 7  mean, deviation, minimum, maximum      ga_gate_mean, _std, _min, _max; of a head ga_gate_mean_head, ...
  *     A.7     a gate added to a trained model        ga_start_from
  * Beside the paper:
- *     sinks by head, where, entropy, value drain     ga_sink_heads, _position; ga_attention_entropy; ga_value_drain
+ *     sinks by head, where, entropy, value drain     ga_sink_heads, _position; ga_attention_received, _entropy;
+ *                                                    ga_value_drain
  *     what a part is for: a pass without it          ga_forward_with, ga_intervention
  *     a sink logit in the softmax                    key attention_sink; ga_sdpa_forward, ga_sink_share
  *     a gate that reads few channels                 key gate_input_dims; ga_linear_channels_forward
+ *
+ * SECTIONS. First the declarations: results, configuration, operators, ranks, device, tensors, model, analysis,
+ * generation, checkpoints. Below "==== implementation", each under a heading of these words:
+ *     2.1: softmax attention                 outputs, residual stream, loss       the model
+ *     2.2: the gate                          optimiser operators                  optimiser and schedule
+ *     the rest of the block                  4.2, 4.3: operators of the analysis  analysis: 4.2, 4.3, A.3 to A.5
+ *     3.1: mixture of experts                device                               generation
+ *     A.1: switch heads                      memory                               checkpoints
  *
  * COMPANIONS that compute the same on other hardware, each a ga_device for ga_create: gated_attention_x86.h (AVX2,
  * AVX-512, AMX), gated_attention_cuda.cuh (NVIDIA GPUs).
@@ -106,7 +117,7 @@ typedef double ga_real;
 typedef float ga_real;
 #endif
 
-/* ---- results ------------------------------------------------------------------------------------------------------ */
+/* ---- results ----------------------------------------------------------------------------------------------------- */
 
 typedef enum {
     GA_OK = 0,
@@ -126,9 +137,9 @@ typedef struct {
     char text[512];
 } ga_error;
 
-/* ---- configuration ------------------------------------------------------------------------------------------------ */
+/* ---- configuration ----------------------------------------------------------------------------------------------- */
 
-enum { GA_TEXT = 512, GA_MAX_HEAD_DIM = 256, GA_MAX_HEADS = 1024 };
+enum { GA_TEXT = 512, GA_MAX_HEAD_DIM = 256, GA_MAX_HEADS = 1024, GA_MAX_EXPERTS = 1024 };
 #define GA_ALL ((size_t)-1) /* "over all layers" or "over all heads" */
 
 typedef enum { GA_NO_GATE, GA_G1, GA_G2, GA_G3, GA_G4, GA_G5 } ga_gate_position;
@@ -140,20 +151,21 @@ typedef enum { GA_INPUT_QUERY, GA_INPUT_NONE, GA_INPUT_SCALAR } ga_gate_input;
 typedef enum { GA_SINK_NONE, GA_SINK_LEARNED, GA_SINK_ONE } ga_attention_sink;
 typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
 
-/* The one list of configuration keys: it makes the struct, the parser, the help, the printout and the checks.
+/* The one list of configuration keys: it makes the struct, the parser, the help, the printout and the range checks.
  *     X(kind, group, name, default, lowest, highest, choices, meaning)
- * kinds: SIZE size_t, SEED uint64_t, INTEGER long, REAL double, FLAG bool, CHOICE an enum (in the order of `choices`), TEXT. */
+ * kinds: SIZE size_t, SEED uint64_t, INTEGER long, REAL double, FLAG bool, TEXT char[GA_TEXT], CHOICE an int, the
+ * index of a word of `choices`. */
 /* clang-format off */
 #define GA_CONFIG(X)                                                                                                   \
     X(SIZE, MODEL, vocab_size, 32000, 2, 16777216, "", "tokens in the vocabulary")                                     \
     X(SIZE, MODEL, d_model, 512, 1, 65536, "", "width of the residual stream")                                         \
     X(SIZE, MODEL, n_layers, 6, 1, 1024, "", "transformer blocks")                                                     \
     X(SIZE, MODEL, n_heads, 8, 1, GA_MAX_HEADS, "", "query heads")                                                     \
-    X(SIZE, MODEL, n_kv_heads, 2, 1, 1024, "", "key-value heads; divides n_heads")                                     \
-    X(SIZE, MODEL, head_dim, 64, 2, 256, "", "width of one head, even; need not be d_model / n_heads")                 \
+    X(SIZE, MODEL, n_kv_heads, 2, 1, GA_MAX_HEADS, "", "key-value heads; divides n_heads")                             \
+    X(SIZE, MODEL, head_dim, 64, 2, GA_MAX_HEAD_DIM, "", "width of one head, even; need not be d_model / n_heads")     \
     X(SIZE, MODEL, d_ff, 1376, 1, 1048576, "", "width of the SwiGLU FFN, or of each expert")                           \
-    X(SIZE, MODEL, n_experts, 0, 0, 1024, "", "experts in each FFN, each d_ff wide; 0: a dense FFN (3.1)")             \
-    X(SIZE, MODEL, experts_per_token, 8, 1, 1024, "", "experts that a token is sent to: the top k")                    \
+    X(SIZE, MODEL, n_experts, 0, 0, GA_MAX_EXPERTS, "", "experts in each FFN, each d_ff wide; 0: a dense FFN (3.1)")   \
+    X(SIZE, MODEL, experts_per_token, 8, 1, GA_MAX_EXPERTS, "", "experts that a token is sent to: the top k")          \
     X(FLAG, MODEL, normalize_top_k, 1, 0, 1, "", "the weights of a token's experts add up to 1")                       \
     X(REAL, MODEL, load_balance_coef, 0.01, 0, 1000, "", "of the load-balancing loss over the global batch")           \
     X(REAL, MODEL, router_z_coef, 0.001, 0, 1000, "", "of the router's z-loss")                                        \
@@ -171,8 +183,8 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
       "a share of each head's softmax without a key: learned logit (gpt-oss), or one in the denominator")              \
     X(CHOICE, MODEL, switch_heads, GA_SWITCH_NONE, 0, 2, "none v kv",                                                  \
       "each value head, or key and value head, is a sum over the chosen of its experts (A.1, Table 6)")                \
-    X(SIZE, MODEL, switch_experts, 4, 1, 1024, "", "experts of a switch head")                                         \
-    X(SIZE, MODEL, switch_top_k, 4, 1, 1024, "", "experts of a switch head that a position uses")                      \
+    X(SIZE, MODEL, switch_experts, 4, 1, GA_MAX_EXPERTS, "", "experts of a switch head")                               \
+    X(SIZE, MODEL, switch_top_k, 4, 1, GA_MAX_EXPERTS, "", "experts of a switch head that a position uses")            \
     X(FLAG, MODEL, tied_embeddings, 0, 0, 1, "", "the output head uses the embedding's weights")                       \
     X(FLAG, MODEL, sandwich_norm, 0, 0, 1, "", "RMSNorm of attention and FFN output before the residual (Table 2)")    \
     X(REAL, MODEL, attn_clip, 0, 0, 1e30, "", "clip the attention output to +-this; 0: off (A.6)")                     \
@@ -192,7 +204,8 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(FLAG, GATE, gate_frozen, 0, 0, 1, "", "W_theta stays at its random start (a control)")                           \
     X(REAL, GATE, gate_init_std, 0.02, 0, 10, "", "standard deviation of W_theta at the start")                        \
     X(TEXT, TRAIN, data, "gen:backcopy", 0, 0, "", "a file (.txt .jsonl .u16 .u32 .bin) or gen:NAME,key=value,...")    \
-    X(TEXT, TRAIN, tokenizer, "", 0, 0, "", "of .txt, .jsonl: DIR or FILE.json, train, bytes; empty: init_from's, else bytes") \
+    X(TEXT, TRAIN, tokenizer, "", 0, 0, "",                                                                            \
+      "of .txt, .jsonl: DIR or FILE.json, train, bytes; empty: init_from's, else bytes")                               \
     X(REAL, TRAIN, val_fraction, 0.01, 0, 0.9, "", "share of the windows held out")                                    \
     X(FLAG, TRAIN, shuffle, 1, 0, 1, "", "training windows in a seeded random order")                                  \
     X(INTEGER, TRAIN, bos_token, -1, -1, 16777215, "", "first token of each window of a file; -1: none")               \
@@ -217,7 +230,8 @@ typedef enum { GA_SWITCH_NONE, GA_SWITCH_V, GA_SWITCH_KV } ga_switch_heads;
     X(SIZE, RUN, sample_every, 0, 0, 1e9, "", "steps between generated samples; 0: none")                              \
     X(SIZE, RUN, sample_tokens, 64, 1, 1e6, "", "tokens in a sample")                                                  \
     X(TEXT, RUN, output_dir, "", 0, 0, "", "where the run is kept; empty: checkpoints/<name of the configuration>")    \
-    X(TEXT, RUN, init_from, "", 0, 0, "", "checkpoint directory to start from; gives the model's keys that are not set") \
+    X(TEXT, RUN, init_from, "", 0, 0, "",                                                                              \
+      "checkpoint directory to start from; gives the model's keys that are not set")                                   \
     X(CHOICE, RUN, device, 0, 0, 2, "auto cpu cuda", "where to compute")                                               \
     X(CHOICE, RUN, use_amp, 0, 0, 2, "auto off on", "bfloat16 matrix products where the device has them")              \
     X(FLAG, RUN, tf32, 0, 0, 1, "", "float32 matrix products by TF32 where the device has it")                         \
@@ -245,21 +259,23 @@ typedef struct {
     const char *name, *group, *choices, *meaning; /* group: MODEL, GATE, TRAIN or RUN */
 } ga_key;
 
+/* Every key at its default. */
 GA_API ga_config ga_config_default(void);
 GA_API bool ga_config_key(size_t i, ga_key *key);
-/* Sets one key from text. Wrong type, out of range: GA_ERR_CONFIG, with the key's name and what it takes; unknown key: the
- * same, with the name that is nearest. */
+/* Sets one key from text. GA_ERR_CONFIG: the value is of the wrong type or out of range, and the error says what the
+ * key takes; or there is no such key, and it says which name is nearest. */
 GA_API ga_result ga_config_set(ga_config *c, const char *key, const char *value, ga_error *e);
 /* The value of a key as text, in the form that ga_config_set reads back exactly; false: no such key. */
 GA_API bool ga_config_get(const ga_config *c, const char *key, char *text, size_t size);
 /* Reads `key = value` lines; # opens a comment. Errors name file, line and key. A key may stand once in a file, and
  * overrides what an `include = other.cfg` line (relative to the file) has set before it. */
 GA_API ga_result ga_config_load(ga_config *c, const char *path, ga_error *e);
-/* Refuses combinations that make no sense, by name. ga_create calls it. */
+/* Refuses keys that contradict each other; the error names them. ga_create calls it. */
 GA_API ga_result ga_config_check(const ga_config *c, ga_error *e);
 
-/* ---- the gate of Eq. 5, as the operators see it ------------------------------------------------------------------- */
+/* ---- the gate of Eq. 5, as the operators see it ------------------------------------------------------------------ */
 
+/* What ga_gate_forward has to know: the keys gate_*, and the sizes that follow from them. */
 typedef struct {
     ga_gate_position position;
     ga_gate_type type;
@@ -275,9 +291,7 @@ typedef struct {
 
 GA_API ga_gate ga_gate_of(const ga_config *c);
 
-/* ---- the router of a mixture of experts, as the operators see it -------------------------------------------------- */
-
-enum { GA_MAX_EXPERTS = 1024 };
+/* ---- the router of a mixture of experts, as the operators see it ------------------------------------------------- */
 
 typedef struct {
     size_t E, K;    /* experts, and how many of them a position is sent to */
@@ -286,7 +300,7 @@ typedef struct {
 
 GA_API ga_router ga_router_of(const ga_config *c);
 
-/* ---- switch heads, as the operators see them ------------------------------------------------------------------------ */
+/* ---- switch heads, as the operators see them --------------------------------------------------------------------- */
 
 typedef struct {
     size_t H, D; /* heads, and values in each */
@@ -295,7 +309,7 @@ typedef struct {
 
 GA_API ga_switch ga_switch_of(const ga_config *c);
 
-/* ---- operators ---------------------------------------------------------------------------------------------------- */
+/* ---- operators --------------------------------------------------------------------------------------------------- */
 
 /* Sizes of an attention: T queries at the last T of S positions; query i sees keys 0 .. S-T+i. In training S = T. */
 typedef struct {
@@ -304,11 +318,12 @@ typedef struct {
 
 enum { GA_BINS = 50 }; /* bins of a gate-score histogram over [0, 1]; what lies outside goes to the outer ones */
 
+/* Sums over many gate scores, for Table 4, Fig. 3 and Fig. 7. */
 typedef struct {
     double count, sum, sum_of_squares, min, max, below_01, below_05, bins[GA_BINS];
 } ga_gate_sums;
 
-/* Of |x| over many values, for Fig. 4 and 5. */
+/* Sums over many values |x|, for Fig. 4 and 5. */
 typedef struct {
     double count, sum, below_1e_2, below_1e_3;
 } ga_magnitude_sums;
@@ -325,8 +340,9 @@ typedef struct {
     uint64_t step; /* from 1, for the bias correction */
 } ga_adamw_settings;
 
-/* The one list of operators: X(name, (parameters), (arguments)). Each is declared below as ga_<name>, a plain C function
- * on plain arrays that can be called alone, and is an entry of ga_device, where a companion puts its own version. */
+/* The one list of operators: X(name, (parameters), (arguments)). Each is declared below as ga_<name>, a plain
+ * C function on plain arrays that can be called alone, and is an entry of ga_device, where a companion puts
+ * its own version. */
 /* clang-format off */
 #define GA_OPERATORS(X)                                                                                                \
     X(embedding_forward, (ga_real *x, const int32_t *tokens, const ga_real *w, size_t N, size_t C),                    \
@@ -443,7 +459,7 @@ typedef struct {
       (received, entropy, q, k, lse, n))                                                                               \
     X(sdpa_sink, (double *shares, const ga_real *sink, const ga_real *lse, size_t B, size_t HQ, size_t T),             \
       (shares, sink, lse, B, HQ, T))                                                                                   \
-    X(route_counts, (double *rows, const int32_t *offsets, size_t E), (rows, offsets, E))                               \
+    X(route_counts, (double *rows, const int32_t *offsets, size_t E), (rows, offsets, E))                              \
     X(magnitude_statistics,                                                                                            \
       (ga_magnitude_sums *sums, const ga_real *x, size_t x_stride, size_t N, size_t W, double factor),                 \
       (sums, x, x_stride, N, W, factor))                                                                               \
@@ -454,7 +470,7 @@ typedef struct {
        size_t T),                                                                                                      \
       (max_at, peak, max, at, tokens, N, T))                                                                           \
     X(row_norms, (ga_real *norms, const ga_real *x, size_t N, size_t D), (norms, x, N, D))                             \
-    X(head_moments, (double *moments, const ga_real *x, size_t N, size_t H, size_t D), (moments, x, N, H, D))         \
+    X(head_moments, (double *moments, const ga_real *x, size_t N, size_t H, size_t D), (moments, x, N, H, D))          \
     X(scale_rows, (ga_real *x, size_t x_stride, size_t N, size_t W, ga_real factor), (x, x_stride, N, W, factor))      \
     X(gate_statistics, (ga_gate_sums *sums, const ga_real *s, size_t s_stride, size_t N, ga_gate g),                   \
       (sums, s, s_stride, N, g))
@@ -470,49 +486,50 @@ enum {
 #undef GAI_X
         GA_OP_COUNT
 };
-/* "linear_forward" and so on, for i < GA_OP_COUNT. */
+
+/* The name of operator i = GA_OP_<name>, i < GA_OP_COUNT. */
 GA_API const char *ga_operator_name(size_t i);
 
 enum { GA_HEAD_ROWS = 256 }; /* rows of logits that exist at one time */
 
-/* ---- ranks -------------------------------------------------------------------------------------------------------- */
+/* ---- ranks ------------------------------------------------------------------------------------------------------- */
 
-/* Data parallel training, with the optimiser's state spread over the ranks (ZeRO stage 1, Rajbhandari et al. 2020): `count`
- * processes hold the same weights, each computes gradients of its own micro-batches, and each keeps 1 / count of the
- * moments and updates the weights that these belong to:
+/* Data parallel training with the optimiser's state spread over the ranks (ZeRO stage 1, Rajbhandari et al. 2020).
+ * `count` processes hold the same weights; each computes gradients of its own micro-batches, keeps 1 / count of the
+ * moments, and updates the weights that these belong to:
  *
  *     g_r  += d loss / d w                    ga_forward_backward, on rank r
  *     g     = sum_r g_r, each part where its moments are            reduce_scatter
  *     |g|^2 = sum over the parts                                    sum
  *     w     = AdamW(w, g) of the own part, then of all of them      all_gather
  *
- * This table moves the values: drivers/train/ranks_mpi.c fills it with MPI, gated_attention_cuda.cuh with NCCL. A model takes it
- * from its device (ga_device.ranks). All ranks make the same calls, in the same order, with the same sizes.
+ * This table moves the values: drivers/train/ranks_mpi.c fills it with MPI, gated_attention_cuda.cuh with NCCL. A model
+ * takes it from its device (ga_device.ranks). All ranks make the same calls, in the same order, with the same sizes.
  *
- * The first three entries exchange values where the model's device has them, in place: count * per_rank values, of which
- * part i, per_rank values from i * per_rank on, is rank i's; per_rank is a multiple of GA_RANK_UNIT. An exchange is begun by
- * its call, behind all that the device was asked for until then, and goes on in the background, several of them in the
- * order of the calls; nobody touches its values before `wait`. The same values give the same bits in every run. */
+ * reduce_scatter and all_gather work in place, in the memory of the model's device, on count * per_rank values, of
+ * which part i, the per_rank values from i * per_rank on, belongs to rank i; per_rank is a multiple of GA_RANK_UNIT. A
+ * call begins an exchange, behind all that the device was asked for before, and returns; exchanges go on in the order
+ * of the calls, and nobody touches their values before `wait`. The same values give the same bits in every run. */
 enum { GA_RANK_UNIT = 16 };
 
 typedef struct {
     size_t rank, count; /* rank < count */
     void *state;        /* handed to every entry */
-    /* The own part becomes the sum of all ranks' values there, the other parts undefined. Addends may be rounded to
-     * bfloat16 on their way, if the table was made so; sums are in float32. */
+    /* The rank's own part becomes the sum of all ranks' values there; the other parts are undefined after it. The
+     * table may round what it sends to bfloat16; it adds in float32. */
     void (*reduce_scatter)(void *state, ga_real *values, size_t per_rank);
-    /* Part i becomes that of rank i, bit for bit. */
+    /* Every part i becomes that of rank i, bit for bit. */
     void (*all_gather)(void *state, ga_real *values, size_t per_rank);
-    /* What the device is asked for from now on finds the exchanges done. */
+    /* The exchanges are done before anything that the device is asked for from now on. */
     void (*wait)(void *state);
-    /* Host memory, done on return, the same bits on all ranks: sums over the ranks; the bytes of rank 0. */
+    /* In host memory, done on return, with the same bits on all ranks: the sums over the ranks; the bytes of rank 0. */
     void (*sum)(void *state, double *values, size_t n);
     void (*broadcast)(void *state, void *bytes, size_t n);
-    /* The first failure since the last call; after one, calls do nothing. */
+    /* The first failure since the last call of `status`; after a failure the other entries do nothing. */
     ga_result (*status)(void *state, ga_error *e);
 } ga_ranks;
 
-/* ---- device ------------------------------------------------------------------------------------------------------- */
+/* ---- device ------------------------------------------------------------------------------------------------------ */
 
 typedef enum {
     GA_TRAINING,  /* weights, gradients, both moments, the activations of all layers */
@@ -527,7 +544,7 @@ typedef enum {
 typedef struct {
     const char *name;
     void *state;                                  /* handed to every entry */
-    void *(*allocate)(void *state, size_t bytes); /* zeroed, aligned to 64 bytes; NULL when there is none */
+    void *(*allocate)(void *state, size_t bytes); /* zeroed, aligned to 64 bytes; NULL: there is not enough */
     void (*release)(void *state, void *p);
     void (*copy_in)(void *state, void *to, const void *from_host, size_t bytes);
     void (*copy_out)(void *state, void *to_host, const void *from, size_t bytes);
@@ -535,15 +552,16 @@ typedef struct {
     void (*weights_changed)(void *state, const ga_real *weights, size_t n); /* packed copies are stale; may be NULL */
     ga_result (*status)(void *state, ga_error *e); /* the first failure since the last call; NULL: nothing can fail */
     void (*wait)(void *state);                     /* until all operators are done; NULL: they are when they return */
-    /* Passes that repeat; NULL, both: a call is cheap. replay: true when this pass, known by the bytes that its operators
-     * and their arguments follow from, is under way; else the model calls the operators, then `recorded`: false when they
-     * have been taken down only, and it has to ask again. Recordings end with the first memory that is released. */
+    /* For devices that record a pass and run it again (CUDA graphs); both NULL where a call is cheap. `key` holds all
+     * that the operators of a pass and their arguments follow from. replay: true if a recording of this pass has been
+     * started; else the model calls the operators, and then `recorded`: true if they have been run, false if they have
+     * only been recorded, so that replay is to be asked again. Releasing memory ends all recordings. */
     bool (*replay)(void *state, const void *key, size_t bytes);
     bool (*recorded)(void *state);
-    /* What it takes beside the model; may be NULL. */
+    /* Memory that it takes beside the model's; may be NULL. */
     size_t (*own_bytes)(void *state, const ga_config *c, ga_mode mode);
     size_t (*free_bytes)(void *state); /* memory that is left; NULL: not known */
-    const ga_ranks *ranks;             /* of which this process is one; NULL: it trains alone */
+    const ga_ranks *ranks;             /* the processes that train together; NULL: this one trains alone */
 #define GAI_JOIN(...)                      __VA_ARGS__
 #define GAI_STRIP(...)                     GAI_JOIN __VA_ARGS__
 #define GAI_X(name, parameters, arguments) void (*name)(void *state, GAI_STRIP(parameters));
@@ -551,18 +569,23 @@ typedef struct {
 #undef GAI_X
 } ga_device;
 
+/* The plain C operators and the host's memory. */
 GA_API ga_device ga_device_cpu(void);
 
-/* ---- tensors ------------------------------------------------------------------------------------------------------ */
+/* ---- tensors ----------------------------------------------------------------------------------------------------- */
 
 /* The one list of parameters: X(scope, field, name, rows, columns, condition, start)
- * scope MODEL once; LAYER once for each layer (its name then follows "model.layers.<i>."); FFN once for each layer
- * (after "model.layers.<i>.mlp."), or in a mixture once for each expert of each layer (after
- * "model.layers.<i>.mlp.experts.<e>."). A matrix multiplies as y = x w^T. `start` is how it begins: MATRIX, GATE, ONES or
- * ZEROS. Matrices decay; ONES and ZEROS do not. gate_weight stands between query and key, so that
- * [query | gate | key | value] is one matrix of Z rows when the gate reads X, and ffn_act, ffn_up are one matrix of 2 F
- * rows. The FFNs of a layer stand behind its other tensors, one expert after the other, 3 F C values each.
- * In the expressions z is a ga_sizes and c the configuration. */
+ *
+ *     scope  MODEL  once
+ *            LAYER  once a layer; "model.layers.<i>." stands before its name
+ *            FFN    once a layer, after "model.layers.<i>.mlp."; in a mixture once for each expert of each layer, after
+ *                   "model.layers.<i>.mlp.experts.<e>."
+ *     start  MATRIX (normal, init_std) or GATE (normal, gate_init_std), which decay; ONES or ZEROS, which do not
+ *
+ * A matrix multiplies as y = x w^T. The order is that in memory: gate_weight stands between query and key, so that
+ * [query | gate | key | value] is one matrix of Z rows when the gate reads all of X; ffn_act and ffn_up are one matrix
+ * of 2 F rows; the FFNs of a layer follow its other tensors, 3 F C values for each expert. In the expressions z is a
+ * ga_sizes and c the configuration. */
 /* clang-format off */
 #define GA_TENSORS(X)                                                                                                  \
     X(MODEL, embed, "model.embed_tokens.weight", z.V, z.C, true, MATRIX)                                               \
@@ -610,27 +633,29 @@ typedef struct {
     char name[96]; /* as in a Hugging Face checkpoint */
 } ga_tensor;
 
-/* Sizes that follow from a configuration, in the letters above. G: gate logits that are computed from X, columns of the
- * product [query | gate | key | value]; G_channels: computed from the first gate_input_dims channels of X, in a product of
- * their own; G_free: gate logits that are parameters themselves. At most one of the three is not 0. R_key, R_value: router
- * logits of switch heads; X_key, X_value: values that the key and value projections make, HK * D for each expert. */
+/* Sizes that follow from a configuration, in the letters above. G: gate logits that are computed from X, columns of
+ * the product [query | gate | key | value]; G_channels: computed from the first gate_input_dims channels of X, in a
+ * product of their own; G_free: gate logits that are parameters themselves. At most one of the three is not 0.
+ * R_key, R_value: router logits of switch heads; X_key, X_value: values that the key and value projections make, HK
+ * * D for each expert. */
 typedef struct {
     size_t C, L, HQ, HK, D, F, V, G, G_channels, G_free, Z, E, K, R_key, R_value, X_key, X_value;
 } ga_sizes;
 
 GA_API ga_sizes ga_sizes_of(const ga_config *c);
 
-/* RoPE, with YaRN where rope_factor > 1: radians a position of pair i of a head (0: it does not turn), and the scale of
- * cos and sin, by which queries and keys grow. */
+/* RoPE, with YaRN where rope_factor > 1: the angle in radians by which pair i of a head turns from one position to the
+ * next, 0 for pairs that do not turn; and the factor of cos and sin. */
 GA_API double ga_rope_frequency(const ga_config *c, size_t i);
 GA_API double ga_rope_scale(const ga_config *c);
 
-/* ---- model -------------------------------------------------------------------------------------------------------- */
+/* ---- model ------------------------------------------------------------------------------------------------------- */
 
 typedef struct ga_mapped_files ga_mapped_files;
 
-/* Activations of one layer: X(field, values in a row of N, kept). The order is that of the forward pass. What is not kept
- * shares its memory with the other layers: the backward pass does not need it, or makes it again at little cost. */
+/* Activations of one layer: X(field, values in each of the N rows, kept), in the order of the forward pass, whose
+ * numbers stand beside them. What is not kept shares its memory with the other layers: the backward pass does not need
+ * it, or computes it again at little cost. */
 /* clang-format off */
 #define GA_LAYER_ACTIVATIONS(X)                                                                                        \
     X(x, z.C, true)                                /* residual stream before the layer */                              \
@@ -690,18 +715,19 @@ typedef struct {
     ga_tensor *tensors;
     ga_real *weights, *gradients, *moment1, *moment2; /* one block each; the last three only in GA_TRAINING */
     uint64_t updates;                                 /* optimiser steps taken */
-    /* Of the blocks, n_buckets parts that are exchanged between ranks one by one: the embedding, each layer, what follows;
-     * part b from buckets[b] to buckets[b + 1], cut at multiples of count * GA_RANK_UNIT, with up to that many unused
-     * values at the end. A rank's moments stand one part behind the other, 1 / count of each. Alone: one part. */
+    /* The blocks, cut into n_buckets parts that are exchanged between ranks one by one: the embedding, each layer, what
+     * follows. Part b goes from buckets[b] to buckets[b + 1], multiples of count * GA_RANK_UNIT; at the end up to that
+     * many values are unused. A rank's moments are its share, 1 / count, of each part in turn. Alone: one part. */
     size_t n_buckets, *buckets;
-    size_t begun;      /* of them, from the last one on, whose gradients are on their way */
-    bool last_of_step; /* set before a step's last ga_forward_backward: a layer's gradients leave when they are done */
-    /* GA_MAPPED: what ga_load has mapped. `weights` then holds one layer, or GA_ALL: final norm and output head. */
+    size_t begun;      /* parts, counted from the last one, whose gradients are being exchanged */
+    bool last_of_step; /* to be set before a step's last ga_forward_backward: gradients are sent while it runs */
+    /* GA_MAPPED: the files of ga_load, and the layer whose weights are in `weights`; GA_ALL: final norm
+     * and output head. */
     ga_mapped_files *mapped;
     size_t expanded;
 
     size_t max_rows;              /* batch_size * max_seq_len */
-    ga_real *activation_block;    /* all of the following */
+    ga_real *activation_block;    /* the memory of all of the following, on the device */
     ga_layer_activations *layers; /* L of them; they share memory in GA_INFERENCE and with `recompute`, but for x */
     ga_real *x_final, *h_final, *rstd_final, *losses, *logits;
     ga_real *row_scale; /* (1) what a row's loss is worth to the gradients */
@@ -712,12 +738,12 @@ typedef struct {
     ga_real *d_rows, *d_router, *d_weights; /* of a mixture: (K * max_rows, C), (max_rows, E), (max_rows, K) */
     int32_t *expert_counts;    /* (L, E) rows of each expert since the last update, of all micro-batches: c_e of 3.1 */
     ga_real *router_sums;      /* (L, E + 1) in the same time: sum of p_e, sum of lse^2 */
-    double *routed;            /* with ranks: both, of all of them; then room to exchange them */
+    double *routed;            /* both, summed over the ranks, and room to exchange them; else NULL */
     int32_t *tokens, *targets; /* (max_rows) on the device */
     size_t B, T;               /* of the last forward pass */
     const ga_intervention *intervention; /* of the pass that is running, else NULL */
 
-    bool profile; /* measure the operators */
+    bool profile; /* to be set: measures each operator, in `seconds` and `calls` */
     double seconds[GA_OP_COUNT];
     uint64_t calls[GA_OP_COUNT];
 } ga_model;
@@ -725,64 +751,70 @@ typedef struct {
 /* What a configuration will cost, before anything is allocated. */
 typedef struct {
     size_t parameters, embedding_parameters, gate_parameters;
-    size_t activated_parameters; /* that one token meets: all but the experts that it is not sent to */
+    size_t activated_parameters; /* all but those of the experts that a token is not sent to */
     size_t weight_bytes, gradient_bytes, optimizer_bytes, activation_bytes, total_bytes;
-    double forward_flops,
-        training_flops; /* per token, at T = max_seq_len: 2 per multiply-add, causal attention halved */
+    /* For each token, at T = max_seq_len: 2 for a multiply-add, attention over the keys that a query sees. */
+    double forward_flops, training_flops;
 } ga_summary;
 
+/* Fills in *s. GA_ERR_CONFIG as ga_config_check, or where a size is too large to be counted. */
 GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, ga_error *e);
-/* The same of one of `ranks` processes that train the model together: each has 1 / ranks of the moments. */
+/* The same for one of `ranks` processes that train the model together: each holds 1 / ranks of the moments. */
 GA_API ga_result ga_summarize_rank(const ga_config *c, ga_mode mode, size_t ranks, ga_summary *s, ga_error *e);
 
-/* A model with weights drawn from config.seed: each tensor has its own stream, by its name, so that models which differ
- * in the gate only start from the same weights everywhere else. device NULL: ga_device_cpu(). NULL on failure.
- * GA_MAPPED: it has no weights, and computes nothing, before ga_load. With device->ranks and GA_TRAINING all ranks call it,
- * as they do ga_update, ga_load, ga_start_from and ga_save, which writes on rank 0. */
+/* A model whose weights are drawn from config.seed. Each tensor has a random stream of its own, by its name: models
+ * that differ in the gate only start from the same weights everywhere else. NULL on failure. The configuration is
+ * copied; `device`, or ga_device_cpu() for NULL, is copied too, but its state must outlive the model. With GA_MAPPED
+ * the model has no weights before ga_load, and computes nothing. With device->ranks and GA_TRAINING all ranks call
+ * this, and later ga_update, ga_load, ga_start_from and ga_save, of which rank 0 writes the files. */
 GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e);
 GA_API void ga_destroy(ga_model *m);
-/* The tensor GA_TENSOR_<id> of a layer (GA_ALL for those outside), of its first expert; NULL when there is none. */
+/* The tensor GA_TENSOR_<field> of a layer (GA_ALL for those outside the layers), in a mixture that of expert 0; NULL
+ * when there is none. */
 GA_API const ga_tensor *ga_find_tensor(const ga_model *m, int id, size_t layer);
 
 typedef struct ga_observer ga_observer;
 
-/* Forward pass over tokens (B, T). With targets (B, T): *loss is the mean cross-entropy in nats over targets >= 0 (a
- * negative target is not counted), NaN when there is none. observer (or NULL) sees every layer as it is computed.
- * B <= batch_size * max_seq_len / T, T <= max_seq_len, every token < V, else GA_ERR_INPUT. */
+/* Forward pass over tokens (B, T). With targets (B, T) *loss becomes their mean cross-entropy in nats; negative targets
+ * are not counted, and where there is no other it is NaN. targets, loss and observer may be NULL; the observer sees
+ * every layer as it is computed. GA_ERR_INPUT unless T <= max_seq_len, B * T <= batch_size * max_seq_len, and every
+ * token and target is below V. */
 GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                             const ga_observer *observer, double *loss, ga_error *e);
-/* The same, and adds scale * d loss / d weights to m->gradients; with experts the routers' two losses are part of that loss
- * (section 3.1 below), but not of *loss. Their counts go on from call to call until ga_update. With loss NULL it does not
- * wait for a device of its own pace. With ranks each calls it equally often: micro-batch k of a step is rank k mod count's. */
+/* The same, and adds scale * d loss / d weights to m->gradients; `scale` is 1 / n for the mean over the n micro-batches
+ * of a step. With experts the routers' two losses (section 3.1 below) are part of that loss, but not of *loss; they
+ * count over all micro-batches since ga_update. With loss NULL it does not wait for a device that works in the
+ * background. With ranks all call it equally often: micro-batch k of a step is computed by rank k mod count. */
 GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                                      double scale, const ga_observer *observer, double *loss, ga_error *e);
-/* The sum of scale * loss over the calls of ga_forward_backward since ga_update, on all ranks; waits until they are done. */
+/* The sum of scale * loss over the calls of ga_forward_backward since ga_update, on all ranks. Waits for the device. */
 GA_API ga_result ga_batch_loss(ga_model *m, double *loss, ga_error *e);
 /* What the routers of a mixture did with the batch so far: the micro-batches of ga_forward_backward since ga_update. */
 typedef struct {
     double load_balance; /* L_lb = E sum_e f_e P_e over all of them; K when the load is even */
     double router_z;     /* L_z = mean lse^2 */
     double max_load;     /* rows of the busiest expert over the mean */
-    double dead;         /* share of the experts without a row */
+    double dead;         /* share of the experts that no row went to */
 } ga_routing;
 
-/* layer: an index, or GA_ALL for the mean over them. All NaN without experts, or without a batch. */
+/* layer: an index, or GA_ALL for the mean over the layers. All NaN without experts, or before the first micro-batch. */
 GA_API ga_routing ga_routing_of(ga_model *m, size_t layer);
-/* Logits (B, T, V) of the last ga_forward, rows [first, first + rows), into host memory. For tests and small models. */
+/* Of the logits (B * T, V) of the last forward pass the rows first .. first + rows - 1, into host memory: they are
+ * computed again, since the logits of a batch never exist at once. GA_ERR_INPUT: there are no such rows. */
 GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logits, ga_error *e);
 
 /* Learning rate of step s (from 0) of `steps`: linear warm-up, then a cosine to min_lr. */
 GA_API double ga_learning_rate(const ga_config *c, uint64_t step, uint64_t steps);
-/* Clips the gradients by their global norm (*norm: before clipping), takes one AdamW step, clears the gradients.
- * GA_ERR_DIVERGED, with the weights untouched, when the norm is not finite. */
+/* Clips the gradients to the global norm grad_clip, takes one AdamW step and clears the gradients; *norm (or NULL) is
+ * their norm before clipping. GA_ERR_DIVERGED when it is not finite: weights and gradients stay as they are. */
 GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_error *e);
 
-/* ---- analysis ----------------------------------------------------------------------------------------------------- */
+/* ---- analysis ---------------------------------------------------------------------------------------------------- */
 
 typedef struct ga_sums ga_sums;
 
-/* Sums over all windows seen, by layer; the functions below turn them into the paper's figures. They grow where the model
- * computes, and come to the host when a figure is asked for. */
+/* Sums over all windows seen, by layer; the functions below turn them into the paper's figures. They grow where the
+ * model computes, and come to the host when a figure is asked for. */
 typedef struct {
     size_t L, HQ, E;
     bool has_gate, has_sink, has_details;
@@ -791,52 +823,55 @@ typedef struct {
     ga_sums *sums;
 } ga_statistics;
 
-/* A head-averaged (head = GA_ALL) or single attention map of one layer, summed over windows of equal length T. */
+/* An attention map P of one layer, of a head or averaged over them (GA_ALL), summed over the windows of length T; a
+ * pass of another length leaves it as it is. The caller makes room for p, zeroed, and keeps it. */
 typedef struct {
     size_t layer, head, T;
-    double *p; /* (T, T) row i: sum over windows of P_i. ; divide by windows */
-    double windows;
+    double *p;      /* (T, T): row i is query i, to be divided by `windows` */
+    double windows; /* that were added up */
 } ga_map;
 
-/* What ga_forward reports while it runs; any field may be empty. */
+/* What a forward pass adds to while it runs; statistics may be NULL, n_maps 0. */
 struct ga_observer {
     ga_statistics *statistics;
     ga_map *maps;
     size_t n_maps;
 };
 
-/* F-Attn, M-Act and the gate scores: cheap enough to be shown while training. To be destroyed before the model's device. */
+/* For F-Attn, M-Act and the gate scores: cheap enough to be measured while training. NULL: not enough memory. To be
+ * destroyed before the model's device. */
 GA_API ga_statistics *ga_statistics_create(const ga_model *m);
-/* These and all that stands under "details" below: another product of queries and keys, and some passes over Y, the values
- * and the residual stream, in each layer; no T x T matrix. NULL: no memory. */
+/* The same, and for all under "details" below: a second product of queries and keys in each layer, and passes over Y,
+ * the values and the residual stream, but no T x T matrix. */
 GA_API ga_statistics *ga_statistics_create_detailed(const ga_model *m);
+/* Forgets what was seen. */
 GA_API void ga_statistics_reset(ga_statistics *s);
-/* Adds up, on all ranks, what each of them has seen. GA_ERR_INPUT: s has details. */
+/* s becomes, on every rank, what all of them have seen together. GA_ERR_INPUT: it has details, which are not merged. */
 GA_API ga_result ga_statistics_merge(ga_statistics *s, const ga_ranks *ranks, ga_error *e);
 GA_API void ga_statistics_destroy(ga_statistics *s);
 
-/* layer, head: an index or GA_ALL for the mean over them. Query 0, which sees only itself, is counted. */
+/* layer, head: an index, or GA_ALL for the mean over them. Query 0, which sees only itself, is counted. */
 GA_API double ga_f_attn(const ga_statistics *s, size_t layer);                   /* Table 4 F-Attn, Fig. 2 */
 GA_API double ga_f_attn_head(const ga_statistics *s, size_t layer, size_t head); /* of one head */
 GA_API double ga_f_attn_uniform(size_t T);                                       /* of attention spread evenly */
-/* With attention_sink F-Attn still is the share of the real first token; this is the share of the sink logit, NaN without. */
+/* With attention_sink: the share of the sink logit, while F-Attn is still that of the first token; else NaN. */
 GA_API double ga_sink_share(const ga_statistics *s, size_t layer);
 GA_API double ga_sink_share_head(const ga_statistics *s, size_t layer, size_t head);
 GA_API double ga_m_act(const ga_statistics *s, size_t layer); /* Table 4 M-Act, Fig. 6 */
-/* Of the values that multiply Y (or are added to it), after sharing; NaN without a gate. */
+/* Of the scores as they multiply Y or are added to it, after sharing; NaN without a gate. */
 GA_API double ga_gate_mean(const ga_statistics *s, size_t layer); /* Table 4 gate score, Fig. 7 */
 GA_API double ga_gate_std(const ga_statistics *s, size_t layer);
 GA_API double ga_gate_min(const ga_statistics *s, size_t layer);
 GA_API double ga_gate_max(const ga_statistics *s, size_t layer);
 GA_API double ga_gate_below(const ga_statistics *s, size_t layer, double bound); /* bound 0.1 or 0.5, else NaN */
 GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double shares[GA_BINS]); /* Fig. 3; sums to 1 */
-/* Of a mixture of experts, else NaN: positions sent to an expert, and over the mean; the largest of these; the share of the
- * experts without a position. */
+/* Of a mixture of experts, else NaN: the positions sent to an expert; these over the mean of the experts; the largest
+ * such ratio of a layer; the share of the experts without a position. */
 GA_API double ga_expert_rows(const ga_statistics *s, size_t layer, size_t expert);
 GA_API double ga_expert_load(const ga_statistics *s, size_t layer, size_t expert);
 GA_API double ga_expert_max_load(const ga_statistics *s, size_t layer);
 GA_API double ga_expert_dead(const ga_statistics *s, size_t layer);
-/* Of one head's scores (Fig. 7), head < s->gate_heads. */
+/* Of one head's scores; head < s->gate_heads. */
 GA_API double ga_gate_mean_head(const ga_statistics *s, size_t layer, size_t head);
 GA_API double ga_gate_std_head(const ga_statistics *s, size_t layer, size_t head);
 GA_API double ga_gate_min_head(const ga_statistics *s, size_t layer, size_t head);
@@ -844,18 +879,21 @@ GA_API double ga_gate_max_head(const ga_statistics *s, size_t layer, size_t head
 /* Share of heads that give position 0 more than `threshold` of their attention (Gu et al. 2024, Sink_1 with 0.3). */
 GA_API double ga_sink_heads(const ga_statistics *s, size_t layer, double threshold);
 
-/* ---- details: NaN, or nothing, where the statistics were made without them ---- */
+/* ---- details: NaN, or nothing, where the statistics were made without them --------------------------------------- */
 
-/* What Y is: the tensor that the gate modulates (SDPA output at G1, value at G2, ...); without a gate the SDPA output.
- * GA_AFTER_GATE is NaN without a gate; GA_MEAN_GATE, Y times the layer's mean score over the same pass, where no score
- * multiplies. */
+/* Y is the tensor that the gate modulates (the SDPA output at G1, the value at G2, ...); without a gate the SDPA
+ * output.
+ *     GA_BEFORE_GATE   Y
+ *     GA_AFTER_GATE    Y'; NaN without a gate
+ *     GA_MEAN_GATE     Y times the mean score of the layer in the same pass; NaN where no score multiplies */
 typedef enum { GA_BEFORE_GATE, GA_AFTER_GATE, GA_MEAN_GATE, GA_STAGES } ga_stage;
 
 GA_API double ga_output_magnitude(const ga_statistics *s, ga_stage stage, size_t layer); /* A.3, Fig. 4: mean |Y| */
 /* A.3, Fig. 5: share of |Y| below 1e-2 or 1e-3; another bound: NaN. */
 GA_API double ga_output_below(const ga_statistics *s, ga_stage stage, size_t layer, double bound);
 
-/* A.4, Fig. 6. What a block adds to the residual stream, after gate, clip and sandwich norm, and the stream after it. */
+/* A.4, Fig. 6: what attention and FFN add to the residual stream, after gate, clip and sandwich norm, and the stream
+ * after each. The largest absolute value, and where it was; by position; by dimension. */
 typedef enum { GA_ATTENTION_OUTPUT, GA_ATTENTION_RESIDUAL, GA_FFN_OUTPUT, GA_FFN_RESIDUAL, GA_STREAMS } ga_stream;
 
 GA_API ga_peak ga_activation_peak(const ga_statistics *s, ga_stream stream, size_t layer);
@@ -863,29 +901,31 @@ GA_API double ga_activation_max(const ga_statistics *s, ga_stream stream, size_t
 GA_API double ga_activation_max_at(const ga_statistics *s, ga_stream stream, size_t layer, size_t position);
 GA_API double ga_activation_max_in(const ga_statistics *s, ga_stream stream, size_t layer, size_t dimension);
 
-/* The attention that `position` gets, mean over the queries that see it. layer, head: an index or GA_ALL. At position 0
- * this is F-Attn. */
+/* The attention that `position` gets, mean over the queries that see it; at position 0 F-Attn. */
 GA_API double ga_attention_received(const ga_statistics *s, size_t layer, size_t head, size_t position);
-/* Where the sink sits: the position that gets most. Only those in the first half of the longest window are asked, which at
- * least half of its queries see: a late one may lead by what it gives itself. */
+/* Where the sink is: the position that gets most. Only the first half of the longest window counts, which at least half
+ * of its queries see: few see a late position, and it gets much from itself. */
 GA_API size_t ga_sink_position(const ga_statistics *s, size_t layer, size_t head);
 /* Entropy of the attention in nats, mean over queries; ga_entropy_uniform(T) is that of attention spread evenly. */
 GA_API double ga_attention_entropy(const ga_statistics *s, size_t layer, size_t head);
 GA_API double ga_entropy_uniform(size_t T);
 
-/* Value drain: length of the value (key) states of a key-value head at a position; GA_ALL: all positions but the first.
- * The value is what attention sums, after a gate at G2; the key is after QK-norm and RoPE. */
+/* Mean Euclidean norm of the values (keys) of a key-value head at a position; GA_ALL: at all positions but the first.
+ * Values are what attention sums, after a gate at G2; keys are after QK-norm and RoPE. */
 GA_API double ga_value_norm(const ga_statistics *s, size_t layer, size_t head, size_t position);
 GA_API double ga_key_norm(const ga_statistics *s, size_t layer, size_t head, size_t position);
-/* Length at the first token over the mean length at the others: far below 1 when its value has drained. */
+/* Value drain (Guo et al. 2024): the norm at position 0 over that at the others, far below 1 when the value of the
+ * first token has drained. */
 GA_API double ga_value_drain(const ga_statistics *s, size_t layer);
 GA_API double ga_key_drain(const ga_statistics *s, size_t layer);
 
-/* Eq. 6: effective rank exp(-sum_i p_i log p_i), p_i = sigma_i / sum_j sigma_j (Roy and Vetterli 2007), between 1 and D, of
+/* Eq. 6: effective rank exp(-sum_i p_i log p_i), p_i = sigma_i / sum_j sigma_j (Roy and Vetterli 2007),
+ * between 1 and D, of
  *     GA_RANK_WEIGHTS   W_V^k W_O^k; NaN where a router mixes values (A.1)
  *     GA_RANK_BEFORE    the rows Y^k W_O^k over all positions seen, Y before the gate at G1
- *     GA_RANK_AFTER     the same behind it; NaN without one
- * ga_measure_ranks computes them from the model's weights and what s has seen; then ga_effective_rank tells. */
+ *     GA_RANK_AFTER     the same after the gate; NaN without one
+ * ga_measure_ranks computes them from the model's weights and from what s, with details, has seen; ga_effective_rank
+ * returns them. GA_ERR_INPUT: s has no details. */
 typedef enum { GA_RANK_WEIGHTS, GA_RANK_BEFORE, GA_RANK_AFTER, GA_RANKS } ga_rank;
 
 GA_API ga_result ga_measure_ranks(ga_statistics *s, ga_model *m, ga_error *e);
@@ -902,49 +942,53 @@ typedef enum {
 
 struct ga_intervention {
     ga_intervention_kind kind;
-    size_t layer, head; /* where; GA_ALL: everywhere. head: of GA_SILENCE_HEAD */
+    size_t layer, head; /* where; GA_ALL: everywhere. `head` is for GA_SILENCE_HEAD */
     double value;
     const double *scores; /* (L) or NULL */
 };
 
-/* ga_forward with one thing changed; the model stays as it is. GA_ERR_INPUT: a layer or head that is not there, scores of a
- * model without a gate, scores to be scaled that are added. Where an observer looks on, the attention that it sees under
- * GA_REMOVE_KEY is that of a whole pass. */
+/* ga_forward with one change, which ends with the pass. GA_ERR_INPUT: there is no such layer or head; the model has no
+ * gate whose scores could be set; scores that are added cannot be scaled. Under GA_REMOVE_KEY an observer sees the
+ * attention as it would be with position 0. */
 GA_API ga_result ga_forward_with(ga_model *m, const ga_intervention *change, const int32_t *tokens,
                                  const int32_t *targets, size_t B, size_t T, const ga_observer *observer, double *loss,
                                  ga_error *e);
 
-/* ---- generation --------------------------------------------------------------------------------------------------- */
+/* ---- generation -------------------------------------------------------------------------------------------------- */
 
 typedef struct ga_generator ga_generator;
 
-/* Keeps keys and values of up to `capacity` <= max_seq_len positions. The model must outlive it. */
+/* Generation with a cache of keys and values for up to `capacity` <= max_seq_len positions. NULL on failure. The model
+ * must outlive it. */
 GA_API ga_generator *ga_generator_create(ga_model *m, size_t capacity, ga_error *e);
 GA_API void ga_generator_destroy(ga_generator *g);
+/* Forgets all tokens. */
 GA_API void ga_generator_reset(ga_generator *g);
-/* From now on s (or NULL: nothing), made by ga_statistics_create, takes what ga_forward's observer would: the tokens that
- * are fed are its queries, all positions so far its keys. */
+/* From now on s, made by ga_statistics_create, or NULL, sees what is computed, as ga_forward's observer would: the
+ * tokens that are fed are the queries, all positions so far the keys. */
 GA_API void ga_generator_observe(ga_generator *g, ga_statistics *s);
-/* Appends n tokens; logits (V), on the host, are those after the last one. */
+/* Appends n tokens; `logits` (V), in host memory, or NULL, receives those after the last one. GA_ERR_INPUT: they do not
+ * fit into the cache, or one is not in the vocabulary. */
 GA_API ga_result ga_generator_feed(ga_generator *g, const int32_t *tokens, size_t n, ga_real *logits, ga_error *e);
 
 typedef struct {
     double temperature; /* 0: the most likely token */
     size_t top_k;       /* 0: all */
-    double top_p;       /* 1: all */
+    double top_p;       /* of the most likely tokens as many as hold this share of the probability; 1: all */
 } ga_sampling;
 
-/* Draws a token from logits (V), which are overwritten. *random is the state of the stream, seeded with any number. */
+/* Draws a token from logits (V), which it overwrites. *random is the state of the random stream; it begins
+ * with any number. */
 GA_API int32_t ga_sample(ga_real *logits, size_t V, ga_sampling s, uint64_t *random);
 
-/* Random numbers: uniform bits of a counter (splitmix64), a uniform double in [0, 1), a normal one. */
+/* The next random number of a stream: 64 bits (splitmix64), a double in [0, 1), a normal one. */
 GA_API uint64_t ga_random_bits(uint64_t *state);
 GA_API double ga_random_uniform(uint64_t *state);
 GA_API double ga_random_normal(uint64_t *state);
 
-/* ---- checkpoints -------------------------------------------------------------------------------------------------- */
+/* ---- checkpoints ------------------------------------------------------------------------------------------------- */
 
-/* Where a run stands: what is needed, beside weights and moments, to go on as if never stopped. */
+/* What a run needs beside weights and moments to go on as if it had never stopped. */
 typedef struct {
     uint64_t step;    /* optimiser steps done */
     uint64_t windows; /* training windows consumed */
@@ -954,21 +998,21 @@ typedef struct {
 } ga_training_state;
 
 /* Writes a Hugging Face directory: config.json, model.safetensors, and with `state` optimizer.safetensors (moments) and
- * training_state.json. Written under another name, synced and renamed: whole or not at all. With ranks: rank 0 writes what
- * one process alone would, which any number of ranks can load; with `state` between two steps only. */
+ * training_state.json. Written under another name, synced and renamed: whole or not at all. With ranks, rank 0 writes
+ * what one process would, and any number of ranks can load it; with `state` only between two steps. */
 GA_API ga_result ga_save(ga_model *m, const char *directory, const ga_training_state *state, ga_error *e);
 /* Sets the model's keys (groups MODEL and GATE, but for max_seq_len when `keep_length`) from a config.json. */
 GA_API ga_result ga_load_config(ga_config *c, const char *directory, bool keep_length, ga_error *e);
 /* Reads weights into m, and with `state` moments and training state too (GA_ERR_FILE if the directory has none).
- * Every length is checked before a byte is used; F32, BF16 and F16 are read. On failure m is to be destroyed.
+ * Every length is checked before a byte is used; F32, BF16, F16 and F64 are read. On failure m is to be destroyed.
  * GA_MAPPED: maps the files, which must stay as they are until m is destroyed. */
 GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *state, ga_error *e);
-/* ga_create with the weights of a checkpoint: none are drawn that it would replace. Keys rope_* are those of c, all others
- * must be the checkpoint's. NULL on failure. */
+/* ga_create with the weights of a checkpoint: none are drawn that it would replace. Keys rope_* are those of c, all
+ * others must be the checkpoint's. NULL on failure. */
 GA_API ga_model *ga_open(const ga_config *c, const ga_device *device, ga_mode mode, const char *directory, ga_error *e);
-/* Starts m from the weights of another model, which may differ in two ways: in its positions (keys rope_... and max_seq_len,
- * which no weight depends on; section 4.4), and in a gate that it does not have, which then keeps its fresh start (A.7).
- * All else as ga_load. `changes` receives in words what differs; it is empty where nothing does. */
+/* Gives m the weights of another model, which may differ in two ways: in the keys rope_* and max_seq_len, on which no
+ * weight depends (section 4.4), and in that it has no gate, in which case m's gate stays as it was drawn (A.7). All
+ * else as ga_load. `changes` (size) receives what differs, in words; it is empty where nothing does. */
 GA_API ga_result ga_start_from(ga_model *m, const char *directory, char *changes, size_t size, ga_error *e);
 /* Whether a directory holds a checkpoint (with training state, if asked for). */
 GA_API bool ga_checkpoint_exists(const char *directory, bool with_state);
@@ -993,7 +1037,7 @@ GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *i
 #endif
 #endif /* GATED_ATTENTION_H */
 
-/* ==== implementation =============================================================================================== */
+/* ==== implementation ============================================================================================== */
 
 #if defined(GATED_ATTENTION_IMPLEMENTATION) && !defined(GATED_ATTENTION_IMPLEMENTED)
 #define GATED_ATTENTION_IMPLEMENTED
@@ -1058,7 +1102,7 @@ extern "C" {
 #define GAI_PARALLEL_TASKS
 #endif
 
-/* ---- errors, small helpers ---------------------------------------------------------------------------------------- */
+/* ---- errors, small helpers --------------------------------------------------------------------------------------- */
 
 GAI_PRINTF(3, 4) GAI_FN ga_result gai_fail(ga_error *e, ga_result result, const char *format, ...) {
     if (e) {
@@ -1081,7 +1125,7 @@ GAI_INLINE size_t gai_ceil_div(size_t a, size_t b) {
     return (a + b - 1) / b;
 }
 
-/* ---- machine and system ------------------------------------------------------------------------------------------- */
+/* ---- machine and system ------------------------------------------------------------------------------------------ */
 
 /* What ISO C does not have: POSIX, and what Windows (MinGW) offers in its place. There a file is read where it would be
  * mapped, directories are not synced, and clock() is the time that passes. */
@@ -1142,12 +1186,12 @@ GAI_FN double gai_seconds(void) {
 }
 #endif
 
-/* Whether a sum of floats is rounded to float: not on an x87, where gcc keeps 80 bits, nor where float is computed as double.
- * There generic vectors do not mix with such scalars, and e^x cannot be had from the rounding of a sum. */
+/* Whether a sum of floats is rounded to float: not on an x87, where gcc keeps 80 bits, nor where float is computed as
+ * double. There generic vectors do not mix with such scalars, and e^x cannot be had from the rounding of a sum. */
 #define GAI_EXACT_FLOAT (FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16)
 
-/* strtod and snprintf follow the locale of the program that uses this header, whose decimal point may be a comma. Files have
- * a dot, everywhere. */
+/* strtod and snprintf follow the locale of the program that uses this header, whose decimal point may be a comma. Files
+ * have a dot, everywhere. */
 GAI_FN double gai_real_of(const char *text, char **end) {
     const char *point = localeconv()->decimal_point;
     char local[GA_TEXT];
@@ -1172,7 +1216,7 @@ GAI_FN void gai_print_real(char *text, size_t size, int digits, double x) {
     memmove(at + 1, at + n, strlen(at + n) + 1);
 }
 
-/* ---- random numbers ----------------------------------------------------------------------------------------------- */
+/* ---- random numbers ---------------------------------------------------------------------------------------------- */
 
 GA_API uint64_t ga_random_bits(uint64_t *state) {
     uint64_t z = *state += 0x9e3779b97f4a7c15u;
@@ -1190,7 +1234,7 @@ GA_API double ga_random_normal(uint64_t *state) { /* Box-Muller */
     return radius * cos(6.283185307179586 * ga_random_uniform(state));
 }
 
-/* ---- configuration ------------------------------------------------------------------------------------------------ */
+/* ---- configuration ----------------------------------------------------------------------------------------------- */
 
 typedef enum { GAI_SIZE, GAI_SEED, GAI_INTEGER, GAI_REAL, GAI_FLAG, GAI_CHOICE, GAI_TEXT } gai_kind;
 
@@ -1454,7 +1498,8 @@ GAI_FN ga_result gai_config_line(ga_config *c, gai_config_place at, char *line, 
     return ga_config_set(c, key, value, e);
 }
 
-/* The next line, cut at its end; false: there is none. A line that is too long, or holds a zero byte, is GA_ERR_CONFIG. */
+/* The next line, cut at its end; false: there is none. A line that is too long, or holds a zero byte, is
+ * GA_ERR_CONFIG. */
 GAI_FN bool gai_config_read_line(FILE *f, char *line, size_t size, ga_result *result, ga_error *e) {
     size_t n = 0;
     int byte;
@@ -1644,7 +1689,7 @@ GA_API ga_sizes ga_sizes_of(const ga_config *c) {
     return z;
 }
 
-/* ---- numbers ------------------------------------------------------------------------------------------------------ */
+/* ---- numbers ----------------------------------------------------------------------------------------------------- */
 
 /* e^x. In float a polynomial after the reduction x = n ln 2 + r, without branches, so that loops over it become vector
  * code; below 2 ulp. NaN stays NaN, what underflows is 0, what overflows is infinite. */
@@ -1692,10 +1737,11 @@ GAI_INLINE ga_real gai_sigmoid(ga_real x) {
     return 1 / (1 + gai_exp(-x));
 }
 
-/* ---- products ----------------------------------------------------------------------------------------------------- */
+/* ---- products ---------------------------------------------------------------------------------------------------- */
 
-/* All matrix products come down to one kernel: GAI_MR rows by GAI_NR columns of C stay in registers while the
- * contraction runs over k; each step loads GAI_NR values of B once and multiplies them with one value from each row of A.
+/* All matrix products come down to one kernel: GAI_MR rows by GAI_NR columns of C stay in registers while
+ * the contraction runs over k; each step loads GAI_NR values of B once and multiplies them with one value
+ * from each row of A.
  *
  *            B  (K, NR), packed: line k is contiguous
  *          +---------+
@@ -1706,8 +1752,8 @@ GAI_INLINE ga_real gai_sigmoid(ga_real x) {
  *   | | |  |         |      C[i][:] += A[i][k] * B[k][:]
  *   +---+  +---------+
  *
- * Every element of C is one chain of additions over k = 0, 1, ..., K-1, however the work is cut: neither block sizes nor
- * threads change a bit. Vectors are gcc's and clang's generic ones; elsewhere a lane is a scalar. */
+ * Every element of C is one chain of additions over k = 0, 1, ..., K-1, however the work is cut: neither block sizes
+ * nor threads change a bit. Vectors are gcc's and clang's generic ones; elsewhere a lane is a scalar. */
 #if !defined(__GNUC__) || !GAI_EXACT_FLOAT
 enum { GAI_VECTOR_BYTES = sizeof(ga_real), GAI_MR = 4, GAI_NV = 4 };
 typedef ga_real gai_vector;
@@ -1846,7 +1892,7 @@ GAI_INLINE ga_real gai_rstd(const ga_real *x, size_t n, ga_real eps) {
     return 1 / gai_sqrt(gai_dot(x, x, n) / (ga_real)n + eps);
 }
 
-/* ==== 2.1: softmax attention ======================================================================================= */
+/* ==== 2.1: softmax attention ====================================================================================== */
 
 /* Eq. 1 and Eq. 4, and every other linear map.
  *
@@ -1920,7 +1966,7 @@ GAI_INLINE void gai_rotate_back(ga_real *dy, const ga_real *rope, size_t D) {
 /* Splits projections into heads: QK-norm, then RoPE in its "rotate half" form (section 2.1 and A.2).
  *
  *     u   = w x / sqrt(mean(x^2) + eps)                   over the D values of a head; u = x when w is NULL
- *     y_i = u_i cos_i - u_{i+D/2} sin_i,   y_{i+D/2} = u_{i+D/2} cos_i + u_i sin_i,   i < D/2;   y = u when rope is NULL
+ *     y_i = u_i cos_i - u_{i+D/2} sin_i,   y_{i+D/2} = u_{i+D/2} cos_i + u_i sin_i   i < D/2; y = u when rope is NULL
  *
  *     y     (B, T, H, D)  out
  *     x     (B * T) rows of H * D values, x_stride apart: a section of [query | gate | key | value], or gated values
@@ -1953,7 +1999,7 @@ GAI_INLINE void gai_norm_head_backward(ga_real *du, ga_real *dw, const ga_real *
 }
 
 /*     du_i = dy_i cos_i + dy_{i+D/2} sin_i,   du_{i+D/2} = dy_{i+D/2} cos_i - dy_i sin_i        the inverse rotation
- *     dx   = r (w du - r^2 x mean(w du x)),   dw += sum over rows and heads of du x r,          r = 1/sqrt(mean(x^2) + eps)
+ *     dx   = r (w du - r^2 x mean(w du x)),   dw += sum over rows and heads of du x r,   r = 1 / sqrt(mean(x^2) + eps)
  *
  *     dx  (B * T) rows, dx_stride apart, out
  *     dw  (D)      added to; unused when w is NULL
@@ -2184,7 +2230,7 @@ GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *dsi
     if (sink && dsink) gai_sum_sink_gradients(dsink, deltas, lse, sink, n);
 }
 
-/* ==== 2.2: the gate ================================================================================================ */
+/* ==== 2.2: the gate =============================================================================================== */
 
 /* sigma of Eq. 5 and its derivative; NS-sigmoid is Eq. 9. */
 GAI_INLINE ga_real gai_gate_activation(ga_real x, ga_gate_activation activation) {
@@ -2233,8 +2279,8 @@ GAI_INLINE bool gai_gate_elementwise(ga_gate g) {
     return g.type == GA_ELEMENTWISE && g.input != GA_INPUT_SCALAR;
 }
 
-/* Scores of values d0 .. d0+n-1 of head h of a row: what multiplies Y, or is added. A head-shared score is the mean of the
- * heads' scores. */
+/* Scores of values d0 .. d0+n-1 of head h of a row: what multiplies Y, or is added. A head-shared score is the mean of
+ * the heads' scores. */
 GAI_FN void gai_gate_scores(ga_real *score, const ga_real *s, ga_gate g, size_t h, size_t d0, size_t n) {
     ga_real one[GAI_GATE_CHUNK];
     size_t first = g.sharing == GA_SHARED ? 0 : h, count = g.sharing == GA_SHARED ? g.H : 1;
@@ -2408,7 +2454,7 @@ GA_API void ga_gate_backward(ga_real *dy, size_t dy_stride, ga_real *ds, size_t 
     }
 }
 
-/* ==== the rest of the block ======================================================================================== */
+/* ==== the rest of the block ======================================================================================= */
 
 /* x_n = w[tokens_n].    x (N, C) out,  tokens (N), each below V,  w (V, C) */
 GA_API void ga_embedding_forward(ga_real *x, const int32_t *tokens, const ga_real *w, size_t N, size_t C) {
@@ -2499,7 +2545,7 @@ GA_API void ga_swiglu_backward(ga_real *du, const ga_real *da, const ga_real *u,
     }
 }
 
-/* ==== 3.1: mixture of experts ======================================================================================= */
+/* ==== 3.1: mixture of experts ===================================================================================== */
 
 /* The FFN of a mixture is E FFNs, of which each position uses the K that the router chooses for it:
  *
@@ -2512,8 +2558,9 @@ GA_API void ga_swiglu_backward(ga_real *du, const ga_real *da, const ga_real *u,
  *     slots  n0 n0 n1 n1 n2 n2 ...       rows   | expert 0 | expert 1    | (none)  | expert 3 | ...
  *            e3 e0 e1 e0 e3 e1                    offsets[0] offsets[1]    offsets[2] = offsets[3]
  *
- * No position is dropped and no row is padded: there are always N K rows, so that memory is known beforehand, while cost
- * follows K, not E. The sort is stable: nothing depends on threads, and a device can do it without asking the host.
+ * No position is dropped and no row is padded: there are always N K rows, so that memory is known
+ * beforehand, while cost follows K, not E. The sort is stable: nothing depends on threads, and a device can
+ * do it without asking the host.
  *
  * Two losses are added to the cross-entropy, each the mean over the layers:
  *
@@ -2521,10 +2568,10 @@ GA_API void ga_swiglu_backward(ga_real *du, const ga_real *da, const ga_real *u,
  *     L_lb = E sum_e f_e P_e,  f_e = c_e / tokens,   P_e = mean_n p_ne                   balances the load
  *
  * where c_e counts the positions that chose e; L_lb is K at perfect balance. Balance within a micro-batch would hinder
- * experts from specialising, so counts and tokens are those of the *global* batch: c_e is summed over the micro-batches of
- * an optimiser step, in ga_model.expert_counts, which are complete for all layers between forward and backward pass: there
- * ranks add theirs up. When micro-batch m runs backward the choices of m+1, ... do not exist yet; to know them would
- * take a second forward pass over the whole batch. So the loss of micro-batch m is
+ * experts from specialising, so counts and tokens are those of the *global* batch: c_e is summed over the micro-batches
+ * of an optimiser step, in ga_model.expert_counts, which are complete for all layers between forward and backward pass:
+ * there ranks add theirs up. When micro-batch m runs backward the choices of m+1, ... do not exist yet; to know them
+ * would take a second forward pass over the whole batch. So the loss of micro-batch m is
  *
  *     L_lb,m = E sum_e f_e^(m) P_e,m,   f_e^(m) = c_e over micro-batches 1..m / tokens in 1..m,
  *
@@ -2707,8 +2754,8 @@ GA_API void ga_grouped_backward(ga_real *dx, ga_real *dw, const ga_real *dy, con
     }
 }
 
-/* SwiGLU of an expert, times the expert's weight: what follows is linear, so that the weight may as well stand here, and
- * the backward pass gets its gradient without the expert's output.
+/* SwiGLU of an expert, times the expert's weight: what follows is linear, so that the weight may as well stand here,
+ * and the backward pass gets its gradient without the expert's output.
  *
  *     a_r = w_s silu(act_r) up_r     for the slot s of row r
  *
@@ -2744,15 +2791,15 @@ GA_API void ga_expert_swiglu_backward(ga_real *du, ga_real *d_weights, const ga_
     }
 }
 
-/* ==== A.1: switch heads ============================================================================================ */
+/* ==== A.1: switch heads =========================================================================================== */
 
 /* A switch head (Csordas et al. 2023; Table 6) has E experts, each a projection of its own. A position uses the K whose
  * routers' logits are the largest, weighted by sigmoids that do not compete:
  *
  *     s = X W_router,   p = sigmoid(s),   S = the K largest of s,   y_h = sum_{e in S} p_he x_he
  *
- * With E = K = 1 this is the headwise gate at G2. Each expert is a whole projection to D values, so that a model grows by
- * more than Table 6 states. All E experts of a head are computed: they are part of the one product [query | gate |
+ * With E = K = 1 this is the headwise gate at G2. Each expert is a whole projection to D values, so that a model grows
+ * by more than Table 6 states. All E experts of a head are computed: they are part of the one product [query | gate |
  * routers | keys | values], and in all rows of Table 6 but one every expert is chosen.
  *
  *     y  (N, H, D)  out
@@ -2806,7 +2853,7 @@ GA_API void ga_switch_backward(ga_real *dx, ga_real *ds, const ga_real *dy, cons
         }
 }
 
-/* ==== outputs, residual stream, loss ================================================================================ */
+/* ==== outputs, residual stream, loss ============================================================================== */
 
 /* A.6: y = x, held within [-limit, limit]; NaN stays NaN.    n values */
 GA_API void ga_clip_forward(ga_real *y, const ga_real *x, size_t n, ga_real limit) {
@@ -2846,8 +2893,8 @@ GAI_FN ga_real gai_cross_entropy(ga_real *logits, size_t V, int32_t target, ga_r
     return gai_log(sum) + top - at_target;
 }
 
-/* Output head and cross-entropy in one pass over slices of GA_HEAD_ROWS rows: the logits of a batch never exist at once,
- * and forward and backward share them.
+/* Output head and cross-entropy in one pass over slices of GA_HEAD_ROWS rows: the logits of a batch never exist at
+ * once, and forward and backward share them.
  *
  *     logits = x w^T,   loss_n = log sum_v exp(logits_nv) - logits_n,target
  *     dx     = scale (softmax(logits) - onehot) w,        dw += scale (softmax(logits) - onehot)^T x
@@ -2880,7 +2927,8 @@ GAI_FN size_t gai_count_targets(const int32_t *targets, size_t N) {
     return count;
 }
 
-/* The mean loss, in double: mean = sum_n losses_n / |{n: targets_n >= 0}|, NaN where there is no target; total += scale mean.
+/* The mean loss, in double: mean = sum_n losses_n / |{n: targets_n >= 0}|, NaN where there is no target;
+ * total += scale mean.
  *
  *     mean (1) out,  total (1) added to, may be NULL    losses, targets (N)
  */
@@ -2893,7 +2941,7 @@ GA_API void ga_mean_loss(double *mean, double *total, const ga_real *losses, con
     if (total) *total += scale * *mean;
 }
 
-/* ==== optimiser operators ========================================================================================== */
+/* ==== optimiser operators ========================================================================================= */
 
 /* AdamW with decoupled decay (Loshchilov and Hutter 2019), as PyTorch's; n values.
  *
@@ -2930,7 +2978,7 @@ GA_API void ga_sum_of_squares(double *sum, const ga_real *x, size_t n) {
     for (size_t chunk = 0; chunk < CHUNKS; chunk++) *sum += part[chunk];
 }
 
-/* ==== 4.2, 4.3: operators of the analysis ========================================================================== */
+/* ==== 4.2, 4.3: operators of the analysis ========================================================================= */
 
 /* What the operators below sum up lies on the device, in double, and grows from pass to pass. */
 
@@ -2952,8 +3000,8 @@ GA_API void ga_max_abs(double *max, const ga_real *x, size_t n) {
     if (gai_exceeds(found, *max)) *max = found;
 }
 
-/* Sums over what is alike: sums[g g_stride + i i_stride] += sum_r x_rgi;   x (R, G, I). A stride of 0 sums over that index
- * as well. */
+/* Sums over what is alike: sums[g g_stride + i i_stride] += sum_r x_rgi;   x (R, G, I). A stride of 0 sums over that
+ * index as well. */
 GA_API void ga_accumulate(double *sums, size_t g_stride, size_t i_stride, const ga_real *x, size_t R, size_t G,
                           size_t I) {
     for (size_t r = 0; r < R; r++)
@@ -3013,8 +3061,8 @@ GAI_INLINE void gai_add_score(ga_gate_sums *sums, double x) {
     sums->bins[bin] += 1;
 }
 
-/* Adds the gate scores of N rows to `sums` of each head that has its own: each score once, a headwise one not D times, a
- * shared one not H times. s, s_stride as in ga_gate_forward. */
+/* Adds the gate scores of N rows to `sums` of each head that has its own: each score once, a headwise one not D times,
+ * a shared one not H times. s, s_stride as in ga_gate_forward. */
 GA_API void ga_gate_statistics(ga_gate_sums *sums, const ga_real *s, size_t s_stride, size_t N, ga_gate g) {
     size_t heads = gai_score_heads(g), values = gai_gate_elementwise(g) ? g.D : 1;
     for (size_t n = 0; n < N; n++)
@@ -3027,7 +3075,8 @@ GA_API void ga_gate_statistics(ga_gate_sums *sums, const ga_real *s, size_t s_st
             }
 }
 
-/* A row of scores in a tile, of which the query sees `visible` keys: adds P_j to columns_j, -sum_j P_j log P_j to *entropy. */
+/* A row of scores in a tile, of which the query sees `visible` keys: adds P_j to columns_j, -sum_j P_j log
+ * P_j to *entropy. */
 GAI_INLINE void gai_row_statistics(ga_real *columns, double *entropy, ga_real *s, ga_real lse, size_t visible) {
     ga_real p[GAI_TILE], part[16] = {0};
     for (size_t j = 0; j < GAI_TILE; j++) { /* all, so that it becomes vector code; what is not seen is cleared */
@@ -3144,8 +3193,8 @@ GA_API void ga_max_abs_columns(double *max, const ga_real *x, size_t N, size_t C
     }
 }
 
-/* What ga_max_abs_rows has found in N rows, T of a sequence: max_at_t becomes the larger of itself and max_n of the rows at
- * position t; *peak the largest of all, the first of equal ones, with its row's token.
+/* What ga_max_abs_rows has found in N rows, T of a sequence: max_at_t becomes the larger of itself and max_n of the
+ * rows at position t; *peak the largest of all, the first of equal ones, with its row's token.
  *
  *     max_at (T);   max, at, tokens (N)
  */
@@ -3168,8 +3217,8 @@ GA_API void ga_row_norms(ga_real *norms, const ga_real *x, size_t N, size_t D) {
     for (size_t n = 0; n < N; n++) norms[n] = gai_sqrt(gai_dot(x + n * D, x + n * D, D));
 }
 
-/* The second moment of each head, from which the rank of its output follows (Eq. 6). In double: singular values are roots
- * of its eigenvalues, and rounding in float would fill up what an output lacks.
+/* The second moment of each head, from which the rank of its output follows (Eq. 6). In double: singular values are
+ * roots of its eigenvalues, and rounding in float would fill up what an output lacks.
  *
  *     moments_h += sum_n x_nh x_nh^T       moments (H, D, D);   x (N, H, D)
  */
@@ -3198,7 +3247,7 @@ GA_API void ga_scale_rows(ga_real *x, size_t x_stride, size_t N, size_t W, ga_re
         for (size_t i = 0; i < W; i++) x[n * x_stride + i] = factor == 0 ? 0 : x[n * x_stride + i] * factor;
 }
 
-/* ==== device ======================================================================================================= */
+/* ==== device ====================================================================================================== */
 
 /* Memory of the CPU device: zeroed, aligned to a cache line; the pointer to free stands just before the block. */
 GAI_FN void *gai_cpu_allocate(void *state, size_t bytes) {
@@ -3290,7 +3339,7 @@ GAI_FN ga_result gai_status(const ga_model *m, ga_error *e) {
     return result == GA_OK && ranks ? ranks->status(ranks->state, e) : result;
 }
 
-/* ==== memory ======================================================================================================= */
+/* ==== memory ====================================================================================================== */
 
 /* Whether a tensor is W_theta of Eq. 5. */
 GAI_INLINE bool gai_is_w_theta(int id) {
@@ -3396,8 +3445,8 @@ GAI_INLINE ga_real *gai_take_reals(gai_arena *arena, size_t count) {
     return (ga_real *)gai_take(arena, count, sizeof(ga_real));
 }
 
-/* The most values that an observer's operator leaves in m->scratch: those of sdpa_statistics; max_abs_rows and row_norms
- * leave no more. */
+/* The most values that an observer's operator leaves in m->scratch: those of sdpa_statistics; max_abs_rows and
+ * row_norms leave no more. */
 GAI_FN size_t gai_observed_values(ga_sizes z, size_t N) {
     return 2 * N * z.HQ;
 }
@@ -3522,7 +3571,7 @@ GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, g
     return ga_summarize_rank(c, mode, 1, s, e);
 }
 
-/* ==== the model ==================================================================================================== */
+/* ==== the model =================================================================================================== */
 
 enum { GAI_PIECE = 4096 }; /* values in host memory at one time: a device may have to finish its work for each copy */
 
@@ -3603,8 +3652,8 @@ GAI_FN void *gai_zeroed(size_t bytes) {
     return p;
 }
 
-/* Cuts the blocks where layers begin, rounded up to equal parts: the first values of a layer, which the backward pass comes
- * to last, belong to the part before it. */
+/* Cuts the blocks where layers begin, rounded up to equal parts: the first values of a layer, which the backward pass
+ * comes to last, belong to the part before it. */
 GAI_FN bool gai_cut_buckets(ga_model *m) {
     const ga_ranks *ranks = gai_ranks(m);
     size_t unit = gai_shares(m) * GA_RANK_UNIT, part = 0;
@@ -3664,8 +3713,8 @@ GAI_FN void gai_gather_bucket(ga_model *m, ga_real *block, size_t b) {
     if (ranks && values > 0) ranks->all_gather(ranks->state, block + m->buckets[b], values);
 }
 
-/* After weights were set in another way than by ga_update. Each share becomes that of the rank which updates it: weights that
- * were drawn on machines with another libm would differ in their last bits. */
+/* After weights were set in another way than by ga_update. Each share becomes that of the rank which updates it:
+ * weights that were drawn on machines with another libm would differ in their last bits. */
 GAI_FN void gai_weights_are_set(ga_model *m) {
     const ga_ranks *ranks = gai_ranks(m);
     for (size_t b = 0; b < m->n_buckets; b++) gai_gather_bucket(m, m->weights, b);
@@ -3789,7 +3838,8 @@ GAI_FN void gai_expand(ga_model *m, size_t layer);
 /* The rows of the mapped embedding that m->tokens (N) name, into x (N, C). */
 GAI_FN void gai_expand_embeddings(ga_model *m, ga_real *x, size_t N);
 
-/* The weights of a layer, or with GA_ALL those after the last layer. Mapped ones are there until others are asked for. */
+/* The weights of a layer, or with GA_ALL those after the last layer. Mapped ones are there until others
+ * are asked for. */
 GAI_FN gai_parameters gai_weights(ga_model *m, size_t layer) {
     if (m->mode == GA_MAPPED && m->expanded != layer) gai_expand(m, layer);
     return gai_layer_parameters(m, m->weights, layer == GA_ALL ? 0 : layer);
@@ -3810,7 +3860,8 @@ typedef struct {
     size_t past;
 } gai_cache;
 
-/* The sections of a row of [query | gate | key router | value router | key | value]; those that a model lacks are empty. */
+/* The sections of a row of [query | gate | key router | value router | key | value]; those that a model
+ * lacks are empty. */
 typedef struct {
     ga_real *query, *gate, *key_router, *value_router, *key, *value;
 } gai_sections;
@@ -3901,8 +3952,8 @@ GAI_FN const ga_intervention *gai_change(const ga_model *m, const ga_layer_activ
     return i && i->kind == kind && (i->layer == GA_ALL || a == &m->layers[i->layer]) ? i : NULL;
 }
 
-/* Passes 3, 6 and 8: the gate, with the scores that an intervention wants. A score that is the same everywhere is a scalar
- * parameter without activation. */
+/* Passes 3, 6 and 8: the gate, with the scores that an intervention wants. A score that is the same everywhere is a
+ * scalar parameter without activation. */
 GAI_FN void gai_run_gate(ga_model *m, const ga_layer_activations *a, ga_real *o, const ga_real *y, size_t y_stride,
                          gai_gate_logits logits, size_t N) {
     ga_gate g = m->gate;
@@ -4124,8 +4175,8 @@ GAI_FN void gai_attention_backward(ga_model *m, const ga_layer_activations *a, c
             gai_sink_source(m, w), shape); /* 5 */
 }
 
-/* What pass 4 has read of a section of [query | gate | key | value], and where its gradient goes: the section itself, or
- * what pass 3 has made of it, whose gradient pass 3 takes on from m->da. */
+/* What pass 4 has read of a section of [query | gate | key | value], and where its gradient goes: the section itself,
+ * or what pass 3 has made of it, whose gradient pass 3 takes on from m->da. */
 typedef struct {
     const ga_real *x;
     ga_real *dx;
@@ -4181,9 +4232,9 @@ GAI_FN void gai_project_backward(ga_model *m, const ga_layer_activations *a, con
     GAI_RUN(m, rmsnorm_backward, m->dx, dw->attn_norm, m->dh, a->x, w->attn_norm, a->rstd1, N, z.C, true); /* 1 */
 }
 
-/* m->dx holds d loss / d x_next and becomes d loss / d x; parameter gradients are added to dw. fresh: the forward pass of
- * this layer was the last one to run, so that what layers share is still there. scale: as in ga_forward_backward, for the
- * losses of the layer's own router. */
+/* m->dx holds d loss / d x_next and becomes d loss / d x; parameter gradients are added to dw. fresh: the forward pass
+ * of this layer was the last one to run, so that what layers share is still there. scale: as in ga_forward_backward,
+ * for the losses of the layer's own router. */
 GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, const gai_parameters *dw, bool fresh,
                                double scale, size_t B, size_t T) {
     const ga_layer_activations *a = &m->layers[l];
@@ -4192,7 +4243,7 @@ GAI_FN void gai_layer_backward(ga_model *m, size_t l, const gai_parameters *w, c
     gai_project_backward(m, a, w, dw, fresh, B, T);
 }
 
-/* ---- observation: what the analysis takes from a layer while it is there ------------------------------------------- */
+/* ---- observation: what the analysis takes from a layer while it is there ----------------------------------------- */
 
 /* What observers sum up over the rows, by layer: X(type, field, values). T is max_seq_len; `details` is 1 or 0. */
 /* clang-format off */
@@ -4355,8 +4406,8 @@ GAI_FN void gai_observe_details(ga_model *m, ga_sums *s, const ga_layer_activati
     }
 }
 
-/* Adds the scores of a layer. Returns their mean in this pass where it is asked for: the one figure that has to come to the
- * host in each layer, since the passes over Y that follow need it. */
+/* Adds the scores of a layer. Returns their mean in this pass where it is asked for: the one figure that has to come to
+ * the host in each layer, since the passes over Y that follow need it. */
 GAI_FN double gai_observe_gate(ga_model *m, const ga_statistics *s, gai_gate_logits logits, size_t l, size_t N) {
     size_t heads = s->gate_heads;
     ga_gate_sums *there = s->sums->there.gate + l * heads, *here = s->sums->here.gate + l * heads;
@@ -4410,7 +4461,7 @@ GAI_FN void gai_observe_map(ga_model *m, ga_map *map, const ga_layer_activations
     map->windows += (double)B;
 }
 
-/* ---- passes over all layers --------------------------------------------------------------------------------------- */
+/* ---- passes over all layers -------------------------------------------------------------------------------------- */
 
 GAI_FN ga_result gai_take_batch(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                                 ga_error *e) {
@@ -4476,7 +4527,7 @@ GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer, bool co
             (ga_real)m->config.norm_eps);
 }
 
-/* ---- ranks: exchanges of a pass ---- */
+/* ---- ranks: exchanges of a pass ---------------------------------------------------------------------------------- */
 
 /* Begins to add up the gradients of the next bucket, in the order in which the backward pass completes them. */
 GAI_FN void gai_exchange_next(ga_model *m) {
@@ -4492,8 +4543,8 @@ GAI_FN void gai_clear_routing(ga_model *m) {
     m->device.zero(m->device.state, m->router_sums, L * (E + 1) * sizeof *m->router_sums);
 }
 
-/* ... between forward and backward pass the counts become c_e over micro-batches 1..m of the global batch, that is, of all
- * earlier rounds, of the ranks before this one, and its own, as if one rank had computed them in turn ... */
+/* ... between forward and backward pass the counts become c_e over micro-batches 1..m of the global batch, that is, of
+ * all earlier rounds, of the ranks before this one, and its own, as if one rank had computed them in turn ... */
 GAI_FN void gai_pool_routing(ga_model *m) {
     const ga_ranks *ranks = gai_ranks(m);
     size_t L = m->sizes.L, E = m->sizes.E, n = L * E, n_sums = L * (E + 1);
@@ -4710,7 +4761,7 @@ GA_API ga_routing ga_routing_of(ga_model *m, size_t layer) {
     return mean;
 }
 
-/* ==== optimiser and schedule ======================================================================================= */
+/* ==== optimiser and schedule ====================================================================================== */
 
 GA_API double ga_learning_rate(const ga_config *c, uint64_t step, uint64_t steps) {
     if (step < c->warmup_steps) return c->learning_rate * (double)(step + 1) / (double)c->warmup_steps;
@@ -4720,8 +4771,9 @@ GA_API double ga_learning_rate(const ga_config *c, uint64_t step, uint64_t steps
     return c->min_lr + (c->learning_rate - c->min_lr) * (1 + cos(3.141592653589793 * progress)) / 2;
 }
 
-/* How many values the tensors *i, *i + 1, ... have that stand together and are frozen alike, and with `decay` also decay
- * alike; *i becomes the first tensor after them. The optimiser takes few long arrays in place of many short ones. */
+/* How many values the tensors *i, *i + 1, ... have that stand together and are frozen alike, and with `decay`
+ * also decay alike; *i becomes the first tensor after them. The optimiser takes few long arrays in place of
+ * many short ones. */
 GAI_FN size_t gai_alike(const ga_model *m, size_t *i, bool decay) {
     const ga_tensor *first = &m->tensors[*i];
     size_t values = 0;
@@ -4802,7 +4854,7 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
     return gai_status(m, e);
 }
 
-/* ==== analysis: 4.2, 4.3, A.3 to A.5 =============================================================================== */
+/* ==== analysis: 4.2, 4.3, A.3 to A.5 ============================================================================== */
 
 GAI_FN ga_statistics *gai_statistics_create(const ga_model *m, size_t details) {
     ga_statistics *s = (ga_statistics *)gai_zeroed(sizeof *s);
@@ -5076,7 +5128,7 @@ GA_API double ga_sink_heads(const ga_statistics *s, size_t layer, double thresho
     return (double)sinks / (double)((end - first) * s->HQ);
 }
 
-/* ---- details ---- */
+/* ---- details ----------------------------------------------------------------------------------------------------- */
 
 /* Of a layer, or of all together. */
 GAI_FN ga_magnitude_sums gai_magnitudes(const ga_statistics *s, ga_stage stage, size_t layer) {
@@ -5199,7 +5251,7 @@ GA_API double ga_key_drain(const ga_statistics *s, size_t layer) {
     return ga_key_norm(s, layer, GA_ALL, 0) / ga_key_norm(s, layer, GA_ALL, GA_ALL);
 }
 
-/* ---- Eq. 6: effective ranks, on the host and in double ---- */
+/* ---- Eq. 6: effective ranks, on the host and in double ----------------------------------------------------------- */
 
 /* g (D, D) = a a^T, a: D rows of n values */
 GAI_FN void gai_gram(double *g, const ga_real *a, size_t row_stride, size_t column_stride, size_t D, size_t n) {
@@ -5212,7 +5264,8 @@ GAI_FN void gai_gram(double *g, const ga_real *a, size_t row_stride, size_t colu
     }
 }
 
-/* Cholesky: g = l l^T in the lower triangle of g. A direction that g lacks, but for rounding, becomes a column of zeros. */
+/* Cholesky: g = l l^T in the lower triangle of g. A direction that g lacks, but for rounding, becomes a
+ * column of zeros. */
 GAI_FN void gai_cholesky(double *g, size_t D) {
     double largest = 0;
     for (size_t i = 0; i < D; i++) largest = fmax(largest, g[i * D + i]);
@@ -5263,8 +5316,8 @@ GAI_FN void gai_eigenvalues(double *a, size_t D) {
     }
 }
 
-/* Effective rank of a b, from left = a^T a and right = b b^T, both (D, D): the squares of the singular values of a b are
- * the eigenvalues of left right = l l^T right, and so of l^T right l. left and work (D, D) are overwritten. */
+/* Effective rank of a b, from left = a^T a and right = b b^T, both (D, D): the squares of the singular values of a b
+ * are the eigenvalues of left right = l l^T right, and so of l^T right l. left and work (D, D) are overwritten. */
 GAI_FN double gai_effective_rank(double *left, const double *right, double *work, size_t D) {
     double sum = 0, entropy = 0;
     gai_cholesky(left, D);
@@ -5345,7 +5398,7 @@ GA_API double ga_effective_rank(const ga_statistics *s, ga_rank rank, size_t lay
     return gai_mean_of_heads(s->sums->ranks + (size_t)rank * s->L * s->HQ, s->L, s->HQ, 1, layer, head);
 }
 
-/* ==== generation =================================================================================================== */
+/* ==== generation ================================================================================================== */
 
 /* Keys after QK-norm and RoPE, and values, of all positions so far: (L, capacity, HK, D) each. */
 struct ga_generator {
@@ -5438,7 +5491,8 @@ GAI_FN void gai_softmax(ga_real *x, size_t n, double temperature) {
     for (size_t i = 0; i < n; i++) x[i] = (ga_real)((double)x[i] / sum);
 }
 
-/* The largest bound such that at least k values, and at least a mass of p, are not below it: bisection over the bits. */
+/* The largest bound such that at least k values, and at least a mass of p, are not below it: bisection
+ * over the bits. */
 GAI_FN ga_real gai_cut(const ga_real *x, size_t n, size_t k, double p) {
     double low = 0, high = 1;
     for (int i = 0; i < 60; i++) {
@@ -5506,7 +5560,7 @@ enum {
     GAI_MAX_RANK = 4
 };
 
-/* ---- JSON ---- */
+/* ---- JSON -------------------------------------------------------------------------------------------------------- */
 
 /* A cursor over JSON text, which is decoded where it lies. A value is a cursor at its first byte that ends with it. */
 typedef struct {
@@ -5704,8 +5758,8 @@ GAI_FN bool gai_json_is(const gai_json *value, const char *text) {
     return value->at && (size_t)(value->end - value->at) == n && memcmp(value->at, text, n) == 0;
 }
 
-/* The values of an object's members `names`; one that is not there, or null, has at = NULL. Other members are passed over,
- * or refused where the object is `closed`. */
+/* The values of an object's members `names`; one that is not there, or null, has at = NULL. Other members are passed
+ * over, or refused where the object is `closed`. */
 GAI_FN ga_result gai_json_members(gai_json object, const char *const *names, size_t n, gai_json *values, bool closed) {
     if (gai_json_peek(&object) != '{')
         return gai_fail(object.e, GA_ERR_FORMAT, "%s: an object is missing at byte %zu", object.path,
@@ -5736,7 +5790,7 @@ GAI_FN bool gai_parse_u64(const char *text, const char *end, uint64_t *number) {
     return end > text;
 }
 
-/* ---- files ---- */
+/* ---- files ------------------------------------------------------------------------------------------------------- */
 
 GAI_FN ga_result gai_file_error(ga_error *e, const char *what, const char *path) {
     return gai_fail(e, GA_ERR_FILE, "%s: cannot %s: %s", path, what, strerror(errno));
@@ -5833,7 +5887,7 @@ GAI_FN ga_result gai_sync_directory(const char *path, ga_error *e) {
     return gai_sync_folder(path) == 0 ? GA_OK : gai_file_error(e, "write", path);
 }
 
-/* ---- what is stored, and where the gate is ---- */
+/* ---- what is stored, and where the gate is ----------------------------------------------------------------------- */
 
 /* The released models keep the gate inside q_proj. With R = n_heads / n_kv_heads query heads to a group, its rows are
  *
@@ -5846,9 +5900,10 @@ GAI_FN ga_result gai_sync_directory(const char *path, ga_error *e) {
  * while ours are two tensors, each with its heads in order. That form can say G1, head-specific, multiplicative,
  * sigmoid, computed from X; any other gate stays a tensor of its own.
  *
- * Qwen3-Next has the gate by head, [queries of head 0: D | gates: D | queries of head 1 ...], stores w - 1 for the weight
- * w of a norm, and pairs dimension i < R with i + R when RoPE turns the first 2R of D dimensions, while ours pairs i with
- * i + D/2 always. Queries and keys may have their dimensions in any order, if it is the same: reading, the pieces
+ * Qwen3-Next has the gate by head, [queries of head 0: D | gates: D | queries of head 1 ...], stores w - 1 for the
+ * weight w of a norm, and pairs dimension i < R with i + R when RoPE turns the first 2R of D dimensions, while
+ * ours pairs i with i + D/2 always. Queries and keys may have their dimensions in any order, if it is the same:
+ * reading, the pieces
  *
  *     file      0 .. R     R .. 2R        2R .. R + D/2   R + D/2 .. D
  *     becomes   0 .. R     D/2 .. D/2+R   R .. D/2        D/2+R .. D
@@ -5891,7 +5946,8 @@ GAI_FN gai_contents gai_moments_of(const ga_model *m) {
     return c;
 }
 
-/* From each rank's share to the whole block, or from that to the own share: a sum with zeros is a copy on the device. */
+/* From each rank's share to the whole block, or from that to the own share: a sum with zeros is a copy
+ * on the device. */
 GAI_FN void gai_gather_shares(ga_model *m, ga_real *block, const ga_real *shares) {
     gai_clear_gradients(m);
     for (size_t b = 0; b < m->n_buckets; b++) {
@@ -5945,7 +6001,8 @@ GAI_FN bool gai_stored_tensor(const ga_model *m, const gai_contents *c, size_t i
     return true;
 }
 
-/* The same for Qwen3-Next's queries, keys and their norms: four pieces of each head, and a fifth for the head's gates. */
+/* The same for Qwen3-Next's queries, keys and their norms: four pieces of each head, and a fifth for the head's
+ * gates. */
 GAI_FN bool gai_stored_run_by_head(const ga_model *m, const gai_stored *s, size_t k, ga_real **values, size_t *n) {
     const ga_tensor *t = s->tensor;
     size_t D = m->sizes.D, R = gai_rotary_pairs(&m->config), heads = t->rows * t->columns / D, unit = 1;
@@ -5985,7 +6042,7 @@ GAI_FN bool gai_stored_run(const ga_model *m, const gai_stored *s, size_t k, ga_
     return true;
 }
 
-/* ---- safetensors: numbers ---- */
+/* ---- safetensors: numbers ---------------------------------------------------------------------------------------- */
 
 typedef enum { GAI_F64, GAI_F32, GAI_F16, GAI_BF16, GAI_DTYPES } gai_dtype;
 
@@ -6021,8 +6078,8 @@ GAI_INLINE double gai_double_of(uint64_t bits) {
     return x;
 }
 
-/* 1 sign, 5 exponent, 10 fraction bits, moved to where a float has them; 2^112 is the difference of the exponents' biases,
- * and makes a subnormal half a normal float. Exponent 31: infinity or NaN. */
+/* 1 sign, 5 exponent, 10 fraction bits, moved to where a float has them; 2^112 is the difference of the exponents'
+ * biases, and makes a subnormal half a normal float. Exponent 31: infinity or NaN. */
 GAI_INLINE float gai_half_of(uint32_t h) {
     float size = gai_float_of((h & 0x7FFF) << 13) * 0x1p112f;
     uint32_t bits;
@@ -6031,7 +6088,8 @@ GAI_INLINE float gai_half_of(uint32_t h) {
     return gai_float_of(bits);
 }
 
-/* n values of a file, plus `shift`. One loop for each type, without a branch inside: the compiler makes vectors of it. */
+/* n values of a file, plus `shift`. One loop for each type, without a branch inside: the compiler makes
+ * vectors of it. */
 GAI_FN void gai_decode(ga_real *to, const unsigned char *p, size_t n, gai_dtype type, ga_real shift) {
     if (type == GAI_F32)
         for (size_t i = 0; i < n; i++) to[i] = (ga_real)gai_float_of((uint32_t)gai_get_bytes(p + 4 * i, 4));
@@ -6130,7 +6188,7 @@ GAI_FN ga_result gai_stream_read(gai_stream *s, ga_real *to, size_t n, gai_dtype
     return GA_OK;
 }
 
-/* ---- safetensors: reading ---- */
+/* ---- safetensors: reading ---------------------------------------------------------------------------------------- */
 
 typedef struct {
     const char *name;
@@ -6433,7 +6491,8 @@ GAI_FN bool gai_has_end(const char *text, const char *end) {
     return n >= tail && strcmp(text + n - tail, end) == 0;
 }
 
-/* A tensor that the model does not have. Other writers keep the RoPE frequencies, and lm_head beside tied embeddings. */
+/* A tensor that the model does not have. Other writers keep the RoPE frequencies, and lm_head beside
+ * tied embeddings. */
 GAI_FN ga_result gai_check_extra(gai_tensor_files *all, gai_stream *stream, const gai_tensor_file *f,
                                  const gai_entry *t) {
     if (gai_has_end(t->name, "rotary_emb.inv_freq")) return GA_OK;
@@ -6630,7 +6689,7 @@ GAI_FN ga_result gai_load_tensors(ga_model *m, const char *directory, const char
     return result;
 }
 
-/* ---- safetensors: writing ---- */
+/* ---- safetensors: writing ---------------------------------------------------------------------------------------- */
 
 GAI_FN ga_result gai_write_header(gai_stream *s, const gai_contents *c) {
     const char *type = gai_dtype_name(gai_own_dtype());
@@ -6659,7 +6718,8 @@ GAI_FN ga_result gai_write_header(gai_stream *s, const gai_contents *c) {
     return result;
 }
 
-/* What rank 0, which writes a checkpoint, tells the others: to give their shares of a block of moments, or how it went. */
+/* What rank 0, which writes a checkpoint, tells the others: to give their shares of a block of moments,
+ * or how it went. */
 enum { GAI_SAVED = 2 };
 typedef struct {
     size_t block; /* of gai_moments_of; GAI_SAVED: `end` is the result */
@@ -6726,7 +6786,7 @@ GAI_FN ga_result gai_save_tensors(ga_model *m, const char *directory, const char
     return result;
 }
 
-/* ---- config.json ---- */
+/* ---- config.json ------------------------------------------------------------------------------------------------- */
 
 /* X(key, our key or NULL, required) */
 #define GAI_HF_CONFIG(X)                                \
@@ -6813,8 +6873,8 @@ GAI_FN void gai_print_value(gai_text *t, const ga_config *c, const gai_key *k) {
         gai_print(t, k->kind == GAI_CHOICE ? "\"%s\"" : "%s", text);
 }
 
-/* Under which model_type transformers computes the same: Qwen3 with the released models' gate, Qwen3-MoE, Llama. Any other
- * model gets a name that is nobody's, and no class of theirs (NULL), so that it is not taken for one of these. */
+/* Under which model_type transformers computes the same: Qwen3 with the released models' gate, Qwen3-MoE, Llama. Any
+ * other model gets a name that is nobody's, and no class of theirs (NULL), so that it is not taken for one of these. */
 GAI_FN const char *gai_own_family(const ga_config *c, const char **architecture) {
     bool plain = (c->gate_position == GA_NO_GATE || gai_gate_is_packed(c)) && c->partial_rotary_factor == 1 &&
                  !c->sandwich_norm && !(c->attn_clip > 0) && !(c->ffn_clip > 0) && c->attention_sink == GA_SINK_NONE &&
@@ -6916,8 +6976,8 @@ GAI_FN ga_result gai_set_value(ga_config *c, const gai_key *k, const char *name,
     return gai_fail(value.e, result, "%s: %s: %.200s", value.path, name, inner.text);
 }
 
-/* Families of models: X(model_type, whether queries and keys have norms, what keeps it from being computed here or NULL).
- * gated_attention is this header's own name for what no other family can say. */
+/* Families of models: X(model_type, whether queries and keys have norms, what keeps it from being computed here or
+ * NULL). gated_attention is this header's own name for what no other family can say. */
 #define GAI_FAMILIES(X)                                             \
     X(qwen3, true, NULL)                                            \
     X(qwen3_next, true, NULL)                                       \
@@ -7020,8 +7080,8 @@ GAI_FN ga_result gai_check_supported(const gai_json *values) {
     return result == GA_OK ? gai_check_layers(values) : result;
 }
 
-/* A mixture has experts in every layer, or is refused; what a dense model says of experts is passed over, as Hugging Face
- * does. What a mixture leaves out has Hugging Face's default. */
+/* A mixture has experts in every layer, or is refused; what a dense model says of experts is passed over, as Hugging
+ * Face does. What a mixture leaves out has Hugging Face's default. */
 GAI_FN ga_result gai_parse_mixture(ga_config *c, gai_json *values) {
     static const int required[] = {GAI_HF_num_experts, GAI_HF_num_experts_per_tok, GAI_HF_moe_intermediate_size};
     const gai_json *type = &values[GAI_HF_model_type], *step = &values[GAI_HF_decoder_sparse_step];
@@ -7266,8 +7326,8 @@ GAI_FN bool gai_is_ours(const char *name) {
     return strncmp(name, "model-", 6) == 0 && gai_has_end(name, ".safetensors");
 }
 
-/* Removes a directory that held a checkpoint. Whatever else lay in it, such as a tokenizer, moves to `heir`, or with NULL
- * stays. Nothing here can fail in a way that matters: what is left, the next ga_save meets again. */
+/* Removes a directory that held a checkpoint. Whatever else lay in it, such as a tokenizer, moves to `heir`, or with
+ * NULL stays. Nothing here can fail in a way that matters: what is left, the next ga_save meets again. */
 GAI_FN void gai_clear(const char *directory, const char *heir) {
     char from[GAI_PATH], to[GAI_PATH];
     DIR *d = opendir(directory);
@@ -7318,7 +7378,7 @@ GAI_FN ga_result gai_replace(const char *directory, const char *partial, const c
     return result;
 }
 
-/* ---- training state ---- */
+/* ---- training state ---------------------------------------------------------------------------------------------- */
 
 enum { GAI_STATE_NUMBERS = 5 };
 
@@ -7382,7 +7442,7 @@ GAI_FN ga_result gai_load_state(ga_model *m, const char *directory, ga_training_
     return GA_OK;
 }
 
-/* ---- checkpoints: the public functions ---- */
+/* ---- checkpoints: the public functions --------------------------------------------------------------------------- */
 
 GAI_FN ga_result gai_save_files(ga_model *m, const char *directory, const ga_training_state *state, ga_error *e) {
     gai_contents weights = gai_weights_of(m), moments = gai_moments_of(m);
@@ -7525,7 +7585,8 @@ GAI_FN ga_result gai_compare_start(ga_config *from, const ga_model *m, const cha
     return result;
 }
 
-/* Weights of a checkpoint whose keys are `from`: for the checks, since m's own positions were laid out when m was made. */
+/* Weights of a checkpoint whose keys are `from`: for the checks, since m's own positions were laid out
+ * when m was made. */
 GAI_FN ga_result gai_load_from(ga_model *m, ga_config from, const char *directory, ga_error *e) {
     ga_config own = m->config;
     m->config = from;
@@ -7663,8 +7724,8 @@ GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *i
  *
  * Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
  * documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
- * rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
- * persons to whom the Software is furnished to do so, subject to the following conditions:
+ * rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+ * permit persons to whom the Software is furnished to do so, subject to the following conditions:
  *
  * The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
  * Software.

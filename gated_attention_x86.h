@@ -22,8 +22,8 @@
  * Numbers: float32 differs from plain C only in the order of additions. With bfloat16 the operands of products are
  * rounded to nearest even (denormal values become 0); all else is float32: sums, weights, softmax, norms, losses.
  *
- * The file includes itself, once for each instruction set, to compile its second part (from "GAX_PASS" on): one text, in
- * which V is a vector of LANES words.
+ * The file includes itself, once for each instruction set, to compile its second part (from "GAX_PASS" on): one text,
+ * in which V is a vector of LANES words.
  */
 #ifndef GAX_PASS
 
