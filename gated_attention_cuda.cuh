@@ -4119,16 +4119,18 @@ static bool gai_cuda_count(gai_cuda *d, int *count) {
     return false;
 }
 
-/* Whether the kernels were compiled for this GPU, or for one that the driver can compile them on from. */
+/* Whether kernels were compiled for this GPU, or such that the driver can compile them on. From those for 7.5 it makes some
+ * that run on any later GPU, and compute nothing on tensor cores. */
 static bool gai_cuda_has_kernels(gai_cuda *d) {
-    cudaFuncAttributes unused;
-    cudaError_t e = cudaFuncGetAttributes(&unused, (const void *)gai_k_add_parts);
-    if (e != cudaErrorNoKernelImageForDevice && e != cudaErrorUnsupportedPtxVersion)
-        return gai_cuda_checked(d, e, __FILE__, __LINE__, "cudaFuncGetAttributes");
-    char word[256];
+    cudaFuncAttributes kernel;
+    cudaError_t e = cudaFuncGetAttributes(&kernel, (const void *)gai_k_add_parts);
+    bool there = e != cudaErrorNoKernelImageForDevice && e != cudaErrorUnsupportedPtxVersion;
     int major = d->properties.major, minor = d->properties.minor;
-    snprintf(word, sizeof word, "%s (compute capability %d.%d): make -B CUDA_ARCH=-arch=sm_%d%d compiles for it",
-             cudaGetErrorString(e), major, minor, major, minor);
+    if (there && !gai_cuda_checked(d, e, __FILE__, __LINE__, "cudaFuncGetAttributes")) return false;
+    if (there && (major < 8 || kernel.ptxVersion >= 80)) return true;
+    char word[256];
+    snprintf(word, sizeof word, "%s; make -B CUDA_ARCH=-arch=sm_%d%d compiles for it",
+             there ? "kernels were compiled for older GPUs only" : cudaGetErrorString(e), major, minor);
     (void)cudaGetLastError();
     gai_cuda_fail(d, GA_ERR_DEVICE, __FILE__, __LINE__, d->properties.name, word);
     return false;

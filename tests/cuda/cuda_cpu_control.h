@@ -10,9 +10,9 @@ extern "C" {
 #endif
 void cucpu_set_memory(size_t bytes); /* of the device */
 void cucpu_set_devices(int n);
-void cucpu_set_capability(int major_and_minor); /* of the devices: 89 is 8.9 */
-void cucpu_set_driver(int version);             /* the newest CUDA that it knows, as 1000 * major + 10 * minor */
-void cucpu_set_image(bool there);               /* whether kernels were compiled for this device */
+/* 89 is 8.9; what kernels were compiled for, 0: nothing that this device can run. */
+void cucpu_set_capability(int major_and_minor, int compiled_for);
+void cucpu_set_driver(int version); /* the newest CUDA that it knows, as 1000 * major + 10 * minor */
 void cucpu_fail_call(long n);                   /* the n-th call of a library from now on fails; 0: none */
 long cucpu_calls(void);                         /* since then */
 bool cucpu_call_fails(void);                    /* for the libraries beside the runtime: counts a call */

@@ -56,8 +56,8 @@ size_t memory_used, memory_size = (size_t)8 << 30, bytes_out;
 long calls, failing_call, allocations, launches, waits;
 long devices = getenv("CUCPU_DEVICES") ? atol(getenv("CUCPU_DEVICES")) : 1;
 const std::thread::id main_thread = std::this_thread::get_id();
-bool dry, no_image;
-int capability = 89, driver = CUDART_VERSION;
+bool dry;
+int capability = 89, image = 89, driver = CUDART_VERSION;
 std::atomic<int> global_captures;
 uint64_t turn = 0x9E3779B97F4A7C15ull;
 const size_t SHARED_DEFAULT = 48 << 10;
@@ -180,14 +180,11 @@ void cucpu_drain(cudaStream_t s) {
 void cucpu_set_devices(int n) {
     devices = n;
 }
-void cucpu_set_capability(int major_and_minor) {
-    capability = major_and_minor;
+void cucpu_set_capability(int major_and_minor, int compiled_for) {
+    capability = major_and_minor, image = compiled_for;
 }
 void cucpu_set_driver(int version) {
     driver = version;
-}
-void cucpu_set_image(bool there) {
-    no_image = !there;
 }
 void cucpu_fail_call(long n) {
     calls = 0, failing_call = n;
@@ -232,7 +229,7 @@ cudaError_t cucpu_check_launch(const void *kernel, dim3 g, dim3 b, size_t shared
     CALL;
     uint64_t threads = (uint64_t)b.x * b.y * b.z, blocks = (uint64_t)g.x * g.y * g.z;
     size_t limit = opted_in.count(kernel) ? opted_in[kernel] : SHARED_DEFAULT;
-    if (no_image) return fail(cudaErrorNoKernelImageForDevice);
+    if (!image) return fail(cudaErrorNoKernelImageForDevice);
     if (threads == 0 || blocks == 0 || threads > 1024 || b.z > 64) return fail(cudaErrorInvalidConfiguration);
     if (g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535) return fail(cudaErrorInvalidConfiguration);
     if (shared_bytes > limit) return fail(cudaErrorInvalidValue);
@@ -275,8 +272,9 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *of, const void *) {
     CALL;
-    if (no_image) return fail(cudaErrorNoKernelImageForDevice);
+    if (!image) return fail(cudaErrorNoKernelImageForDevice);
     memset(of, 0, sizeof *of);
+    of->ptxVersion = image, of->binaryVersion = capability;
     return cudaSuccess;
 }
 

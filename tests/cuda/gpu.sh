@@ -3,19 +3,30 @@
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 . tests/testing.sh
+nvcc=$(make -s print-NVCC)
+if [ -z "$nvcc" ]; then
+    echo "no nvcc here (NVCC=PATH says where it is): the programs are built without CUDA"
+    exit 1
+fi
+PATH=$PATH:$(dirname "$(realpath "$nvcc")") # compute-sanitizer lies beside it
 if ! nvidia-smi -L 2>/dev/null; then
     echo "no NVIDIA GPU here; make test runs the same tests on the CPU"
     exit 1
 fi
+prints "train uses the GPU" 0 "^device *cuda, " ./train tests/cuda/tiny.cfg --dry-run
+grep '^device' "$work/.said"
+[ "$failed" -eq 0 ] || finish
 for test in cuda sdpa; do cmocka "$test on the GPU" build/cuda/${test}_gpu; done
-if [ -n "$(make -s print-CUDNN_FRONTEND)" ]; then
+if [ -z "$(make -s print-CUDNN_FRONTEND)" ]; then
+    skip "cuDNN's attention (its frontend is not here: pip install nvidia-cudnn-frontend)"
+elif ! echo 'int main(void) { return 0; }' | ${CC:-cc} -x c - -o "$work/cudnn" -L"$(make -s print-CUDA_LIB)" -lcudnn 2>/dev/null; then
+    skip "cuDNN's attention (libcudnn is not here)"
+else
     check "builds with cuDNN" make -s CUDNN=1 BUILD=build/cudnn build/cudnn/cuda/sdpa_gpu
     cmocka "sdpa by cuDNN on the GPU" build/cudnn/cuda/sdpa_gpu
-else
-    skip "cuDNN's attention (its frontend is not here: pip install nvidia-cudnn-frontend)"
 fi
 check "a run goes from the CPU to the GPU and back" sh tests/cuda/resume.sh ./train
-if [ "$(nvidia-smi -L | wc -l)" -lt 2 ]; then
+if [ "$(nvidia-smi -L | grep -c '^GPU ')" -lt 2 ]; then
     skip "ranks (they need two GPUs; here is one)"
 else
     cmocka "ranks on two GPUs" tests/cuda/ranks.sh ./train

@@ -1,13 +1,13 @@
 """FLOPs and bytes of a training step by operator, and the speed that they allow.
 
-    python limits.py CONFIG.cfg [key=value ...] [--tflops X --bandwidth Y | --measure]
+    python limits.py CONFIG.cfg [key=value ...] [--tflops X --bandwidth Y | --measure] [--speed TOKENS_PER_S]
 
 Counts for one token: FLOPs of forward and backward pass, and bytes to and from memory when every array is read or written
 once by each operator that needs it (float32; operands of products also as bfloat16; norms, gate and SwiGLU run once more in
 the backward pass, which keeps neither their results). What norms, gate and SwiGLU make is rounded as it is made, so that
-products do not read it as float32. An operator takes at least
-max(FLOPs / X, bytes / Y); the sum over operators limits tokens/s. --measure takes X from a large bfloat16 product and Y from
-a copy on the GPU that is here (needs PyTorch). The weights' own traffic is shared by the tokens of a micro-batch or step.
+products do not read it as float32. The weights' own traffic is shared by the tokens of a micro-batch or step. An operator
+takes at least max(FLOPs / X, bytes / Y); the sum over operators limits tokens/s. --measure takes X from a large bfloat16
+product and Y from a copy on the GPU that is here (needs PyTorch). --speed says what share of the limits a run reached.
 """
 import argparse
 import pathlib
@@ -80,6 +80,7 @@ def main():
     parser.add_argument("--tflops", type=float, help="bfloat16 products, 10^12 a second")
     parser.add_argument("--bandwidth", type=float, help="of memory, 10^9 bytes a second")
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--speed", type=float, help="tokens/s of a run")
     arguments = parser.parse_intermixed_args()
     keys = read_config(arguments.config)
     keys.update(argument.split("=", 1) for argument in arguments.keys)
@@ -88,14 +89,18 @@ def main():
     timed = arguments.tflops and arguments.bandwidth
     print("| operator | kFLOP a token | kB a token | FLOPs a byte |" + (" least ns a token |" if timed else ""))
     print("|---|---:|---:|---:|" + ("---:|" if timed else ""))
-    seconds = 0
+    seconds = total = 0
     for name, flops, moved in operators(keys):
+        total += flops
         least = max(flops / (arguments.tflops * 1e12), moved / (arguments.bandwidth * 1e9)) if timed else 0
         seconds += least
         line = f"| {name} | {flops / 1e3:,.0f} | {moved / 1e3:,.1f} | {flops / moved if moved else 0:,.0f} |"
         print(line + (f" {least * 1e9:,.1f} |" if timed else ""))
     if timed:
         print(f"\nAt {arguments.tflops:.0f} TFLOP/s and {arguments.bandwidth:.0f} GB/s: at most {1 / seconds:,.0f} tokens/s.")
+    if timed and arguments.speed:
+        print(f"{arguments.speed:,.0f} tokens/s are {100 * arguments.speed * seconds:.1f} % of that, and in FLOPs "
+              f"{100 * arguments.speed * total / (arguments.tflops * 1e12):.1f} % of what products reach.")
 
 
 if __name__ == "__main__":

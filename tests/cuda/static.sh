@@ -11,6 +11,7 @@ if [ -z "$nvcc" ]; then
     skip "the machine code (nvcc is not here)"
     finish
 fi
+PATH=$PATH:$(dirname "$(realpath "$nvcc")") # with cuobjdump and nvdisasm
 for tools in .venv/lib/python3*/site-packages/nvidia/*/bin; do
     [ -x "$tools/cuobjdump" ] && PATH=$(realpath "$tools"):$PATH
 done

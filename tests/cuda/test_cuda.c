@@ -1394,15 +1394,21 @@ static void test_other_machines(void **unused) {
     refused(0, "there is no NVIDIA driver");
     cucpu_set_driver(11080);
     refused(0, "the driver knows CUDA 11.8, and this was built with CUDA 1");
-    cucpu_set_driver(99000), cucpu_set_capability(70);
+    cucpu_set_driver(99000), cucpu_set_capability(70, 0);
     refused(0, "emulated GPU: compute capability below 7.5");
-    cucpu_set_capability(90), cucpu_set_image(false);
-    refused(0, "(compute capability 9.0): make -B CUDA_ARCH=-arch=sm_90 compiles for it");
-    cucpu_set_image(true), cucpu_set_capability(75);
+    cucpu_set_capability(90, 0);
+    refused(0, "no kernel image is available for execution on the device; make -B CUDA_ARCH=-arch=sm_90 compiles");
+    cucpu_set_capability(89, 75); /* compiled on by the driver, without tensor cores */
+    refused(0, "kernels were compiled for older GPUs only; make -B CUDA_ARCH=-arch=sm_89 compiles for it");
+    cucpu_set_capability(90, 80);
+    open_device(true);
+    assert_true(bf16);
+    close_device();
+    cucpu_set_capability(75, 75);
     open_device_with((ga_cuda_settings){.bf16 = true, .tf32 = true});
     assert_true(!bf16 && strstr(device.name, "float32 products"));
     close_device();
-    cucpu_set_capability(89);
+    cucpu_set_capability(89, 89);
 }
 #endif
 

@@ -22,7 +22,7 @@ complete() {
 import importlib.metadata, sys
 for line in open(sys.argv[1]):
     name, version = line.split("==")
-    if importlib.metadata.version(name) != version.strip():
+    if importlib.metadata.version(name).split("+")[0] != version.strip():  # torch 2.11.0+cu126 will do
         sys.exit(1)
 PY
 }
@@ -64,9 +64,19 @@ if complete; then
     exit 0
 fi
 
+# The first Python here that numpy's version works with.
+find_python() {
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+        "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$candidate" && return
+    done
+    say "Python 3.11 or newer is needed; PYTHON=PROGRAM says where it is" >&2
+    return 1
+}
+
 if [ ! -x "$python" ]; then
-    say "creating $venv with ${PYTHON:-python3.11}"
-    "${PYTHON:-python3.11}" -m venv $venv
+    found=$(find_python)
+    say "creating $venv with $found"
+    "$found" -m venv $venv
 fi
 rm -f $venv/ready
 
