@@ -3357,8 +3357,11 @@ GAI_FN void gai_name_tensor(ga_tensor *t, bool ffn, const char *name) {
         snprintf(t->name, sizeof t->name, "model.layers.%zu.mlp.experts.%zu.%s", t->layer, t->expert, name);
 }
 
+/* Sizes of models and of their parts are counted in uint64_t before they are taken: they may be more than a size_t of 32 bits
+ * holds, which ga_summarize_rank and gai_statistics_create then refuse. */
+
 /* Goes through the parameters of a configuration in the order of the blocks; tensors NULL: only counts them. */
-GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, size_t *n_weights) {
+GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, uint64_t *n_weights) {
     enum {
         GAI_MODEL,
         GAI_LAYER,
@@ -3369,7 +3372,8 @@ GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, size_t *n
         ZEROS = GA_START_ZEROS
     };
     ga_sizes z = ga_sizes_of(c);
-    size_t count = 0, offset = 0;
+    size_t count = 0;
+    uint64_t offset = 0;
     size_t ffns = gai_max(z.E, 1), parts = 1 + ffns;        /* of a layer: what it has once, then its FFNs */
     for (size_t pass = 0; pass < z.L * parts + 2; pass++) { /* the embedding, the layers, the head */
         bool first = pass == 0, in_layer = !first && pass <= z.L * parts;
@@ -3381,12 +3385,12 @@ GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, size_t *n
             ga_tensor *t = tensors + count;                                                                    \
             t->id = GA_TENSOR_##field, t->layer = layer, t->rows = rows_, t->columns = columns_;               \
             t->expert = here == GAI_FFN && z.E > 0 ? part - 1 : GA_ALL;                                        \
-            t->offset = offset, t->start = (ga_start)start_;                                                   \
+            t->offset = (size_t)offset, t->start = (ga_start)start_;                                           \
             t->decays = start_ == MATRIX || start_ == GATE;                                                    \
             t->frozen = c->gate_frozen && gai_is_w_theta(GA_TENSOR_##field);                                   \
             gai_name_tensor(t, here == GAI_FFN, tensor_name);                                                  \
         }                                                                                                      \
-        count++, offset += (size_t)(rows_) * (columns_);                                                       \
+        count++, offset += (uint64_t)(rows_) * (columns_);                                                     \
     }
         GA_TENSORS(GAI_X)
 #undef GAI_X
@@ -3403,17 +3407,18 @@ GA_API const ga_tensor *ga_find_tensor(const ga_model *m, int id, size_t layer) 
 
 /* Values of the block of weights: all of them, or with GA_MAPPED those of a layer or of [final norm | output head],
  * whichever are more. */
-GAI_FN size_t gai_weight_values(const ga_config *c, ga_mode mode) {
-    size_t all, matrix = c->vocab_size * c->d_model, head = c->d_model + matrix;
+GAI_FN uint64_t gai_weight_values(const ga_config *c, ga_mode mode) {
+    uint64_t all, matrix = (uint64_t)c->vocab_size * c->d_model, head = c->d_model + matrix;
     gai_list_tensors(c, NULL, &all);
     if (mode != GA_MAPPED) return all;
-    return gai_max(head, (all - head - (c->tied_embeddings ? 0 : matrix)) / c->n_layers);
+    uint64_t layer = (all - head - (c->tied_embeddings ? 0 : matrix)) / c->n_layers;
+    return head > layer ? head : layer;
 }
 
 /* The block of weights, and that of gradients, of one of `ranks`: a whole number of equal parts. */
-GAI_FN size_t gai_block_values(const ga_config *c, ga_mode mode, size_t ranks) {
-    size_t values = gai_weight_values(c, mode), unit = ranks * GA_RANK_UNIT;
-    return ranks > 1 && mode == GA_TRAINING ? gai_ceil_div(values, unit) * unit : values;
+GAI_FN uint64_t gai_block_values(const ga_config *c, ga_mode mode, size_t ranks) {
+    uint64_t values = gai_weight_values(c, mode), unit = (uint64_t)ranks * GA_RANK_UNIT;
+    return ranks > 1 && mode == GA_TRAINING ? (values + unit - 1) / unit * unit : values;
 }
 
 /* GA_MAPPED: the layers share one block, and so do the tensors around them, of which the embedding is never there as a
@@ -3432,23 +3437,23 @@ GAI_FN void gai_share_weights(ga_model *m) {
 /* Hands out parts of the activation block; with base NULL it only measures. Parts start on cache lines. */
 typedef struct {
     char *base;
-    size_t used;
+    uint64_t used;
 } gai_arena;
 
-GAI_FN void *gai_take(gai_arena *arena, size_t count, size_t size) {
-    void *p = arena->base && count ? arena->base + arena->used : NULL;
-    arena->used += gai_ceil_div(count * size, 64) * 64;
+GAI_FN void *gai_take(gai_arena *arena, uint64_t count, size_t size) {
+    void *p = arena->base && count ? arena->base + (size_t)arena->used : NULL;
+    arena->used += (count * size + 63) / 64 * 64;
     return p;
 }
 
-GAI_INLINE ga_real *gai_take_reals(gai_arena *arena, size_t count) {
+GAI_INLINE ga_real *gai_take_reals(gai_arena *arena, uint64_t count) {
     return (ga_real *)gai_take(arena, count, sizeof(ga_real));
 }
 
-/* The most values that an observer's operator leaves in m->scratch: those of sdpa_statistics; max_abs_rows and
- * row_norms leave no more. */
-GAI_FN size_t gai_observed_values(ga_sizes z, size_t N) {
-    return 2 * N * z.HQ;
+/* The most values for each position that an observer's operator leaves in m->scratch: those of sdpa_statistics; max_abs_rows
+ * and row_norms leave no more. */
+GAI_FN size_t gai_observed_values(ga_sizes z) {
+    return 2 * z.HQ;
 }
 
 /* Lays out all activations of the model over `arena`. Called twice: to measure, and to place. */
@@ -3456,7 +3461,7 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     const ga_config *c = &m->config;
     ga_sizes z = m->sizes;
     ga_gate g = m->gate;
-    size_t N = m->max_rows;
+    uint64_t N = (uint64_t)c->batch_size * c->max_seq_len;
     bool training = m->mode == GA_TRAINING, share = !training || c->recompute;
     ga_layer_activations unplaced;
     memset(&unplaced, 0, sizeof unplaced);
@@ -3481,13 +3486,13 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->rstd_final = gai_take_reals(arena, N);
     m->losses = gai_take_reals(arena, N);
     m->loss = (double *)gai_take(arena, 2, sizeof(double));
-    m->logits = gai_take_reals(arena, gai_min(N, GA_HEAD_ROWS) * z.V);
-    m->rope = gai_take_reals(arena, c->max_seq_len * z.D);
+    m->logits = gai_take_reals(arena, (N < GA_HEAD_ROWS ? N : (uint64_t)GA_HEAD_ROWS) * z.V);
+    m->rope = gai_take_reals(arena, (uint64_t)c->max_seq_len * z.D);
     m->sink_one = gai_take_reals(arena, c->attention_sink == GA_SINK_ONE ? z.HQ : 0);
     m->tokens = (int32_t *)gai_take(arena, N, sizeof(int32_t));
     m->targets = (int32_t *)gai_take(arena, N, sizeof(int32_t));
     if (!training) {
-        m->scratch = gai_take_reals(arena, gai_observed_values(z, N));
+        m->scratch = gai_take_reals(arena, N * gai_observed_values(z));
         return;
     }
     m->row_scale = gai_take_reals(arena, 1);
@@ -3509,8 +3514,8 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->dk = gai_take_reals(arena, N * z.HK * z.D);
     m->dv = gai_take_reals(arena, N * z.HK * z.D);
     m->dy = gai_take_reals(arena, N * z.HQ * z.D);
-    m->scratch = gai_take_reals(arena, gai_max(N * z.HQ * (2 * z.D + 1), gai_observed_values(z, N)));
-    arena->used = gai_max(arena->used, ffn.used);
+    m->scratch = gai_take_reals(arena, N * gai_max(z.HQ * (2 * z.D + 1), gai_observed_values(z)));
+    if (arena->used < ffn.used) arena->used = ffn.used;
 }
 
 /* Values from one expert's weights to the next one's. */
@@ -3528,7 +3533,7 @@ GAI_FN void gai_set_shape(ga_model *m, const ga_config *c, ga_mode mode) {
     m->max_rows = c->batch_size * c->max_seq_len;
 }
 
-GAI_FN size_t gai_activation_bytes(const ga_config *c, ga_mode mode) {
+GAI_FN uint64_t gai_activation_bytes(const ga_config *c, ga_mode mode) {
     ga_model m;
     memset(&m, 0, sizeof m);
     gai_set_shape(&m, c, mode);
@@ -3549,16 +3554,23 @@ GA_API ga_result ga_summarize_rank(const ga_config *c, ga_mode mode, size_t rank
                         rows * (double)z.K);
     if (rows * widest * (double)(z.L + 4) > 1e15 || logits * (double)z.C * (double)sizeof(ga_real) > 1e15)
         return gai_fail(e, GA_ERR_CONFIG, "batch_size * max_seq_len = %.0f positions of this model are too many", rows);
+    uint64_t parameters, weights = gai_block_values(c, mode, ranks) * sizeof(ga_real),
+                         activations = gai_activation_bytes(c, mode);
+    gai_list_tensors(c, NULL, &parameters);
+    double total = (double)weights * (mode == GA_TRAINING ? 2 + 2 / (double)ranks : 1) + (double)activations;
+    if (total >= (double)SIZE_MAX || parameters > SIZE_MAX)
+        return gai_fail(e, GA_ERR_MEMORY, "the model takes %.1f GB, more than a pointer of %d bits reaches",
+                        total / 1e9, (int)sizeof(void *) * CHAR_BIT);
     memset(s, 0, sizeof *s);
-    gai_list_tensors(c, NULL, &s->parameters);
+    s->parameters = (size_t)parameters;
     s->embedding_parameters = z.V * z.C * (c->tied_embeddings ? 1 : 2);
     size_t channels = z.G_channels * c->gate_input_dims;
     s->gate_parameters = z.L * (z.G * z.C + channels + z.G_free);
     s->activated_parameters = s->parameters - (z.E > 0 ? z.L * (z.E - z.K) * gai_expert_stride(z) : 0);
-    s->weight_bytes = gai_block_values(c, mode, ranks) * sizeof(ga_real);
+    s->weight_bytes = (size_t)weights;
     s->gradient_bytes = mode == GA_TRAINING ? s->weight_bytes : 0;
     s->optimizer_bytes = 2 * s->gradient_bytes / ranks;
-    s->activation_bytes = gai_activation_bytes(c, mode);
+    s->activation_bytes = (size_t)activations;
     s->total_bytes = s->weight_bytes + s->gradient_bytes + s->optimizer_bytes + s->activation_bytes;
     double layer = (double)z.C * ((double)(z.Z + z.HQ * z.D + z.E) + 3 * (double)z.K * (double)z.F) + (double)channels;
     double attention = (double)(z.HQ * z.D) * ((double)c->max_seq_len + 1); /* 2 products over (T + 1) / 2 keys */
@@ -3663,7 +3675,7 @@ GAI_FN bool gai_cut_buckets(ga_model *m) {
     for (size_t i = 1; ranks && i < m->n_tensors; i++)
         if (m->tensors[i].layer != m->tensors[i - 1].layer)
             m->buckets[++part] = gai_ceil_div(m->tensors[i].offset, unit) * unit;
-    m->buckets[m->n_buckets] = gai_block_values(&m->config, m->mode, gai_shares(m));
+    m->buckets[m->n_buckets] = (size_t)gai_block_values(&m->config, m->mode, gai_shares(m));
     if (!ranks || m->sizes.E == 0) return true;
     size_t counts = m->sizes.L * m->sizes.E, sums = m->sizes.L * (m->sizes.E + 1);
     m->routed = (double *)gai_zeroed((counts + sums + ranks->count * counts + sums) * sizeof *m->routed);
@@ -3671,7 +3683,9 @@ GAI_FN bool gai_cut_buckets(ga_model *m) {
 }
 
 GAI_FN bool gai_allocate_model(ga_model *m) {
-    m->n_tensors = gai_list_tensors(&m->config, NULL, &m->n_weights);
+    uint64_t weights;
+    m->n_tensors = gai_list_tensors(&m->config, NULL, &weights);
+    m->n_weights = (size_t)weights;
     m->tensors = (ga_tensor *)gai_zeroed(m->n_tensors * sizeof *m->tensors);
     m->layers = (ga_layer_activations *)gai_zeroed(m->sizes.L * sizeof *m->layers);
     if (!m->tensors || !m->layers) return false;
@@ -3684,7 +3698,7 @@ GAI_FN bool gai_allocate_model(ga_model *m) {
         *blocks[i] = (ga_real *)m->device.allocate(m->device.state, own * sizeof(ga_real));
         if (!*blocks[i]) return false;
     }
-    size_t bytes = gai_activation_bytes(&m->config, m->mode);
+    size_t bytes = (size_t)gai_activation_bytes(&m->config, m->mode);
     m->activation_block = (ga_real *)m->device.allocate(m->device.state, bytes);
     if (!m->activation_block) return false;
     gai_arena arena = {(char *)m->activation_block, 0};
@@ -4284,13 +4298,13 @@ struct ga_sums {
 };
 
 /* Where the fields stand in a block, and how many bytes those before the moments take; returns the bytes of all. */
-GAI_FN size_t gai_lay_out_sums(gai_sum_fields *f, void *block, const ga_model *m, size_t details, size_t *copied) {
+GAI_FN uint64_t gai_lay_out_sums(gai_sum_fields *f, void *block, const ga_model *m, size_t details, size_t *copied) {
     ga_sizes z = m->sizes;
-    size_t L = z.L, HQ = z.HQ, HK = z.HK, T = m->config.max_seq_len, gate_heads = gai_score_heads(m->gate);
+    uint64_t L = z.L, HQ = z.HQ, HK = z.HK, T = m->config.max_seq_len, gate_heads = gai_score_heads(m->gate);
     gai_arena arena = {(char *)block, 0};
 #define GAI_X(type, field, values) f->field = (type *)gai_take(&arena, (values), sizeof(type));
     GAI_SUMS(GAI_X)
-    *copied = arena.used;
+    *copied = (size_t)arena.used;
     GAI_MOMENTS(GAI_X)
 #undef GAI_X
     return arena.used;
@@ -4876,11 +4890,13 @@ GAI_FN ga_statistics *gai_statistics_create(const ga_model *m, size_t details) {
     sums->T = m->config.max_seq_len;
     sums->C = m->sizes.C;
     sums->D = m->sizes.D;
-    size_t bytes = gai_lay_out_sums(&sums->there, NULL, m, details, &sums->copied);
-    sums->block = m->device.allocate(m->device.state, bytes);
-    /* Where a copy is a memcpy, the device's memory is the host's. */
-    sums->copy = m->device.copy_out == gai_cpu_copy ? sums->block : gai_zeroed(sums->copied);
-    sums->host = (double *)gai_zeroed((2 * sums->T + GA_RANKS * s->L * s->HQ) * sizeof(double));
+    uint64_t bytes = gai_lay_out_sums(&sums->there, NULL, m, details, &sums->copied);
+    if (bytes <= SIZE_MAX) {
+        sums->block = m->device.allocate(m->device.state, (size_t)bytes);
+        /* Where a copy is a memcpy, the device's memory is the host's. */
+        sums->copy = m->device.copy_out == gai_cpu_copy ? sums->block : gai_zeroed(sums->copied);
+        sums->host = (double *)gai_zeroed((2 * sums->T + GA_RANKS * s->L * s->HQ) * sizeof(double));
+    }
     if (!sums->block || !sums->copy || !sums->host) {
         ga_statistics_destroy(s);
         return NULL;
@@ -5080,7 +5096,7 @@ GA_API double ga_gate_max(const ga_statistics *s, size_t layer) {
 GA_API double ga_gate_below(const ga_statistics *s, size_t layer, double bound) {
     ga_gate_sums g = gai_gate_sums(s, layer, GA_ALL);
     if (!(g.count > 0)) return (double)NAN;
-    return bound == 0.1 ? g.below_01 / g.count : bound == 0.5 ? g.below_05 / g.count : (double)NAN;
+    return bound == (double)0.1 ? g.below_01 / g.count : bound == 0.5 ? g.below_05 / g.count : (double)NAN;
 }
 
 GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double shares[GA_BINS]) {
@@ -5152,7 +5168,7 @@ GA_API double ga_output_magnitude(const ga_statistics *s, ga_stage stage, size_t
 
 GA_API double ga_output_below(const ga_statistics *s, ga_stage stage, size_t layer, double bound) {
     ga_magnitude_sums g = gai_magnitudes(s, stage, layer);
-    double below = bound == 1e-2 ? g.below_1e_2 : bound == 1e-3 ? g.below_1e_3 : (double)NAN;
+    double below = bound == (double)1e-2 ? g.below_1e_2 : bound == (double)1e-3 ? g.below_1e_3 : (double)NAN;
     return g.count > 0 ? below / g.count : (double)NAN;
 }
 
@@ -5413,13 +5429,13 @@ GA_API ga_generator *ga_generator_create(ga_model *m, size_t capacity, ga_error 
         gai_fail(e, GA_ERR_INPUT, "a cache of %zu positions: the model has 1 to %zu", capacity, m->config.max_seq_len);
         return NULL;
     }
-    size_t bytes = m->sizes.L * capacity * m->sizes.HK * m->sizes.D * sizeof(ga_real);
-    ga_generator *g = (ga_generator *)gai_zeroed(sizeof *g);
+    uint64_t bytes = (uint64_t)m->sizes.L * capacity * m->sizes.HK * m->sizes.D * sizeof(ga_real);
+    ga_generator *g = bytes <= SIZE_MAX ? (ga_generator *)gai_zeroed(sizeof *g) : NULL;
     if (g) {
         g->m = m;
         g->capacity = capacity;
-        g->k = (ga_real *)m->device.allocate(m->device.state, bytes);
-        g->v = (ga_real *)m->device.allocate(m->device.state, bytes);
+        g->k = (ga_real *)m->device.allocate(m->device.state, (size_t)bytes);
+        g->v = (ga_real *)m->device.allocate(m->device.state, (size_t)bytes);
         if (g->k && g->v) return g;
     }
     ga_generator_destroy(g);
@@ -6649,7 +6665,7 @@ GAI_FN void gai_expand(ga_model *m, size_t layer) {
     }
     m->expanded = layer;
     if (m->device.weights_changed)
-        m->device.weights_changed(m->device.state, m->weights, gai_weight_values(&m->config, GA_MAPPED));
+        m->device.weights_changed(m->device.state, m->weights, (size_t)gai_weight_values(&m->config, GA_MAPPED));
 }
 
 GAI_FN void gai_expand_embeddings(ga_model *m, ga_real *x, size_t N) {
@@ -7699,7 +7715,9 @@ GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *i
     if (result == GA_OK) result = ga_config_check(c, e);
     if (result != GA_OK) return result;
     gai_set_shape(&m, c, GA_INFERENCE);
-    m.n_tensors = gai_list_tensors(c, NULL, &m.n_weights);
+    uint64_t weights;
+    m.n_tensors = gai_list_tensors(c, NULL, &weights);
+    m.n_weights = (size_t)weights;
     m.tensors = (ga_tensor *)gai_zeroed(m.n_tensors * sizeof *m.tensors);
     if (!m.tensors) return gai_fail(e, GA_ERR_MEMORY, "%s: no memory for the list of its tensors", path);
     gai_list_tensors(c, m.tensors, NULL);
