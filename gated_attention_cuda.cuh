@@ -1622,10 +1622,11 @@ static __device__ __forceinline__ void gai_plain_multiply(float (&c)[4][4], cons
  * and 32 banks. */
 static __device__ void gai_plain_read_transposed(float (*to)[GAI_PLAIN_PITCH], const float *from, size_t stride,
                                                  int rows, int d, int D) {
-    int column = threadIdx.x / 32 % 4 * 8 + threadIdx.x % 8;
-    bool exists = d + column < D;
-    for (int row = threadIdx.x / 128 * 4 + threadIdx.x / 8 % 4; row < 64; row += 8)
-        to[column][row] = row < rows && exists ? from[row * stride + d + column] : 0;
+    int column = threadIdx.x / 32 % 4 * 8 + threadIdx.x % 8, row = threadIdx.x / 128 * 4 + threadIdx.x / 8 % 4;
+    from += row * stride + d + column;
+    if (d + column >= D) rows = 0;
+#pragma unroll 8
+    for (; row < 64; row += 8, from += 8 * stride) to[column][row] = row < rows ? *from : 0;
 }
 
 /* c (64, 64) = a b^T over D columns; a, b (64, D) in global memory. */
@@ -1791,19 +1792,18 @@ static __global__ void __launch_bounds__(GAI_PLAIN_THREADS, CHUNKS == 1 ? 2 : 1)
     int b = blockIdx.x % heads / owners, owner = blockIdx.x % heads % owners, j0 = (int)(blockIdx.x / heads) * 64;
     gai_head at = gai_head_at(b, owner * group, n);
     k += at.kv + j0 * at.kv_stride, v += at.kv + j0 * at.kv_stride;
+    q += at.q, dy += at.q, lse += at.row, delta += at.row;
 
     float sum_dk[CHUNKS][4][4] = {}, sum_dv[CHUNKS][4][4] = {}, p[4][4], ds[4][4];
-    for (int head = 0; head < group; head++)
+    for (int head = 0; head < group; head++, q += n.D, dy += n.D, lse += n.T, delta += n.T)
         for (int i0 = j0; i0 < n.T; i0 += 64) {
-            const float *q0 = q + at.q + head * n.D + i0 * at.q_stride,
-                        *dy0 = dy + at.q + head * n.D + i0 * at.q_stride;
+            const float *q0 = q + i0 * at.q_stride, *dy0 = dy + i0 * at.q_stride;
             gai_plain_scores(p, buffer, k, at.kv_stride, n.T - j0, q0, at.q_stride, n.T - i0, n.D);
             gai_plain_scores(ds, buffer, v, at.kv_stride, n.T - j0, dy0, at.q_stride, n.T - i0, n.D);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 int query = i0 + column + j;
-                size_t of_row = at.row + (size_t)head * n.T + query;
-                float log_sum = query < n.T ? lse[of_row] : INFINITY, row_delta = query < n.T ? delta[of_row] : 0;
+                float log_sum = query < n.T ? lse[query] : INFINITY, row_delta = query < n.T ? delta[query] : 0;
                 for (int i = 0; i < 4; i++) {
                     p[i][j] = j0 + row + i <= query ? expf(p[i][j] * n.scale - log_sum) : 0;
                     ds[i][j] = p[i][j] * (ds[i][j] - row_delta);
