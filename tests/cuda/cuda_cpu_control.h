@@ -13,10 +13,11 @@ void cucpu_set_devices(int n);
 /* 89 is 8.9; what kernels were compiled for, 0: nothing that this device can run. */
 void cucpu_set_capability(int major_and_minor, int compiled_for);
 void cucpu_set_driver(int version); /* the newest CUDA that it knows, as 1000 * major + 10 * minor */
-void cucpu_fail_call(long n);                   /* the n-th call of a library from now on fails; 0: none */
-long cucpu_calls(void);                         /* since then */
-bool cucpu_call_fails(void);                    /* for the libraries beside the runtime: counts a call */
-long cucpu_allocations(void);                   /* of device memory, ever */
+void cucpu_fail_call(long n);       /* the n-th call of a library from now on fails; 0: none */
+void cucpu_fail_from(long n);       /* and all after it, as when a kernel has gone wrong */
+long cucpu_calls(void);             /* since then */
+bool cucpu_call_fails(void);        /* for the libraries beside the runtime: counts a call */
+long cucpu_allocations(void);       /* of device memory, ever */
 size_t cucpu_live_allocations(void);
 size_t cucpu_memory_used(void);
 size_t cucpu_bytes_out(void); /* copied to the host, ever */

@@ -56,7 +56,7 @@ size_t memory_used, memory_size = (size_t)8 << 30, bytes_out;
 long calls, failing_call, allocations, launches, waits;
 long devices = getenv("CUCPU_DEVICES") ? atol(getenv("CUCPU_DEVICES")) : 1;
 const std::thread::id main_thread = std::this_thread::get_id();
-bool dry;
+bool dry, for_good;
 int capability = 89, image = 89, driver = CUDART_VERSION;
 std::atomic<int> global_captures;
 uint64_t turn = 0x9E3779B97F4A7C15ull;
@@ -78,10 +78,12 @@ cudaError_t fail(cudaError_t e) {
     return last_error = e;
 }
 
-/* Counts a call of the library; true: this is the one that is to fail. Threads beside the first, which look after things
- * now and then, do not count. */
+/* Counts a call of the library; true: this is the one that is to fail, or comes after it and that was for good. Threads
+ * beside the first, which look after things now and then, do not count. */
 bool fails() {
-    return std::this_thread::get_id() == main_thread && ++calls == failing_call;
+    if (std::this_thread::get_id() != main_thread) return false;
+    calls++;
+    return failing_call > 0 && (for_good ? calls >= failing_call : calls == failing_call);
 }
 #define CALL \
     if (fails()) return fail(failure)
@@ -187,7 +189,10 @@ void cucpu_set_driver(int version) {
     driver = version;
 }
 void cucpu_fail_call(long n) {
-    calls = 0, failing_call = n;
+    calls = 0, failing_call = n, for_good = false;
+}
+void cucpu_fail_from(long n) {
+    calls = 0, failing_call = n, for_good = true;
 }
 long cucpu_calls() {
     return calls;
@@ -338,8 +343,10 @@ cudaError_t cudaMalloc(void **p, size_t n) {
     return cudaSuccess;
 }
 
+/* After a failure for good it fails, too; but here its memory is needed again. */
 cudaError_t cudaFree(void *p) {
-    CALL;
+    bool failed = fails();
+    if (failed && !for_good) return fail(failure);
     if (!p) return cudaSuccess;
     NOT_CAPTURED;
     drain(nullptr);
@@ -350,7 +357,7 @@ cudaError_t cudaFree(void *p) {
 #else
     free(p);
 #endif
-    return cudaSuccess;
+    return failed ? fail(failure) : cudaSuccess;
 }
 
 cudaError_t cudaMallocHost(void **p, size_t n) {
@@ -364,13 +371,14 @@ cudaError_t cudaMallocHost(void **p, size_t n) {
 }
 
 cudaError_t cudaFreeHost(void *p) {
-    CALL;
+    bool failed = fails();
+    if (failed && !for_good) return fail(failure);
     if (!p) return cudaSuccess;
     NOT_CAPTURED;
     drain(nullptr);
     pinned.erase((char *)p);
     free(p);
-    return cudaSuccess;
+    return failed ? fail(failure) : cudaSuccess;
 }
 
 /* As the runtime does: pageable memory is read before the call returns, and written before it returns; pinned memory

@@ -1274,7 +1274,8 @@ static ga_result use_device(ga_error *e) {
     return result;
 }
 
-/* Three passes; the second is captured, and call `fails` since then fails. Its gradients, NULL where the pass fails. */
+/* Three passes; the second is captured, and call `fails` since then fails, if that is negative with all after it in the
+ * pass. Its gradients, NULL where the pass fails. */
 static ga_real *capture_with_failure(long fails, long *calls, char *why) {
     ga_config c = ga_config_default();
     configure(&c, SMALL), configure(&c, "n_layers=1");
@@ -1286,7 +1287,10 @@ static ga_real *capture_with_failure(long fails, long *calls, char *why) {
     ga_error e;
     ga_result result = GA_OK;
     for (int i = 0; i < 3; i++) {
-        cucpu_fail_call(i == 1 ? fails : 0);
+        if (fails < 0 && i == 1)
+            cucpu_fail_from(-fails);
+        else
+            cucpu_fail_call(i == 1 ? fails : 0);
         ga_result here = ga_forward_backward(m, tokens, tokens, 1, 19, 1, NULL, &loss, &e);
         if (i == 1) result = here, *calls = cucpu_calls();
     }
@@ -1377,6 +1381,26 @@ static void test_failures(void **unused) {
     assert_true(heard > 50);
 }
 
+/* A kernel that goes wrong takes all later calls with it, also those that tidy up: one line, and an end. */
+static void test_failures_for_good(void **unused) {
+    (void)unused;
+    ga_error e;
+    cucpu_fail_call(0);
+    expect_ok(use_device(&e), &e);
+    size_t live = cucpu_live_allocations();
+    for (long calls = calls_used, n = 1; n <= calls; n += calls / 20) {
+        cucpu_fail_from(n);
+        if (use_device(&e) == GA_OK) fail_msg("all calls fail from number %ld of %ld on, and nobody says so", n, calls);
+        assert_non_null(strstr(e.text, "gated_attention_cuda.cuh:"));
+        assert_true(cucpu_live_allocations() == live);
+    }
+    cucpu_fail_call(0);
+    char why[512];
+    long other, calls;
+    free(capture_with_failure(0, &calls, why));
+    assert_null(capture_with_failure(-calls / 2, &other, why)); /* in a pass that is recorded */
+}
+
 /* There is no device for these settings, in one line that says why. */
 static void refused(int index, const char *why) {
     ga_error e = {0};
@@ -1442,6 +1466,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_bytes_to_the_host),
         cmocka_unit_test(test_too_small),
         cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_failures_for_good),
         cmocka_unit_test(test_other_machines),
         cmocka_unit_test(test_training_captures_fail),
         cmocka_unit_test(test_launches),
