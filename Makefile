@@ -95,7 +95,7 @@ $(BUILD)/cuda/options: FORCE
 	@mkdir -p $(BUILD)/cuda
 	@echo 'CUDNN=$(CUDNN) $(CUDA_ARCH) $(CUDA_GPU)' | cmp -s - $@ || echo 'CUDNN=$(CUDNN) $(CUDA_ARCH) $(CUDA_GPU)' >$@
 $(BUILD)/cuda/libgated_attention_cuda.so: gated_attention_cuda.cuh $(BUILD)/cuda/declarations $(BUILD)/cuda/options
-	$(NVCC) -std=c++17 -O3 $(CUDA_ARCH) -shared -Xcompiler -Wall,-Wextra,-fPIC -DGATED_ATTENTION_CUDA_IMPLEMENTATION $(CUDA_NCCL) -x cu $< -o $@ \
+	$(NVCC) -std=c++17 -O3 -lineinfo $(CUDA_ARCH) -shared -Xcompiler -Wall,-Wextra,-fPIC -DGATED_ATTENTION_CUDA_IMPLEMENTATION $(CUDA_NCCL) -x cu $< -o $@ \
 		-Xlinker -soname=$(@F) -L$(CUDA_LIB) -Xlinker -rpath=$(CUDA_LIB) -lcublasLt $(if $(filter-out 0,$(CUDNN)),$(CUDNN_FLAGS)) || \
 		{ echo 'nvcc fails: NVCC= builds for the CPU alone; NVCC_PREPEND_FLAGS=-ccbin=g++-12 takes an older host compiler' >&2; exit 1; }
 

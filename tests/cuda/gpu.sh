@@ -32,11 +32,13 @@ else
     cmocka "ranks on two GPUs" tests/cuda/ranks.sh ./train
 fi
 if command -v compute-sanitizer >/dev/null 2>&1; then
+    filter=--kernel-name # --kernel-regex until 2023
+    compute-sanitizer --help | grep -q -e "$filter" || filter=--kernel-regex
     for tool in memcheck racecheck initcheck synccheck; do
         options=
         case $tool in # cuBLAS's own kernels are not ours to judge, but initcheck must see what they write
-        racecheck) options="--racecheck-detect-level error --kernel-regex kns=gai_k_" ;;
-        synccheck) options="--kernel-regex kns=gai_k_" ;;
+        racecheck) options="--racecheck-detect-level error $filter kns=gai_k_" ;;
+        synccheck) options="$filter kns=gai_k_" ;;
         esac
         for test in cuda sdpa; do
             log=build/log/gpu-$test-$tool.log
