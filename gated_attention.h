@@ -300,6 +300,13 @@ typedef struct {
 
 GA_API ga_router ga_router_of(const ga_config *c);
 
+/* What ranks have counted of their micro-batches: `ranks` parts of `values` ga_real, of each n counts, from `sums` on
+ * n_sums sums. */
+typedef struct {
+    size_t rank, ranks; /* rank: this process */
+    size_t values, sums, n, n_sums;
+} ga_pool;
+
 /* ---- switch heads, as the operators see them --------------------------------------------------------------------- */
 
 typedef struct {
@@ -414,6 +421,9 @@ typedef struct {
       (int32_t *counts, ga_real *sums, const int32_t *offsets, const ga_real *p, const ga_real *lse, size_t N,         \
        ga_router r),                                                                                                   \
       (counts, sums, offsets, p, lse, N, r))                                                                           \
+    X(route_pool,                                                                                                      \
+      (int32_t *seen, int32_t *counts, ga_real *sums, const ga_real *parts, ga_pool pool),                             \
+      (seen, counts, sums, parts, pool))                                                                               \
     X(gather_rows, (ga_real *y, const ga_real *x, const int32_t *slots, size_t R, size_t C, size_t K),                 \
       (y, x, slots, R, C, K))                                                                                          \
     X(sum_rows, (ga_real *y, const ga_real *x, const int32_t *rows, size_t N, size_t C, size_t K),                     \
@@ -732,15 +742,19 @@ typedef struct {
     ga_real *x_final, *h_final, *rstd_final, *losses, *logits;
     ga_real *row_scale; /* (1) what a row's loss is worth to the gradients */
     double *loss;       /* (2) mean loss of the last pass; sum of scale * mean since the last update */
+    double *squares;    /* (1) sum of those of the gradients, or of the weights */
     ga_real *rope;      /* (max_seq_len, D): cos for D/2 frequencies, then sin */
     ga_real *sink_one;  /* (HQ) zeros: sink logits of attention_sink = one; else NULL */
     ga_real *dx, *dh, *d_qgkv, *ds, *dq, *dk, *dv, *dy, *d_o, *du, *da, *scratch;
     ga_real *d_rows, *d_router, *d_weights; /* of a mixture: (K * max_rows, C), (max_rows, E), (max_rows, K) */
-    int32_t *expert_counts;    /* (L, E) rows of each expert since the last update, of all micro-batches: c_e of 3.1 */
-    ga_real *router_sums;      /* (L, E + 1) in the same time: sum of p_e, sum of lse^2 */
-    double *routed;            /* both, summed over the ranks, and room to exchange them; else NULL */
-    int32_t *tokens, *targets; /* (max_rows) on the device */
-    size_t B, T;               /* of the last forward pass */
+    int32_t *expert_counts; /* (L, E) rows of each expert since the last update, of all micro-batches: c_e of 3.1 */
+    ga_real *router_sums;   /* (L, E + 1) in the same time: sum of p_e, sum of lse^2 */
+    int32_t *counted;       /* (L, E) where a forward pass counts; alone: expert_counts */
+    ga_real *summed;        /* (L, E + 1) where it adds up; alone: router_sums */
+    int32_t *seen;          /* (L, E) c_e^(m) for the backward pass; alone: expert_counts */
+    ga_real *routed;        /* with ranks: what each has counted of a micro-batch (ga_pool), then `seen`; else NULL */
+    int32_t *tokens, *targets;           /* (max_rows) on the device */
+    size_t B, T;                         /* of the last forward pass */
     const ga_intervention *intervention; /* of the pass that is running, else NULL */
 
     bool profile; /* to be set: measures each operator, in `seconds` and `calls` */
@@ -808,6 +822,8 @@ GA_API double ga_learning_rate(const ga_config *c, uint64_t step, uint64_t steps
 /* Clips the gradients to the global norm grad_clip, takes one AdamW step and clears the gradients; *norm (or NULL) is
  * their norm before clipping. GA_ERR_DIVERGED when it is not finite: weights and gradients stay as they are. */
 GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_error *e);
+/* GA_ERR_DIVERGED where a weight is not finite; waits for the device. */
+GA_API ga_result ga_check_weights(ga_model *m, ga_error *e);
 
 /* ---- analysis ---------------------------------------------------------------------------------------------------- */
 
@@ -2570,8 +2586,8 @@ GA_API void ga_swiglu_backward(ga_real *du, const ga_real *da, const ga_real *u,
  * where c_e counts the positions that chose e; L_lb is K at perfect balance. Balance within a micro-batch would hinder
  * experts from specialising, so counts and tokens are those of the *global* batch: c_e is summed over the micro-batches
  * of an optimiser step, in ga_model.expert_counts, which are complete for all layers between forward and backward pass:
- * there ranks add theirs up. When micro-batch m runs backward the choices of m+1, ... do not exist yet; to know them
- * would take a second forward pass over the whole batch. So the loss of micro-batch m is
+ * there ranks exchange theirs (ga_route_pool). When micro-batch m runs backward the choices of m+1, ... do not exist
+ * yet; to know them would take a second forward pass over the whole batch. So the loss of micro-batch m is
  *
  *     L_lb,m = E sum_e f_e^(m) P_e,m,   f_e^(m) = c_e over micro-batches 1..m / tokens in 1..m,
  *
@@ -2691,6 +2707,27 @@ GA_API void ga_route_sums(int32_t *counts, ga_real *sums, const int32_t *offsets
         for (size_t n = 0; n < N; n++) sum += e < r.E ? (double)p[n * r.E + e] : (double)lse[n] * (double)lse[n];
         sums[e] += (ga_real)sum;
         if (e < r.E) counts[e] += offsets[e + 1] - offsets[e];
+    }
+}
+
+/* With ranks: what each has counted of its micro-batch, one part behind the other, is added in the order of the ranks,
+ * as if one had computed them in turn.
+ *
+ *     seen    (n)       out: c_e^(m), the counts up to the micro-batch of rank `pool.rank`
+ *     counts  (n)       += those of all ranks
+ *     sums    (n_sums)  += those of all ranks
+ *     parts   (pool.ranks, pool.values): of each n counts (int32_t), from pool.sums on n_sums sums
+ */
+GA_API void ga_route_pool(int32_t *seen, int32_t *counts, ga_real *sums, const ga_real *parts, ga_pool pool) {
+    for (size_t r = 0; r < pool.ranks; r++) {
+        const ga_real *part = parts + r * pool.values;
+        for (size_t i = 0; i < pool.n; i++) {
+            int32_t count;
+            memcpy(&count, (const char *)part + i * sizeof count, sizeof count);
+            counts[i] += count;
+            if (r == pool.rank) seen[i] = counts[i];
+        }
+        for (size_t i = 0; i < pool.n_sums; i++) sums[i] += part[pool.sums + i];
     }
 }
 
@@ -2962,7 +2999,7 @@ GA_API void ga_adamw(ga_real *p, const ga_real *g, ga_real *m, ga_real *v, size_
     }
 }
 
-/* *sum = sum of x_i^2 in double; n values */
+/* *sum += sum of x_i^2 in double; n values */
 GA_API void ga_sum_of_squares(double *sum, const ga_real *x, size_t n) {
     enum { CHUNKS = 64 }; /* added in order, whatever the threads */
     double part[CHUNKS];
@@ -2974,8 +3011,9 @@ GA_API void ga_sum_of_squares(double *sum, const ga_real *x, size_t n) {
         part[chunk] = 0;
         for (size_t j = 0; j < 8; j++) part[chunk] += sums[j];
     }
-    *sum = 0;
-    for (size_t chunk = 0; chunk < CHUNKS; chunk++) *sum += part[chunk];
+    double all = 0;
+    for (size_t chunk = 0; chunk < CHUNKS; chunk++) all += part[chunk];
+    *sum += all;
 }
 
 /* ==== 4.2, 4.3: operators of the analysis ========================================================================= */
@@ -3485,7 +3523,8 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->h_final = gai_take_reals(arena, N * z.C);
     m->rstd_final = gai_take_reals(arena, N);
     m->losses = gai_take_reals(arena, N);
-    m->loss = (double *)gai_take(arena, 2, sizeof(double));
+    m->loss = (double *)gai_take(arena, 3, sizeof(double));
+    m->squares = m->loss + 2;
     m->logits = gai_take_reals(arena, (N < GA_HEAD_ROWS ? N : (uint64_t)GA_HEAD_ROWS) * z.V);
     m->rope = gai_take_reals(arena, (uint64_t)c->max_seq_len * z.D);
     m->sink_one = gai_take_reals(arena, c->attention_sink == GA_SINK_ONE ? z.HQ : 0);
@@ -3542,6 +3581,21 @@ GAI_FN uint64_t gai_activation_bytes(const ga_config *c, ga_mode mode) {
     return arena.used;
 }
 
+/* 3.1 with ranks: what each of them counts of a micro-batch, and where. */
+GAI_FN ga_pool gai_pool_of(const ga_config *c, size_t rank, size_t ranks) {
+    ga_sizes z = ga_sizes_of(c);
+    ga_pool pool = {rank, ranks, 0, 0, z.L * z.E, z.E > 0 ? z.L * (z.E + 1) : 0};
+    pool.sums = gai_ceil_div(pool.n * sizeof(int32_t), sizeof(ga_real));
+    pool.values = gai_ceil_div(pool.sums + pool.n_sums, GA_RANK_UNIT) * GA_RANK_UNIT;
+    return pool;
+}
+
+GAI_FN size_t gai_routed_bytes(const ga_config *c, ga_mode mode, size_t ranks) {
+    ga_pool pool = gai_pool_of(c, 0, ranks);
+    bool routed = mode == GA_TRAINING && ranks > 1;
+    return routed ? ranks * pool.values * sizeof(ga_real) + pool.n * sizeof(int32_t) : 0;
+}
+
 GA_API ga_result ga_summarize_rank(const ga_config *c, ga_mode mode, size_t ranks, ga_summary *s, ga_error *e) {
     ga_result result = ga_config_check(c, e);
     if (result != GA_OK) return result;
@@ -3555,7 +3609,7 @@ GA_API ga_result ga_summarize_rank(const ga_config *c, ga_mode mode, size_t rank
     if (rows * widest * (double)(z.L + 4) > 1e15 || logits * (double)z.C * (double)sizeof(ga_real) > 1e15)
         return gai_fail(e, GA_ERR_CONFIG, "batch_size * max_seq_len = %.0f positions of this model are too many", rows);
     uint64_t parameters, weights = gai_block_values(c, mode, ranks) * sizeof(ga_real),
-                         activations = gai_activation_bytes(c, mode);
+                         activations = gai_activation_bytes(c, mode) + gai_routed_bytes(c, mode, ranks);
     gai_list_tensors(c, NULL, &parameters);
     double total = (double)weights * (mode == GA_TRAINING ? 2 + 2 / (double)ranks : 1) + (double)activations;
     if (total >= (double)SIZE_MAX || parameters > SIZE_MAX)
@@ -3664,6 +3718,22 @@ GAI_FN void *gai_zeroed(size_t bytes) {
     return p;
 }
 
+GAI_FN bool gai_lay_out_routing(ga_model *m) {
+    const ga_ranks *ranks = gai_ranks(m);
+    size_t bytes = ranks ? gai_routed_bytes(&m->config, m->mode, ranks->count) : 0;
+    m->counted = m->seen = m->expert_counts;
+    m->summed = m->router_sums;
+    if (bytes == 0) return true;
+    m->routed = (ga_real *)m->device.allocate(m->device.state, bytes);
+    if (!m->routed) return false;
+    ga_pool pool = gai_pool_of(&m->config, ranks->rank, ranks->count);
+    ga_real *own = m->routed + pool.rank * pool.values;
+    m->counted = (int32_t *)(void *)own;
+    m->summed = own + pool.sums;
+    m->seen = (int32_t *)(void *)(m->routed + pool.ranks * pool.values);
+    return true;
+}
+
 /* Cuts the blocks where layers begin, rounded up to equal parts: the first values of a layer, which the backward pass
  * comes to last, belong to the part before it. */
 GAI_FN bool gai_cut_buckets(ga_model *m) {
@@ -3676,10 +3746,7 @@ GAI_FN bool gai_cut_buckets(ga_model *m) {
         if (m->tensors[i].layer != m->tensors[i - 1].layer)
             m->buckets[++part] = gai_ceil_div(m->tensors[i].offset, unit) * unit;
     m->buckets[m->n_buckets] = (size_t)gai_block_values(&m->config, m->mode, gai_shares(m));
-    if (!ranks || m->sizes.E == 0) return true;
-    size_t counts = m->sizes.L * m->sizes.E, sums = m->sizes.L * (m->sizes.E + 1);
-    m->routed = (double *)gai_zeroed((counts + sums + ranks->count * counts + sums) * sizeof *m->routed);
-    return m->routed != NULL;
+    return true;
 }
 
 GAI_FN bool gai_allocate_model(ga_model *m) {
@@ -3703,6 +3770,7 @@ GAI_FN bool gai_allocate_model(ga_model *m) {
     if (!m->activation_block) return false;
     gai_arena arena = {(char *)m->activation_block, 0};
     gai_lay_out(m, &arena);
+    if (!gai_lay_out_routing(m)) return false;
     gai_initialise_rope(m);
     if (m->mode == GA_MAPPED) gai_share_weights(m);
     return true;
@@ -3809,11 +3877,10 @@ GAI_FN void gai_unmap(ga_mapped_files *mapped);
 GA_API void ga_destroy(ga_model *m) {
     if (!m) return;
     if (m->begun > 0) gai_ranks(m)->wait(gai_ranks(m)->state);
-    ga_real *blocks[] = {m->weights, m->gradients, m->moment1, m->moment2, m->activation_block};
+    ga_real *blocks[] = {m->weights, m->gradients, m->moment1, m->moment2, m->activation_block, m->routed};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         if (blocks[i]) m->device.release(m->device.state, blocks[i]);
     gai_unmap(m->mapped);
-    GA_FREE(m->routed);
     GA_FREE(m->buckets);
     GA_FREE(m->tensors);
     GA_FREE(m->layers);
@@ -3954,8 +4021,8 @@ GAI_FN void gai_experts_backward(ga_model *m, size_t l, const gai_parameters *w,
     GAI_RUN(m, grouped_backward, m->d_rows, dw->ffn_act, m->du, a->h_rows, w->ffn_act, stride, a->offsets, z.E, 2 * z.F,
             z.C);                                                 /* 13 */
     GAI_RUN(m, sum_rows, m->dh, m->d_rows, a->rows, N, z.C, z.K); /* 12d */
-    GAI_RUN(m, route_backward, m->d_router, m->d_weights, a->router_p, a->router_lse, a->experts,
-            m->expert_counts + l * z.E, N, r, balance, z_loss);                                  /* 12b */
+    GAI_RUN(m, route_backward, m->d_router, m->d_weights, a->router_p, a->router_lse, a->experts, m->seen + l * z.E, N,
+            r, balance, z_loss);                                                                 /* 12b */
     GAI_RUN(m, linear_backward, m->d_o, dw->router, m->d_router, a->h2, w->router, N, z.E, z.C); /* 12a */
     GAI_RUN(m, add, m->dh, m->dh, m->d_o, N * z.C);
 }
@@ -4526,7 +4593,7 @@ GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer, bool co
         gai_run_layer(m, l, m->B, m->T);
         const ga_layer_activations *a = &m->layers[l];
         if (m->sizes.E > 0 && count)
-            GAI_RUN(m, route_sums, m->expert_counts + l * m->sizes.E, m->router_sums + l * (m->sizes.E + 1), a->offsets,
+            GAI_RUN(m, route_sums, m->counted + l * m->sizes.E, m->summed + l * (m->sizes.E + 1), a->offsets,
                     a->router_p, a->router_lse, N, m->router);
         if (!observer) continue;
         gai_parameters w = gai_weights(m, l);
@@ -4550,61 +4617,19 @@ GAI_FN void gai_exchange_next(ga_model *m) {
     if (values > 0) ranks->reduce_scatter(ranks->state, m->gradients + m->buckets[b], values);
 }
 
-/* 3.1 with ranks: before a forward pass what it will count starts from zero ... */
-GAI_FN void gai_clear_routing(ga_model *m) {
-    size_t L = m->sizes.L, E = m->sizes.E;
-    m->device.zero(m->device.state, m->expert_counts, L * E * sizeof *m->expert_counts);
-    m->device.zero(m->device.state, m->router_sums, L * (E + 1) * sizeof *m->router_sums);
-}
-
-/* ... between forward and backward pass the counts become c_e over micro-batches 1..m of the global batch, that is, of
- * all earlier rounds, of the ranks before this one, and its own, as if one rank had computed them in turn ... */
-GAI_FN void gai_pool_routing(ga_model *m) {
+/* 3.1 with ranks, between forward and backward pass: all learn what each has counted. The device does it: the host does
+ * not wait, and neither pass depends on a number that it knows. */
+GAI_FN void gai_exchange_routing(ga_model *m) {
     const ga_ranks *ranks = gai_ranks(m);
-    size_t L = m->sizes.L, E = m->sizes.E, n = L * E, n_sums = L * (E + 1);
-    double *counts = m->routed, *sums = counts + n, *of_rank = sums + n_sums, *new_sums = of_rank + ranks->count * n;
-    int32_t own[GA_MAX_EXPERTS];
-    ga_real own_sums[GA_MAX_EXPERTS + 1];
-    memset(of_rank, 0, ranks->count * n * sizeof *of_rank);
-    for (size_t l = 0; l < L; l++) {
-        m->device.copy_out(m->device.state, own, m->expert_counts + l * E, E * sizeof *own);
-        m->device.copy_out(m->device.state, own_sums, m->router_sums + l * (E + 1), (E + 1) * sizeof *own_sums);
-        for (size_t e = 0; e < E; e++) of_rank[ranks->rank * n + l * E + e] = (double)own[e];
-        for (size_t e = 0; e <= E; e++) new_sums[l * (E + 1) + e] = (double)own_sums[e];
-    }
-    ranks->sum(ranks->state, of_rank, ranks->count * n + n_sums);
-    for (size_t l = 0; l < L; l++) {
-        for (size_t e = 0; e < E; e++) {
-            double *total = &counts[l * E + e];
-            for (size_t r = 0; r < ranks->count; r++) {
-                *total += of_rank[r * n + l * E + e];
-                if (r == ranks->rank) own[e] = (int32_t)*total;
-            }
-        }
-        m->device.copy_in(m->device.state, m->expert_counts + l * E, own, E * sizeof *own);
-    }
-    for (size_t i = 0; i < n_sums; i++) sums[i] += new_sums[i];
+    ranks->all_gather(ranks->state, m->routed, gai_pool_of(&m->config, ranks->rank, ranks->count).values);
+    ranks->wait(ranks->state);
 }
 
-/* ... and after it they are those of all ranks, for ga_routing_of. */
-GAI_FN void gai_put_routing(ga_model *m) {
-    size_t L = m->sizes.L, E = m->sizes.E;
-    const double *counts = m->routed, *sums = counts + L * E;
-    int32_t all[GA_MAX_EXPERTS];
-    ga_real all_sums[GA_MAX_EXPERTS + 1];
-    for (size_t l = 0; l < L; l++) {
-        for (size_t e = 0; e < E; e++) all[e] = (int32_t)counts[l * E + e];
-        for (size_t e = 0; e <= E; e++) all_sums[e] = (ga_real)sums[l * (E + 1) + e];
-        m->device.copy_in(m->device.state, m->expert_counts + l * E, all, E * sizeof *all);
-        m->device.copy_in(m->device.state, m->router_sums + l * (E + 1), all_sums, (E + 1) * sizeof *all_sums);
-    }
-}
-
-/* One of m->loss; the host waits here for a device of its own pace. */
-GAI_FN double gai_fetch_loss(ga_model *m, const double *from) {
-    double loss = (double)NAN;
-    m->device.copy_out(m->device.state, &loss, from, sizeof loss);
-    return loss;
+/* A number of the device's; the host waits here for a device of its own pace. */
+GAI_FN double gai_fetch_number(ga_model *m, const double *from) {
+    double number = (double)NAN;
+    m->device.copy_out(m->device.state, &number, from, sizeof number);
+    return number;
 }
 
 GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
@@ -4618,7 +4643,7 @@ GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *t
             m->sizes.V, NULL);
     if (!loss) return gai_status(m, e);
     GAI_RUN(m, mean_loss, m->loss, NULL, m->losses, m->targets, B * T, 0);
-    *loss = gai_fetch_loss(m, m->loss);
+    *loss = gai_fetch_number(m, m->loss);
     return gai_status(m, e);
 }
 
@@ -4640,15 +4665,26 @@ GA_API ga_result ga_forward_with(ga_model *m, const ga_intervention *change, con
     return result;
 }
 
-/* The operators of ga_forward_backward, over m->tokens and m->targets. */
-GAI_FN void gai_run_pass(ga_model *m, double scale, const ga_observer *observer) {
+/* The two halves of ga_forward_backward, over m->tokens and m->targets. */
+enum { GAI_FORWARD = 1, GAI_BACKWARD = 2 };
+
+GAI_FN void gai_run_forward(ga_model *m, const ga_observer *observer) {
+    const ga_ranks *ranks = gai_ranks(m);
+    if (m->routed) {
+        ga_pool pool = gai_pool_of(&m->config, ranks->rank, ranks->count);
+        m->device.zero(m->device.state, m->counted, pool.values * sizeof(ga_real));
+    }
+    gai_forward_layers(m, observer, true);
+}
+
+GAI_FN void gai_run_backward(ga_model *m, double scale) {
     size_t B = m->B, T = m->T, N = B * T;
     const ga_ranks *ranks = gai_ranks(m);
-    bool exchange = ranks && m->last_of_step, routed = ranks && m->sizes.E > 0;
-    if (routed) gai_clear_routing(m);
-    gai_forward_layers(m, observer, true);
-    if (routed) gai_pool_routing(m);
+    bool exchange = ranks && m->last_of_step;
     gai_parameters w = gai_layer_parameters(m, m->weights, 0), dw = gai_layer_parameters(m, m->gradients, 0);
+    if (m->routed)
+        GAI_RUN(m, route_pool, m->seen, m->expert_counts, m->router_sums, m->routed,
+                gai_pool_of(&m->config, ranks->rank, ranks->count));
     GAI_RUN(m, head_loss, m->losses, m->dh, dw.head, m->logits, m->h_final, w.head, m->targets, N, m->sizes.C,
             m->sizes.V, m->row_scale);
     GAI_RUN(m, mean_loss, m->loss, m->loss + 1, m->losses, m->targets, N, scale);
@@ -4664,24 +4700,34 @@ GAI_FN void gai_run_pass(ga_model *m, double scale, const ga_observer *observer)
     }
     GAI_RUN(m, embedding_backward, dw.embed, m->tokens, m->dx, N, m->sizes.C);
     if (exchange) gai_exchange_next(m);
-    if (routed) gai_put_routing(m);
 }
 
-/* The same, which the device may know by heart: without an observer nothing in it depends on more than this. Tokens,
- * targets and row_scale are in its memory by now. */
-GAI_FN void gai_repeat_pass(ga_model *m, double scale) {
+GAI_FN void gai_run_halves(ga_model *m, int halves, double scale, const ga_observer *observer) {
+    if (halves & GAI_FORWARD) gai_run_forward(m, observer);
+    if (halves & GAI_BACKWARD) gai_run_backward(m, scale);
+}
+
+/* The same, which the device may know by heart: without an observer or an exchange nothing in it depends on more than
+ * this. Tokens, targets and row_scale are in its memory by now. */
+GAI_FN void gai_pass(ga_model *m, int halves, double scale, const ga_observer *observer) {
     struct {
         const ga_model *model;
-        size_t B, T;
+        size_t B, T, halves;
         double scale;
     } key;
+    bool exchanges = gai_ranks(m) && m->last_of_step && halves == GAI_BACKWARD;
+    if (!m->device.replay || observer || m->profile || exchanges) {
+        gai_run_halves(m, halves, scale, observer);
+        return;
+    }
     memset(&key, 0, sizeof key);
     key.model = m;
     key.B = m->B;
     key.T = m->T;
+    key.halves = (size_t)halves;
     key.scale = scale;
     while (!m->device.replay(m->device.state, &key, sizeof key)) {
-        gai_run_pass(m, scale, NULL);
+        gai_run_halves(m, halves, scale, NULL);
         if (m->device.recorded(m->device.state)) break;
     }
 }
@@ -4698,20 +4744,22 @@ GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const i
     size_t count = gai_count_targets(targets, B * T);
     ga_real row_scale = (ga_real)(count ? scale / (double)count : 0);
     m->device.copy_in(m->device.state, m->row_scale, &row_scale, sizeof row_scale);
-    bool exchanges = gai_ranks(m) && (m->last_of_step || m->sizes.E > 0);
-    if (m->device.replay && !observer && !m->profile && !exchanges)
-        gai_repeat_pass(m, scale);
-    else
-        gai_run_pass(m, scale, observer);
+    if (gai_ranks(m)) {
+        gai_pass(m, GAI_FORWARD, scale, observer);
+        if (m->routed) gai_exchange_routing(m);
+        gai_pass(m, GAI_BACKWARD, scale, NULL);
+    } else {
+        gai_pass(m, GAI_FORWARD | GAI_BACKWARD, scale, observer);
+    }
     m->last_of_step = false;
-    if (loss) *loss = gai_fetch_loss(m, m->loss);
+    if (loss) *loss = gai_fetch_number(m, m->loss);
     return gai_status(m, e);
 }
 
 GA_API ga_result ga_batch_loss(ga_model *m, double *loss, ga_error *e) {
     if (m->mode != GA_TRAINING) return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it has no batch");
     const ga_ranks *ranks = gai_ranks(m);
-    *loss = gai_fetch_loss(m, m->loss + 1);
+    *loss = gai_fetch_number(m, m->loss + 1);
     if (ranks) ranks->sum(ranks->state, loss, 1);
     return gai_status(m, e);
 }
@@ -4811,18 +4859,14 @@ GAI_FN size_t gai_within(gai_share s, size_t *offset, size_t values) {
     return *offset < end ? end - *offset : 0;
 }
 
-/* Sum of squares of the gradients in a share. */
-GAI_FN double gai_squares(ga_model *m, gai_share s) {
-    double sum = 0;
+/* Adds up the squares of the gradients in a share. */
+GAI_FN void gai_add_squares(ga_model *m, gai_share s) {
     for (size_t i = 0; i < m->n_tensors;) {
         const ga_tensor *t = &m->tensors[i];
         size_t offset = t->offset, values = gai_within(s, &offset, gai_alike(m, &i, false));
-        double part;
         if (t->frozen || values == 0) continue;
-        GAI_RUN(m, sum_of_squares, &part, m->gradients + offset, values);
-        sum += part;
+        GAI_RUN(m, sum_of_squares, m->squares, m->gradients + offset, values);
     }
-    return sum;
 }
 
 GAI_FN void gai_step(ga_model *m, gai_share s, ga_adamw_settings a) {
@@ -4837,16 +4881,24 @@ GAI_FN void gai_step(ga_model *m, gai_share s, ga_adamw_settings a) {
     }
 }
 
+/* No choice of a router counts from here on: a step begins. */
+GAI_FN void gai_clear_routing(ga_model *m) {
+    size_t L = m->sizes.L, E = m->sizes.E;
+    m->device.zero(m->device.state, m->expert_counts, L * E * sizeof *m->expert_counts);
+    m->device.zero(m->device.state, m->router_sums, L * (E + 1) * sizeof *m->router_sums);
+}
+
 GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_error *e) {
     const ga_config *c = &m->config;
     const ga_ranks *ranks = gai_ranks(m);
-    double sum = 0;
     if (m->mode != GA_TRAINING)
         return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
     while (ranks && m->begun < m->n_buckets) gai_exchange_next(m);
     if (ranks) ranks->wait(ranks->state);
     m->begun = 0;
-    for (size_t b = 0; b < m->n_buckets; b++) sum += gai_squares(m, gai_share_of(m, b));
+    m->device.zero(m->device.state, m->squares, sizeof *m->squares);
+    for (size_t b = 0; b < m->n_buckets; b++) gai_add_squares(m, gai_share_of(m, b));
+    double sum = gai_fetch_number(m, m->squares);
     if (ranks) ranks->sum(ranks->state, &sum, 1);
     ga_result result = gai_status(m, e);
     if (result != GA_OK) return result;
@@ -4863,9 +4915,17 @@ GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_e
     gai_clear_gradients(m);
     m->device.zero(m->device.state, m->loss + 1, sizeof *m->loss);
     if (m->sizes.E > 0) gai_clear_routing(m);
-    if (m->routed) memset(m->routed, 0, m->sizes.L * (2 * m->sizes.E + 1) * sizeof *m->routed);
     if (m->device.weights_changed) m->device.weights_changed(m->device.state, m->weights, m->n_weights);
     return gai_status(m, e);
+}
+
+GA_API ga_result ga_check_weights(ga_model *m, ga_error *e) {
+    m->device.zero(m->device.state, m->squares, sizeof *m->squares);
+    GAI_RUN(m, sum_of_squares, m->squares, m->weights, m->n_weights);
+    double sum = gai_fetch_number(m, m->squares);
+    ga_result result = gai_status(m, e);
+    if (result != GA_OK || isfinite(sum)) return result;
+    return gai_fail(e, GA_ERR_DIVERGED, "the weights are not finite: the sum of their squares is %g", sum);
 }
 
 /* ==== analysis: 4.2, 4.3, A.3 to A.5 ============================================================================== */

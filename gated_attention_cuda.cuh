@@ -2718,6 +2718,24 @@ static void gai_cuda_route_sums(void *state, int32_t *counts, float *sums, const
     GAI_LAUNCH(d, gai_k_route_counts, gai_blocks(r.E, GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0, counts, offsets, r.E);
 }
 
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_route_pool(int32_t *seen, int32_t *counts, float *sums, const float *parts, ga_pool pool) {
+    size_t i = gai_index<1>();
+    for (size_t r = 0; r < pool.ranks && i < pool.n_sums; r++) {
+        const float *part = parts + r * pool.values;
+        sums[i] += part[pool.sums + i];
+        if (i >= pool.n) continue;
+        counts[i] += (int32_t)__float_as_uint(part[i]);
+        if (r == pool.rank) seen[i] = counts[i];
+    }
+}
+
+static void gai_cuda_route_pool(void *state, int32_t *seen, int32_t *counts, float *sums, const float *parts,
+                                ga_pool pool) {
+    GAI_LAUNCH((gai_cuda *)state, gai_k_route_pool, gai_blocks(pool.n_sums, GAI_CUDA_THREADS), GAI_CUDA_THREADS, 0,
+               seen, counts, sums, parts, pool);
+}
+
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     gai_k_gather_rows(float *y, const float *x, const int32_t *slots, size_t C, size_t K) {
@@ -3218,13 +3236,13 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-/* sums_i (+)= parts of `fields` numbers, in order, a thread for each number; sums may be the first part. */
+/* sums_i += parts of `fields` numbers, in order, a thread for each number. */
 static __global__ void __launch_bounds__(32)
-    gai_k_add_doubles(double *sums, const double *parts, size_t count, int fields, bool add) {
+    gai_k_add_doubles(double *sums, const double *parts, size_t count, int fields) {
     if ((int)threadIdx.x >= fields) return;
     double sum = 0;
     for (size_t i = 0; i < count; i++) sum += parts[i * fields + threadIdx.x];
-    sums[threadIdx.x] = add ? sums[threadIdx.x] + sum : sum;
+    sums[threadIdx.x] += sum;
 }
 
 static void gai_cuda_sum_of_squares(void *state, double *sum, const float *x, size_t n) {
@@ -3232,8 +3250,7 @@ static void gai_cuda_sum_of_squares(void *state, double *sum, const float *x, si
     size_t blocks = gai_cuda_parts(gai_cuda_ceil(n, GAI_CUDA_THREADS * 4));
     double *parts = (double *)gai_cuda_scratch(d, blocks * sizeof *parts);
     GAI_LAUNCH(d, gai_k_sum_of_squares, (unsigned)blocks, GAI_CUDA_THREADS, 0, parts, x, n);
-    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, parts, parts, blocks, 1, false);
-    gai_cuda_copy_out(state, sum, parts, sizeof *sum);
+    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, sum, parts, blocks, 1);
 }
 
 /* ---- analysis ---------------------------------------------------------------------------------------------------- */
@@ -3435,7 +3452,7 @@ static void gai_cuda_magnitude_statistics(void *state, ga_magnitude_sums *sums, 
     size_t blocks = gai_cuda_parts(gai_cuda_ceil(N * W, GAI_CUDA_THREADS));
     ga_magnitude_sums *parts = (ga_magnitude_sums *)gai_cuda_scratch(d, blocks * sizeof *parts);
     GAI_LAUNCH(d, gai_k_magnitude_statistics, (unsigned)blocks, GAI_CUDA_THREADS, 0, parts, x, x_stride, N, W, factor);
-    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, (double *)sums, (const double *)parts, blocks, FIELDS, true);
+    GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, (double *)sums, (const double *)parts, blocks, FIELDS);
 }
 
 /* |x|'s bits above, the column's distance from the end below: the maximum is the largest, and of equal ones the first. */

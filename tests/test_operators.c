@@ -633,6 +633,38 @@ static void check_route(size_t N, size_t E, size_t K, bool normalize, bool ties)
     free(experts), free(rows), free(slots), free(offsets), free(counts);
 }
 
+/* One rank after the other, in each one's eyes. */
+static void check_pool(ga_pool pool) {
+    uint64_t random = pool.values;
+    ga_real *parts = normal_reals(pool.ranks * pool.values, 1, &random), *sums = reals(pool.n_sums);
+    int32_t counts[20] = {0}, seen[20], given[20], expected[20];
+    double total[21];
+    for (size_t i = 0; i < pool.n; i++) expected[i] = counts[i] = (int32_t)(1000 * i);
+    for (size_t i = 0; i < pool.n_sums; i++) total[i] = (double)(sums[i] = (ga_real)i);
+    for (size_t r = 0; r < pool.ranks; r++) {
+        ga_real *part = parts + r * pool.values;
+        for (size_t i = 0; i < pool.n; i++) given[i] = (int32_t)((1 << 24) + 10 * i + r + 1); /* no float has it */
+        memcpy(part, given, pool.n * sizeof *given);
+        for (size_t i = 0; i < pool.n && r <= pool.rank; i++) expected[i] += given[i];
+        for (size_t i = 0; i < pool.n_sums; i++) total[i] += (double)part[pool.sums + i];
+    }
+    ga_route_pool(seen, counts, sums, parts, pool);
+    assert_memory_equal(seen, expected, pool.n * sizeof *seen);
+    expect_close(sums, total, pool.n_sums, "sums of all ranks");
+    for (size_t i = 0; i < pool.n; i++) {
+        size_t all = 1000 * i + pool.ranks * ((1 << 24) + 10 * i) + pool.ranks * (pool.ranks + 1) / 2;
+        assert_int_equal(counts[i], all);
+    }
+    free(parts), free(sums);
+}
+
+static void test_pool(void **state) {
+    (void)state;
+    check_pool((ga_pool){0, 2, 48, 22, 20, 21});
+    check_pool((ga_pool){2, 4, 32, 7, 7, 9});
+    check_pool((ga_pool){1, 3, 16, 5, 5, 6});
+}
+
 static void test_route(void **state) {
     (void)state;
     for (size_t i = 0; i < COUNT(sizes); i++)
@@ -847,11 +879,11 @@ static void test_sums(void **state) {
         size_t n = lengths[i];
         uint64_t random = n;
         ga_real *x = normal_reals(n, 1, &random);
-        double squares = 0, most = 0, sum = -1, max = 0;
+        double squares = 0, most = 0, sum = 2, max = 0;
         for (size_t j = 0; j < n; j++) squares += (double)x[j] * (double)x[j], most = fmax(most, fabs((double)x[j]));
         ga_sum_of_squares(&sum, x, n);
         ga_max_abs(&max, x, n);
-        expect_near(sum, squares, 1e-12, "sum of squares");
+        expect_near(sum, 2 + squares, 1e-12, "sum of squares, added");
         assert_true(max == most);
         ga_max_abs(&max, x, n / 2); /* no less than what was seen before */
         assert_true(max == most);
@@ -989,6 +1021,8 @@ static void run_operators(ga_real *out) {
     ga_route_rows(rows, slots, offsets, experts, N, r);
     ga_route_sums(counts, TAKE(E + 1), offsets, p, router_lse, N, r);
     ga_route_backward(TAKE(N * E), dy, p, router_lse, experts, counts, N, r, 0.1f, 0.1f);
+    int32_t seen[E] = {0};
+    ga_route_pool(seen, counts, TAKE(E + 1), p, (ga_pool){0, 1, N * E, E, 0, E + 1});
     ga_gather_rows(gathered, in, slots, R, O, K);
     ga_sum_rows(TAKE(N * O), gathered, rows, N, O, K);
     dx = TAKE(R * O), dw = TAKE(E * 20 * O);
@@ -1035,19 +1069,33 @@ static void test_names(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_exp),           cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_linear_nan),    cmocka_unit_test(test_embedding),
-        cmocka_unit_test(test_add),           cmocka_unit_test(test_clip),
-        cmocka_unit_test(test_rmsnorm),       cmocka_unit_test(test_heads),
-        cmocka_unit_test(test_sdpa),          cmocka_unit_test(test_sdpa_cached),
-        cmocka_unit_test(test_sdpa_nan),      cmocka_unit_test(test_gate),
-        cmocka_unit_test(test_switch),        cmocka_unit_test(test_route),
-        cmocka_unit_test(test_rows),          cmocka_unit_test(test_grouped),
-        cmocka_unit_test(test_expert_swiglu), cmocka_unit_test(test_swiglu),
-        cmocka_unit_test(test_head_loss),     cmocka_unit_test(test_mean_loss),
-        cmocka_unit_test(test_adamw),         cmocka_unit_test(test_sums),
-        cmocka_unit_test(test_accumulate),    cmocka_unit_test(test_counts_of_observers),
-        cmocka_unit_test(test_learning_rate), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_linear_nan),
+        cmocka_unit_test(test_embedding),
+        cmocka_unit_test(test_add),
+        cmocka_unit_test(test_clip),
+        cmocka_unit_test(test_rmsnorm),
+        cmocka_unit_test(test_heads),
+        cmocka_unit_test(test_sdpa),
+        cmocka_unit_test(test_sdpa_cached),
+        cmocka_unit_test(test_sdpa_nan),
+        cmocka_unit_test(test_gate),
+        cmocka_unit_test(test_switch),
+        cmocka_unit_test(test_route),
+        cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_grouped),
+        cmocka_unit_test(test_expert_swiglu),
+        cmocka_unit_test(test_swiglu),
+        cmocka_unit_test(test_head_loss),
+        cmocka_unit_test(test_mean_loss),
+        cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_accumulate),
+        cmocka_unit_test(test_counts_of_observers),
+        cmocka_unit_test(test_learning_rate),
+        cmocka_unit_test(test_threads),
         cmocka_unit_test(test_names),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);

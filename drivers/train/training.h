@@ -72,14 +72,6 @@ static bool judge_loss(run *r, measurement *m) {
     return true;
 }
 
-/* A step with a finite loss may still have left weights that are none. */
-static bool weights_are_finite(const run *r) {
-    const ga_model *m = r->model;
-    double sum = 0;
-    m->device.sum_of_squares(m->device.state, &sum, m->weights, m->n_weights);
-    return isfinite(sum);
-}
-
 static bool take_step(run *r, measurement *m) {
     const ga_config *c = &r->config;
     double begin = now();
@@ -89,7 +81,9 @@ static bool take_step(run *r, measurement *m) {
     ga_result result = ga_update(r->model, m->learning_rate, &m->grad_norm, &r->error);
     if (result == GA_ERR_DIVERGED) return diverge(r, r->state.step + 1, m, "the gradient is not finite");
     if (result) return fail_library(r);
-    if (!weights_are_finite(r)) return diverge(r, r->state.step + 1, m, "the weights are not finite");
+    result = ga_check_weights(r->model, &r->error); /* a finite loss may still have left some that are none */
+    if (result == GA_ERR_DIVERGED) return diverge(r, r->state.step + 1, m, "the weights are not finite");
+    if (result) return fail_library(r);
     r->state.step++;
     r->state.windows += c->batch_size * c->gradient_accumulation_steps;
     r->state.tokens += step_tokens(c);

@@ -262,12 +262,14 @@ static void make_beside(int maker, pair h, pair from, pair w) {
 static void overwrite(int writer, pair h, pair from, pair w) {
     void *s = device.state;
     ga_real *zeros = reals(BESIDE_VALUES);
+    pair sum = pair_of(NULL, 2);
     if (writer == 1) device.zero(s, h.there, BESIDE_VALUES * sizeof *zeros);
     if (writer == 2) device.copy_in(s, h.there, zeros, BESIDE_VALUES * sizeof *zeros);
     if (writer == 3) device.scale_rows(s, h.there, BESIDE_C, BESIDE_N, BESIDE_C, 3);
     if (writer == 4) device.linear_forward(s, h.there, h.there, w.there, 1, BESIDE_C, BESIDE_C);
-    if (writer == 5) device.sum_of_squares(s, &(double){0}, from.there, from.n); /* takes the scratch */
+    if (writer == 5) device.sum_of_squares(s, (double *)(void *)sum.there, from.there, from.n); /* takes the scratch */
     free(zeros);
+    drop(sum);
 }
 
 static void test_rounded_beside(void **unused) {
@@ -501,13 +503,16 @@ static void test_optimiser(void **unused) {
         expect_same(p, 1e-6, "adamw", where);
         expect_same(m, 1e-6, "adamw, first moment", where);
         expect_same(v, 1e-6, "adamw, second moment", where);
-        double here, there;
-        BOTH(sum_of_squares, (&here, p.host, n), (&there, p.there, n));
-        expect_near(there, here, 1e-6, "sum_of_squares");
+        double here = 0, got, *there = (double *)device.allocate(device.state, sizeof here);
+        for (int twice = 0; twice < 2; twice++) BOTH(sum_of_squares, (&here, p.host, n), (there, p.there, n));
+        device.copy_out(device.state, &got, there, sizeof got);
+        expect_near(got, here, 1e-6, "sum_of_squares");
         p.host[n / 2] = NAN;
         device.copy_in(device.state, p.there, p.host, n * sizeof *p.host);
-        device.sum_of_squares(device.state, &there, p.there, n);
-        assert_true(isnan(there));
+        device.sum_of_squares(device.state, there, p.there, n);
+        device.copy_out(device.state, &got, there, sizeof got);
+        assert_true(isnan(got));
+        device.release(device.state, there);
         DROP(p, g, m, v);
     }
     close_device();
@@ -563,6 +568,18 @@ static void check_mixture(size_t N, size_t E, size_t K, size_t C, size_t F, bool
          (counts.there, sums.there, offsets.there, p.there, lse.there, N, r));
     expect_same(sums, 1e-5, "route_sums", where);
     expect_same_ints(counts.there, counts.host, E, "route_sums, counts", where);
+    ga_pool pool = {1, 3, 2 * E + 3, E, E, E + 1};
+    pair parts = normal_pair(pool.ranks * pool.values, 1); /* whose bits are counts as good as any */
+    ints seen = zero_ints(E), all = zero_ints(E);
+    for (size_t e = 0; e < pool.ranks * pool.values; e++)
+        if (e % pool.values < E) parts.host[e] = (ga_real)ldexp(1 + (double)e / 4096, -127 + (int)e % 3);
+    device.copy_in(device.state, parts.there, parts.host, parts.n * sizeof *parts.host);
+    BOTH(route_pool, (seen.host, all.host, sums.host, parts.host, pool),
+         (seen.there, all.there, sums.there, parts.there, pool));
+    expect_same(sums, 1e-5, "route_pool, sums", where);
+    expect_same_ints(seen.there, seen.host, E, "route_pool, seen", where);
+    expect_same_ints(all.there, all.host, E, "route_pool, counts", where);
+    drop(parts), drop_ints(seen), drop_ints(all);
     pair d_weights = normal_pair(R, 1), d_logits = normal_pair(N * E, 1);
     BOTH(route_backward,
          (d_logits.host, d_weights.host, p.host, lse.host, experts.host, counts.host, N, r, (ga_real)0.3, (ga_real)0.2),

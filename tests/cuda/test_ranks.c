@@ -379,6 +379,45 @@ static void test_training(void **unused) {
     }
 }
 
+/* What a step asks of the host, with graphs of the passes that it knows: a pass and an exchange of a mixture's counts are few
+ * launches, and only the update waits. */
+static void few_launches(void) {
+    ga_error e;
+    ga_config c = ga_config_default();
+    int32_t tokens[B * T] = {0};
+    long launches = 0, waits = 0;
+    begin(false, 60);
+    configure(
+        &c, "vocab_size=31 d_model=8 n_layers=5 n_heads=2 n_kv_heads=1 head_dim=4 d_ff=12 batch_size=2 max_seq_len=5");
+    configure(&c, variant);
+    device.ranks = &ranks;
+    ga_model *m = ga_create(&c, &device, GA_TRAINING, &e);
+    CHECK(m, "%s", e.text);
+    device.wait(device.state);
+    for (int k = 0; k < 4; k++) {
+        m->last_of_step = k == 3;
+        CHECK(ga_forward_backward(m, tokens, tokens, B, T, 0.25, NULL, NULL, &e) == GA_OK, "%s", e.text);
+        if (k == 1) launches = cucpu_launches(), waits = cucpu_waits();
+        if (k == 2) launches = cucpu_launches() - launches;
+    }
+    CHECK(launches <= 8, "%ld launches", launches);
+    CHECK(cucpu_waits() == waits, "the host waits %ld times for passes", cucpu_waits() - waits);
+    CHECK(ga_update(m, 1e-3, NULL, &e) == GA_OK, "%s", e.text);
+    CHECK(cucpu_waits() <= waits + 2, "the host waits %ld times for the update", cucpu_waits() - waits);
+    CHECK(!ga_device_cuda_unrecorded(&device), "%s", ga_device_cuda_unrecorded(&device));
+    ga_destroy(m);
+    end();
+}
+
+static void test_few_launches(void **unused) {
+    (void)unused;
+    static const char *const variants[] = {"gate_position=G1", "n_experts=3 experts_per_token=2", "gate_frozen=1"};
+    for (size_t v = 0; v < COUNT(variants); v++) {
+        variant = variants[v];
+        all_ranks(2, few_launches);
+    }
+}
+
 /* ---- what goes wrong ---------------------------------------------------------------------------------------------- */
 
 /* Until the failure is heard of, as a training step would: by waiting for the GPU. */
@@ -599,7 +638,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_host_values),  cmocka_unit_test(test_memory),         cmocka_unit_test(test_training),
         cmocka_unit_test(test_dead_rank),    cmocka_unit_test(test_dead_before),    cmocka_unit_test(test_silent_rank),
         cmocka_unit_test(test_missing_rank), cmocka_unit_test(test_broken_network), cmocka_unit_test(test_disagreement),
-        cmocka_unit_test(test_failures),     cmocka_unit_test(test_patience),
+        cmocka_unit_test(test_failures),     cmocka_unit_test(test_patience),       cmocka_unit_test(test_few_launches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
