@@ -403,9 +403,10 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind
     return cucpu_submit(stream, [=] { copy_now(to, from, n); });
 }
 
+/* Pinned memory too has an address on the device. */
 cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t stream) {
     CALL;
-    if (!is_on_device(p, n)) return fail(cudaErrorInvalidValue);
+    if (!is_on_device(p, n) && !is_pinned(p)) return fail(cudaErrorInvalidValue);
     return cucpu_submit(stream, [=] {
         memset(p, value, n);
         CHECKED(cucpu_check_host_write(p, n));
