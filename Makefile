@@ -195,6 +195,9 @@ fuzz: packages-test
 	@tests/fuzz/fuzz.sh $(FUZZ_SECONDS)
 reference:
 	@tests/reference/setup.sh && .venv/bin/python tests/reference/make_fixtures.py
+$(BUILD)/bench/mkl.so: tests/bench/mkl.c
+	@mkdir -p $(BUILD)/bench
+	$(CC) -std=c11 $(WARN) -shared -fPIC $< -o $@
 $(BUILD)/bench/%: tests/bench/%.c $(HEADERS)
 	@mkdir -p $(BUILD)/bench
 	$(CC) $(TEST_CFLAGS) $< -o $@ $(LDLIBS)

@@ -25,7 +25,7 @@ while [ "$T" -le "$longest" ]; do
     while [ $round -lt "$rounds" ]; do
         for products in float32 bf16; do
             measure ours "$products" $out/attention
-            measure PyTorch "$products" .venv/bin/python -W ignore tests/bench/attention.py
+            measure PyTorch "$products" tests/bench/torch.sh tests/bench/attention.py
         done
         round=$((round + 1))
         # One pass of a long sequence takes seconds: it needs no repetition.

@@ -38,7 +38,7 @@ make -s $work/products $work/generation
 echo "== matrix products"
 $work/products | tee $work/products.txt
 echo "== the same products in PyTorch"
-"$python" -W ignore tests/bench/products.py | tee $work/torch_products.txt
+tests/bench/torch.sh tests/bench/products.py | tee $work/torch_products.txt
 echo "== generation"
 $work/generation "$config" | tee $work/generation.txt
 echo "== attention"

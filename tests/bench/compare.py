@@ -21,7 +21,8 @@ import time
 
 from config import read_config
 
-OURS, EAGER, COMPILED = "ours", "PyTorch eager", "PyTorch compiled"
+OURS, EAGER, COMPILED = "ours", "PyTorch eager", "PyTorch compiled"  # PyTorch under torch.sh
+INSTALLED = "PyTorch compiled, as installed"
 WORK = pathlib.Path("build/bench")
 MOST_STEPS = 20  # in one turn
 
@@ -99,8 +100,9 @@ class Torch:
 
     def __init__(self, config, contestant, sequences):
         self.contestant, self.log = contestant, WORK / "torch.log"
-        script, mode = pathlib.Path(__file__).with_name("torch_speed.py"), contestant.program.removeprefix("PyTorch ")
-        command = [sys.executable, "-W", "ignore", script, config, "--turns", "--mode", mode]
+        here, mode = pathlib.Path(__file__).parent, "eager" if contestant.program == EAGER else "compiled"
+        python = [sys.executable, "-W", "ignore"] if contestant.program == INSTALLED else [here / "torch.sh"]
+        command = [*python, here / "torch_speed.py", config, "--turns", "--mode", mode]
         command += contestant.keys(sequences)
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str((WORK / "inductor").resolve())}
         with self.log.open("w") as log:
@@ -143,13 +145,14 @@ def groups(full):
     for products in ("float32", "bf16"):
         group = [Contestant(OURS, products, 1, gate) for gate in ("elementwise", "headwise", "none")]
         group += [Contestant(EAGER, products, 1), Contestant(COMPILED, products, 1)]
-        group += [Contestant(COMPILED, products, 1, "none")]
+        group += [Contestant(COMPILED, products, 1, "none"), Contestant(INSTALLED, products, 1)]
         if full:
             group += [Contestant(COMPILED, products, 1, "headwise"), Contestant(EAGER, products, 1, "none")]
         yield group
-        yield [Contestant(program, products, 8) for program in (OURS, EAGER, COMPILED)] + (
-            [Contestant(OURS, products, 8, recompute=True)] if full or products == "bf16" else []
-        )
+        group = [Contestant(program, products, 8) for program in (OURS, INSTALLED, COMPILED)]
+        group += [Contestant(EAGER, products, 8)] if full else []
+        group += [Contestant(OURS, products, 8, recompute=True)] if full or products == "bf16" else []
+        yield group
         if not full:
             continue
         yield [Contestant(program, products, 8, "none") for program in (OURS, EAGER, COMPILED)]

@@ -1,6 +1,6 @@
 #!/bin/sh
-# make bench-cuda: tokens/s and memory of ./train on this GPU beside PyTorch, eager and compiled, and the limits that
-# FLOPs and bytes set.
+# make bench-cuda: tokens/s and memory of ./train on this GPU beside PyTorch, eager, compiled and by max-autotune, and
+# the limits that FLOPs and bytes set.
 #     tests/cuda/bench.sh [CONFIG.cfg [key=value ...]]
 # Without arguments: configs/rtx4060.cfg, and on a GPU of 70 GB and more the paper's 1.7B model too.
 set -eu
@@ -70,7 +70,7 @@ echo "| $(basename "$config")${*:+ $*} | tokens/s | memory, MiB |"
 echo "|---|---:|---:|"
 row "./train" "$work/run/metrics.jsonl" "$work/train.log" ./train "$config" "$@" --fresh device=cuda use_amp=on \
     max_steps=22 eval_every=0 eval_windows=1 save_every=0 log_every=1 output_dir="$work/run"
-for mode in eager compiled; do
+for mode in eager compiled max-autotune; do
     [ $with_pytorch = 1 ] || break
     row "PyTorch, $mode" "$work/torch-$mode.log" "$work/torch-$mode.log" "$python" -W ignore \
         tests/bench/torch_speed.py "$config" "$@" use_amp=on max_steps=22 --device cuda --mode $mode
