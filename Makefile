@@ -119,7 +119,7 @@ curves: train
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
 C_TESTS = gradients operators fixtures model checkpoint data tokenizer x86 amx analysis ranks
-SH_TESTS = header train mpi analyze text hostile evaluate readme isa cuda round_trip fuzz report
+SH_TESTS = header ports train mpi analyze text hostile evaluate readme isa cuda round_trip fuzz report
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) -I. -Itests
 TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)
 

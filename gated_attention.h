@@ -85,6 +85,9 @@
  *
  * Licence: MIT, at the end of the file.
  */
+#pragma push_macro("I") /* of <complex.h>; a letter here */
+#undef I
+
 #ifndef GATED_ATTENTION_H
 #define GATED_ATTENTION_H
 
@@ -1836,7 +1839,7 @@ GAI_INLINE void gai_kernel(ga_real *c, size_t ldc, gai_matrix a, const ga_real *
 /* The kernel for a block with fewer than GAI_MR rows or GAI_NR columns: it computes on padded copies. */
 GAI_FN void gai_kernel_edge(ga_real *c, size_t ldc, gai_matrix a, const ga_real *b, size_t rows, size_t columns,
                             size_t K, bool add) {
-    ga_real block[GAI_MR * GAI_NR] = {0}, strip[GAI_MR * GAI_KC];
+    ga_real block[(size_t)GAI_MR * GAI_NR] = {0}, strip[(size_t)GAI_MR * GAI_KC];
     memset(strip, 0, sizeof strip);
     for (size_t i = 0; i < rows; i++)
         for (size_t k = 0; k < K; k++) strip[i * GAI_KC + k] = a.at[i * a.row + k * a.column];
@@ -2129,7 +2132,7 @@ GA_API void ga_sdpa_forward(ga_real *y, ga_real *lse, const ga_real *q, const ga
                             const ga_real *sink, ga_shape n) {
     GAI_PARALLEL_TASKS
     for (size_t task = 0; task < n.B * n.HQ; task++) {
-        ga_real k_tile[GAI_TILE * GA_MAX_HEAD_DIM];
+        ga_real k_tile[(size_t)GAI_TILE * GA_MAX_HEAD_DIM];
         size_t b = task / n.HQ, h = task % n.HQ, kv = (b * n.S * n.HK + h / (n.HQ / n.HK)) * n.D;
         size_t q0 = (b * n.T * n.HQ + h) * n.D;
         for (size_t i = 0; sink && i < n.T; i++) { /* the softmax over the sink alone */
@@ -2220,7 +2223,7 @@ GA_API void ga_sdpa_backward(ga_real *dq, ga_real *dk, ga_real *dv, ga_real *dsi
     ga_real *dk_heads = scratch, *dv_heads = dk_heads + heads * T * D, *deltas = dv_heads + heads * T * D;
     GAI_PARALLEL_TASKS
     for (size_t task = 0; task < heads; task++) {
-        ga_real k_tile[GAI_TILE * GA_MAX_HEAD_DIM], v_tile[GAI_TILE * GA_MAX_HEAD_DIM];
+        ga_real k_tile[(size_t)GAI_TILE * GA_MAX_HEAD_DIM], v_tile[(size_t)GAI_TILE * GA_MAX_HEAD_DIM];
         size_t b = task / n.HQ, h = task % n.HQ, kv = (b * T * n.HK + h / group) * D, q0 = (b * T * n.HQ + h) * D;
         ga_real *dk_head = dk_heads + task * T * D, *dv_head = dv_heads + task * T * D, *delta = deltas + task * T;
         memset(dk_head, 0, T * D * sizeof *dk);
@@ -3086,7 +3089,7 @@ GAI_FN size_t gai_score_heads(ga_gate g) {
 }
 
 GAI_INLINE void gai_add_score(ga_gate_sums *sums, double x) {
-    double scaled = floor(x * GA_BINS);
+    double scaled = floor(x * (double)GA_BINS);
     size_t bin = 0;
     if (scaled > 0) bin = scaled < GA_BINS - 1 ? (size_t)scaled : GA_BINS - 1;
     if (sums->count == 0 || x < sums->min) sums->min = x;
@@ -3139,7 +3142,7 @@ GA_API void ga_sdpa_statistics(ga_real *received, ga_real *entropy, const ga_rea
                                const ga_real *lse, ga_shape n) {
     GAI_PARALLEL_TASKS
     for (size_t bh = 0; bh < n.B * n.HQ; bh++) {
-        ga_real k_tile[GAI_TILE * GA_MAX_HEAD_DIM], s[GAI_TILE * GAI_TILE];
+        ga_real k_tile[(size_t)GAI_TILE * GA_MAX_HEAD_DIM], s[GAI_TILE * GAI_TILE];
         size_t b = bh / n.HQ, h = bh % n.HQ, kv = (b * n.S * n.HK + h / (n.HQ / n.HK)) * n.D;
         memset(received + bh * n.S, 0, n.S * sizeof *received);
         for (size_t i0 = 0; i0 < n.T; i0 += GAI_TILE) {
@@ -7795,6 +7798,8 @@ GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *i
 }
 #endif
 #endif /* GATED_ATTENTION_IMPLEMENTATION */
+
+#pragma pop_macro("I")
 
 /* MIT License
  *

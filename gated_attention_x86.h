@@ -764,7 +764,7 @@ GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, con
     size_t D = n.D, stride = n.HQ * D, kv_stride = n.HK * D;
     size_t offset = n.S - n.T, end = offset + i1; /* keys that are seen */
     size_t q_tile = gai_x86_b_words(p, QUERIES, D);
-    float *q_room = room, *k_room = q_room + GAI_X86_CHUNK / QUERIES * q_tile;
+    float *q_room = room, *k_room = q_room + (size_t)GAI_X86_CHUNK / QUERIES * q_tile;
     float *v_room = k_room + gai_x86_a_words(p, KEYS, D);
     float *p_room = v_room + gai_x86_b_words(p, D, KEYS), *scores = p_room + gai_x86_a_words(p, QUERIES, KEYS);
     float *top = scores + KEYS * QUERIES, *sum = top + GAI_X86_CHUNK;

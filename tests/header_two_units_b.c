@@ -1,6 +1,11 @@
-/* The other unit: declarations only. Takes one step of training. */
+/* The other unit: declarations only, behind a macro I, which stays. Takes one step of training. */
+#include <complex.h>
 #include "../gated_attention.h"
 #include "../gated_attention.h"
+
+#ifndef I
+#error "gated_attention.h has taken the I of <complex.h> away"
+#endif
 
 int main(void) {
     static const int32_t tokens[] = {1, 2, 3, 4}, targets[] = {2, 3, 4, 5};

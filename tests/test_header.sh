@@ -71,6 +71,11 @@ for pair in "gcc g++" "clang clang++"; do
     whole "$cc" "$cxx" -O0
     whole "$cc" "$cxx" -O1 -DGA_DOUBLE
     as_static "$cc" -O0
+    # shellcheck disable=SC2086
+    {
+        check "$cc: C23" "$cc" -std=c2x $warnings -funsigned-char -fshort-enums -fsyntax-only header_two_units_a.c
+        check "$cc: C++20" "$cxx" -std=c++20 $warnings -fsyntax-only header.cpp
+    }
     if "$cc" -fopenmp "$work/empty.c" -o "$work/empty" 2>/dev/null; then
         whole "$cc" "$cxx" -O3 -fopenmp
         as_static "$cc" -fopenmp
