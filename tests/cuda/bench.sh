@@ -16,7 +16,7 @@ failed=0
 if [ $# -eq 0 ]; then
     sh tests/cuda/bench.sh configs/rtx4060.cfg || failed=1
     [ "$(mebibytes total)" -ge 70000 ] || exit $failed
-    set -- configs/paper-1.7b-28l.cfg batch_size=1 recompute=0 gradient_accumulation_steps=8 data=gen:backcopy
+    set -- configs/paper-1.7b-28l.cfg batch_size=1 recompute=0 gradient_accumulation_steps=8 data=gen:random
 fi
 config=$1
 shift

@@ -2,6 +2,7 @@
 # make test-cuda: the companion on the GPU that is here, against plain C; then with compute-sanitizer.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
+export TEST_GPU=1
 . tests/testing.sh
 nvcc=$(make -s print-NVCC)
 if [ -z "$nvcc" ]; then

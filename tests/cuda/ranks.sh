@@ -6,6 +6,7 @@ set -u
 train=$(realpath "$1")
 more=${2-}
 cd "$(dirname "$0")/../.." || exit 1
+export TEST_GPU=1
 . tests/testing.sh
 cd "$work" || exit 1
 export OMP_NUM_THREADS=1 CUCPU_DEVICES=3 MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + $$ % 20000)) RANKS_TIMEOUT=60
