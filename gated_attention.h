@@ -589,7 +589,7 @@ GA_API ga_device ga_device_cpu(void);
 
 /* The one list of parameters: X(scope, field, name, rows, columns, condition, start)
  *
- *     scope  MODEL  once
+ *     scope  FIRST  once, before the layers; LAST once, after them
  *            LAYER  once a layer; "model.layers.<i>." stands before its name
  *            FFN    once a layer, after "model.layers.<i>.mlp."; in a mixture once for each expert of each layer, after
  *                   "model.layers.<i>.mlp.experts.<e>."
@@ -601,7 +601,7 @@ GA_API ga_device ga_device_cpu(void);
  * ga_sizes and c the configuration. */
 /* clang-format off */
 #define GA_TENSORS(X)                                                                                                  \
-    X(MODEL, embed, "model.embed_tokens.weight", z.V, z.C, true, MATRIX)                                               \
+    X(FIRST, embed, "model.embed_tokens.weight", z.V, z.C, true, MATRIX)                                               \
     X(LAYER, attn_norm, "input_layernorm.weight", 1, z.C, true, ONES)                                                  \
     X(LAYER, query, "self_attn.q_proj.weight", z.HQ * z.D, z.C, true, MATRIX)                                          \
     X(LAYER, gate_weight, "self_attn.gate.weight", z.G, z.C, z.G > 0, GATE)                                            \
@@ -622,8 +622,8 @@ GA_API ga_device ga_device_cpu(void);
     X(FFN, ffn_act, "gate_proj.weight", z.F, z.C, true, MATRIX)                                                        \
     X(FFN, ffn_up, "up_proj.weight", z.F, z.C, true, MATRIX)                                                           \
     X(FFN, ffn_down, "down_proj.weight", z.C, z.F, true, MATRIX)                                                       \
-    X(MODEL, final_norm, "model.norm.weight", 1, z.C, true, ONES)                                                      \
-    X(MODEL, head, "lm_head.weight", z.V, z.C, !c->tied_embeddings, MATRIX)
+    X(LAST, final_norm, "model.norm.weight", 1, z.C, true, ONES)                                                       \
+    X(LAST, head, "lm_head.weight", z.V, z.C, !c->tied_embeddings, MATRIX)
 /* clang-format on */
 
 enum {
@@ -1031,7 +1031,7 @@ GA_API ga_result ga_load(ga_model *m, const char *directory, ga_training_state *
 GA_API ga_model *ga_open(const ga_config *c, const ga_device *device, ga_mode mode, const char *directory, ga_error *e);
 /* Gives m the weights of another model, which may differ in two ways: in the keys rope_* and max_seq_len, on which no
  * weight depends (section 4.4), and in that it has no gate, in which case m's gate stays as it was drawn (A.7). All
- * else as ga_load. `changes` (size) receives what differs, in words; it is empty where nothing does. */
+ * else as ga_load. `changes` (size), or NULL, receives what differs, in words; it is empty where nothing does. */
 GA_API ga_result ga_start_from(ga_model *m, const char *directory, char *changes, size_t size, ga_error *e);
 /* Whether a directory holds a checkpoint (with training state, if asked for). */
 GA_API bool ga_checkpoint_exists(const char *directory, bool with_state);
@@ -1142,6 +1142,17 @@ GAI_INLINE size_t gai_max(size_t a, size_t b) {
 }
 GAI_INLINE size_t gai_ceil_div(size_t a, size_t b) {
     return (a + b - 1) / b;
+}
+
+/* The layers or heads from `begin` to before `end` that an index chooses out of `count`: one of them, or
+ * with GA_ALL all. */
+typedef struct {
+    size_t begin, end;
+} gai_range;
+
+GAI_INLINE gai_range gai_range_of(size_t index, size_t count) {
+    gai_range all = {0, count}, one = {index, index + 1};
+    return index == GA_ALL ? all : one;
 }
 
 /* ---- machine and system ------------------------------------------------------------------------------------------ */
@@ -1352,38 +1363,34 @@ GAI_FN const char *gai_word(const char *list, int i, size_t *length) {
     }
 }
 
-GAI_FN ga_result gai_set_number(void *at, const gai_key *k, const char *value, ga_error *e) {
+GAI_FN ga_result gai_set_real(double *at, const gai_key *k, const char *value, ga_error *e) {
     char *end = NULL;
+    double x = gai_real_of(value, &end);
+    if (end == value || *end) return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is not a number", k->name, value);
+    if (!(x >= k->lowest && x <= k->highest))
+        return gai_fail(e, GA_ERR_CONFIG, "%s: %s is out of range, %g to %g", k->name, value, k->lowest, k->highest);
+    *at = x;
+    return GA_OK;
+}
+
+GAI_FN ga_result gai_set_whole(void *at, const gai_key *k, const char *value, ga_error *e) {
+    char *end = NULL;
+    bool negative = *value == '-', bounded = k->kind != GAI_SEED;
     errno = 0;
-    if (k->kind == GAI_REAL) {
-        double x = gai_real_of(value, &end);
-        if (end == value || *end) return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is not a number", k->name, value);
-        if (!(x >= k->lowest && x <= k->highest))
-            return gai_fail(e, GA_ERR_CONFIG, "%s: %s is out of range, %g to %g", k->name, value, k->lowest,
-                            k->highest);
-        memcpy(at, &x, sizeof x);
-        return GA_OK;
-    }
-    bool negative = *value == '-';
     unsigned long long n = strtoull(value + negative, &end, 10);
     if (!isdigit((unsigned char)value[negative]) || *end)
         return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is not a whole number", k->name, value);
     double x = negative ? -(double)n : (double)n;
-    bool bounded = k->kind != GAI_SEED;
     double highest = k->kind == GAI_SIZE ? fmin(k->highest, (double)SIZE_MAX) : k->highest;
     if (errno == ERANGE || (bounded && !(x >= k->lowest && x <= highest)) || (!bounded && negative))
         return gai_fail(e, GA_ERR_CONFIG, "%s: %s is out of range, %.0f to %.0f", k->name, value, k->lowest,
                         bounded ? highest : 18446744073709551615.0);
-    if (k->kind == GAI_SEED) {
-        uint64_t u = n;
-        memcpy(at, &u, sizeof u);
-    } else if (k->kind == GAI_SIZE) {
-        size_t u = (size_t)n;
-        memcpy(at, &u, sizeof u);
-    } else {
-        long l = negative ? -(long)n : (long)n;
-        memcpy(at, &l, sizeof l);
-    }
+    if (k->kind == GAI_SEED)
+        *(uint64_t *)at = n;
+    else if (k->kind == GAI_SIZE)
+        *(size_t *)at = (size_t)n;
+    else
+        *(long *)at = negative ? -(long)n : (long)n;
     return GA_OK;
 }
 
@@ -1398,26 +1405,38 @@ GAI_FN ga_result gai_set_choice(int *at, const gai_key *k, const char *value, ga
     return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is none of: %s", k->name, value, k->choices);
 }
 
+GAI_FN ga_result gai_set_flag(bool *at, const gai_key *k, const char *value, ga_error *e) {
+    bool on = strcmp(value, "1") == 0 || strcmp(value, "true") == 0;
+    if (!on && strcmp(value, "0") != 0 && strcmp(value, "false") != 0)
+        return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is neither 0 nor 1", k->name, value);
+    *at = on;
+    return GA_OK;
+}
+
+GAI_FN ga_result gai_set_text(char *at, const gai_key *k, const char *value, ga_error *e) {
+    if (strlen(value) >= GA_TEXT)
+        return gai_fail(e, GA_ERR_CONFIG, "%s: longer than %d characters", k->name, GA_TEXT - 1);
+    memset(at, 0, GA_TEXT);
+    memcpy(at, value, strlen(value));
+    return GA_OK;
+}
+
 GA_API ga_result ga_config_set(ga_config *c, const char *name, const char *value, ga_error *e) {
     const gai_key *k = gai_find_key(name);
     if (!k) return gai_unknown_key(name, e);
-    char *at = (char *)c + k->offset;
-    if (k->kind == GAI_CHOICE) return gai_set_choice((int *)(void *)at, k, value, e);
-    if (k->kind == GAI_TEXT) {
-        if (strlen(value) >= GA_TEXT)
-            return gai_fail(e, GA_ERR_CONFIG, "%s: longer than %d characters", name, GA_TEXT - 1);
-        memset(at, 0, GA_TEXT);
-        memcpy(at, value, strlen(value));
-        return GA_OK;
+    void *at = (char *)c + k->offset;
+    switch (k->kind) {
+    case GAI_CHOICE:
+        return gai_set_choice((int *)at, k, value, e);
+    case GAI_REAL:
+        return gai_set_real((double *)at, k, value, e);
+    case GAI_FLAG:
+        return gai_set_flag((bool *)at, k, value, e);
+    case GAI_TEXT:
+        return gai_set_text((char *)at, k, value, e);
+    default:
+        return gai_set_whole(at, k, value, e);
     }
-    if (k->kind == GAI_FLAG) {
-        bool on = strcmp(value, "1") == 0 || strcmp(value, "true") == 0;
-        if (!on && strcmp(value, "0") != 0 && strcmp(value, "false") != 0)
-            return gai_fail(e, GA_ERR_CONFIG, "%s: '%s' is neither 0 nor 1", name, value);
-        memcpy(at, &on, sizeof on);
-        return GA_OK;
-    }
-    return gai_set_number(at, k, value, e);
 }
 
 GA_API bool ga_config_get(const ga_config *c, const char *name, char *text, size_t size) {
@@ -3398,46 +3417,63 @@ GAI_FN void gai_name_tensor(ga_tensor *t, bool ffn, const char *name) {
         snprintf(t->name, sizeof t->name, "model.layers.%zu.mlp.experts.%zu.%s", t->layer, t->expert, name);
 }
 
-/* Sizes of models and of their parts are counted in uint64_t before they are taken: they may be more than a size_t of 32 bits
- * holds, which ga_summarize_rank and gai_statistics_create then refuse. */
+/* Sizes of models and of their parts are counted in uint64_t before they are taken: they may be more than a size_t of
+ * 32 bits holds, which ga_summarize_rank and gai_statistics_create then refuse. */
 
-/* Goes through the parameters of a configuration in the order of the blocks; tensors NULL: only counts them. */
-GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, uint64_t *n_weights) {
-    enum {
-        GAI_MODEL,
-        GAI_LAYER,
-        GAI_FFN,
-        MATRIX = GA_START_MATRIX,
-        GATE = GA_START_GATE,
-        ONES = GA_START_ONES,
-        ZEROS = GA_START_ZEROS
-    };
+typedef enum { GAI_FIRST, GAI_LAYER, GAI_FFN, GAI_LAST } gai_scope;
+
+/* The parameters of a configuration in the order of the blocks; tensors NULL: they are only counted. */
+typedef struct {
+    const ga_config *config;
+    ga_tensor *tensors;
+    size_t count;
+    uint64_t values;
+} gai_tensor_list;
+
+/* t: with id, layer, expert, rows, columns and start; the rest follows. */
+GAI_FN void gai_append_tensor(gai_tensor_list *list, ga_tensor t, gai_scope scope, const char *name) {
+    if (list->tensors) {
+        t.offset = (size_t)list->values;
+        t.decays = t.start == GA_START_MATRIX || t.start == GA_START_GATE;
+        t.frozen = list->config->gate_frozen && gai_is_w_theta(t.id);
+        gai_name_tensor(&t, scope == GAI_FFN, name);
+        list->tensors[list->count] = t;
+    }
+    list->count++;
+    list->values += (uint64_t)t.rows * t.columns;
+}
+
+/* The tensors of one scope, for one layer and one expert, or GA_ALL. */
+GAI_FN void gai_append_tensors(gai_tensor_list *list, gai_scope scope, size_t layer, size_t expert) {
+    const ga_config *c = list->config;
     ga_sizes z = ga_sizes_of(c);
-    size_t count = 0;
-    uint64_t offset = 0;
-    size_t ffns = gai_max(z.E, 1), parts = 1 + ffns;        /* of a layer: what it has once, then its FFNs */
-    for (size_t pass = 0; pass < z.L * parts + 2; pass++) { /* the embedding, the layers, the head */
-        bool first = pass == 0, in_layer = !first && pass <= z.L * parts;
-        size_t layer = in_layer ? (pass - 1) / parts : GA_ALL, part = in_layer ? (pass - 1) % parts : 0;
-        int here = !in_layer ? GAI_MODEL : part == 0 ? GAI_LAYER : GAI_FFN;
-#define GAI_X(scope, field, tensor_name, rows_, columns_, condition, start_)                                   \
-    if ((condition) && GAI_##scope == here && (in_layer || (GA_TENSOR_##field == GA_TENSOR_embed) == first)) { \
-        if (tensors) {                                                                                         \
-            ga_tensor *t = tensors + count;                                                                    \
-            t->id = GA_TENSOR_##field, t->layer = layer, t->rows = rows_, t->columns = columns_;               \
-            t->expert = here == GAI_FFN && z.E > 0 ? part - 1 : GA_ALL;                                        \
-            t->offset = (size_t)offset, t->start = (ga_start)start_;                                           \
-            t->decays = start_ == MATRIX || start_ == GATE;                                                    \
-            t->frozen = c->gate_frozen && gai_is_w_theta(GA_TENSOR_##field);                                   \
-            gai_name_tensor(t, here == GAI_FFN, tensor_name);                                                  \
-        }                                                                                                      \
-        count++, offset += (uint64_t)(rows_) * (columns_);                                                     \
+    ga_tensor t;
+    memset(&t, 0, sizeof t);
+    t.layer = layer;
+    t.expert = expert;
+#define GAI_X(scope_, field, name, rows_, columns_, condition, start_) \
+    if (scope == GAI_##scope_ && (condition)) {                        \
+        t.id = GA_TENSOR_##field;                                      \
+        t.rows = rows_;                                                \
+        t.columns = columns_;                                          \
+        t.start = GA_START_##start_;                                   \
+        gai_append_tensor(list, t, scope, name);                       \
     }
-        GA_TENSORS(GAI_X)
+    GA_TENSORS(GAI_X)
 #undef GAI_X
+}
+
+GAI_FN size_t gai_list_tensors(const ga_config *c, ga_tensor *tensors, uint64_t *n_weights) {
+    gai_tensor_list list = {c, tensors, 0, 0};
+    gai_append_tensors(&list, GAI_FIRST, GA_ALL, GA_ALL);
+    for (size_t l = 0; l < c->n_layers; l++) {
+        gai_append_tensors(&list, GAI_LAYER, l, GA_ALL);
+        if (c->n_experts == 0) gai_append_tensors(&list, GAI_FFN, l, GA_ALL);
+        for (size_t e = 0; e < c->n_experts; e++) gai_append_tensors(&list, GAI_FFN, l, e);
     }
-    if (n_weights) *n_weights = offset;
-    return count;
+    gai_append_tensors(&list, GAI_LAST, GA_ALL, GA_ALL);
+    if (n_weights) *n_weights = list.values;
+    return list.count;
 }
 
 GA_API const ga_tensor *ga_find_tensor(const ga_model *m, int id, size_t layer) {
@@ -3491,8 +3527,8 @@ GAI_INLINE ga_real *gai_take_reals(gai_arena *arena, uint64_t count) {
     return (ga_real *)gai_take(arena, count, sizeof(ga_real));
 }
 
-/* The most values for each position that an observer's operator leaves in m->scratch: those of sdpa_statistics; max_abs_rows
- * and row_norms leave no more. */
+/* The most values for each position that an observer's operator leaves in m->scratch: those of sdpa_statistics;
+ * max_abs_rows and row_norms leave no more. */
 GAI_FN size_t gai_observed_values(ga_sizes z) {
     return 2 * z.HQ;
 }
@@ -3652,12 +3688,13 @@ GAI_FN void gai_initialise_tensor(ga_model *m, const ga_tensor *t) {
     for (const char *p = t->name; *p; p++) random = (random ^ (unsigned char)*p) * 0x100000001b3u;
     random ^= m->config.seed * 0x9e3779b97f4a7c15u;
     double std = t->start == GA_START_GATE ? m->config.gate_init_std : m->config.init_std;
+    bool drawn = t->start == GA_START_MATRIX || t->start == GA_START_GATE;
     for (size_t done = 0; done < values; done += GAI_PIECE) {
         size_t n = gai_min(GAI_PIECE, values - done);
-        for (size_t i = 0; i < n; i++)
-            host[i] = t->start == GA_START_ONES    ? 1
-                      : t->start == GA_START_ZEROS ? 0
-                                                   : (ga_real)(std * ga_random_normal(&random));
+        for (size_t i = 0; i < n; i++) {
+            double x = drawn ? std * ga_random_normal(&random) : t->start == GA_START_ONES;
+            host[i] = (ga_real)x;
+        }
         m->device.copy_in(m->device.state, m->weights + t->offset + done, host, n * sizeof *host);
     }
 }
@@ -3857,18 +3894,13 @@ GAI_FN ga_model *gai_create(const ga_config *c, const ga_device *device, ga_mode
     bool allocated = gai_allocate_model(m);
     if (allocated && start && mode != GA_MAPPED) gai_initialise_weights(m);
     ga_result result = gai_status(m, e);
-    if (result != GA_OK && result != GA_ERR_MEMORY) {
-        ga_destroy(m);
-        return NULL;
-    }
-    if (!allocated || result != GA_OK) {
+    if (allocated && result == GA_OK) return m;
+    if (result == GA_OK || result == GA_ERR_MEMORY)
         gai_fail(e, GA_ERR_MEMORY,
                  "not enough memory: the model takes %.4g GB; a smaller batch_size or recompute=1 takes less",
                  (double)summary.total_bytes / 1e9);
-        ga_destroy(m);
-        return NULL;
-    }
-    return m;
+    ga_destroy(m);
+    return NULL;
 }
 
 GA_API ga_model *ga_create(const ga_config *c, const ga_device *device, ga_mode mode, ga_error *e) {
@@ -4423,14 +4455,14 @@ GAI_FN void gai_observe_stream(ga_model *m, const ga_sums *s, ga_stream stream, 
 /* The attention block's and the FFN's output as they are added to the residual stream: passes 8 to 10, 16 and 17. */
 GAI_FN const ga_real *gai_attention_output(const ga_model *m, const ga_layer_activations *a) {
     const ga_config *c = &m->config;
-    return c->sandwich_norm            ? a->o_normed
-           : c->attn_clip > 0          ? a->o_clipped
-           : m->gate.position == GA_G5 ? a->o_gated
-                                       : a->o;
+    if (c->sandwich_norm) return a->o_normed;
+    if (c->attn_clip > 0) return a->o_clipped;
+    return m->gate.position == GA_G5 ? a->o_gated : a->o;
 }
 
 GAI_FN const ga_real *gai_ffn_output(const ga_model *m, const ga_layer_activations *a) {
-    return m->config.sandwich_norm ? a->f_normed : m->config.ffn_clip > 0 ? a->f_clipped : a->f;
+    if (m->config.sandwich_norm) return a->f_normed;
+    return m->config.ffn_clip > 0 ? a->f_clipped : a->f;
 }
 
 /* Y of Eq. 5 before the gate, and behind it (NULL without one): rows of *width values. */
@@ -4530,16 +4562,17 @@ GAI_FN void gai_observe_statistics(ga_model *m, ga_statistics *s, const ga_layer
 GAI_FN void gai_observe_map(ga_model *m, ga_map *map, const ga_layer_activations *a, size_t B, size_t T) {
     ga_sizes z = m->sizes;
     ga_shape shape = {B, T, T, z.HQ, z.HK, z.D};
-    size_t first = map->head == GA_ALL ? 0 : map->head, end = map->head == GA_ALL ? z.HQ : map->head + 1;
+    gai_range heads = gai_range_of(map->head, z.HQ);
     ga_real p[256];
     for (size_t j = 0; j < T; j++) {
         GAI_RUN(m, sdpa_column, m->scratch, a->q, a->k, a->lse, j, shape);
         for (size_t b = 0; b < B; b++)
-            for (size_t h = first; h < end; h++)
+            for (size_t h = heads.begin; h < heads.end; h++)
                 for (size_t i = 0; i < T; i += 256) {
                     size_t n = gai_min(256, T - i);
                     m->device.copy_out(m->device.state, p, m->scratch + (b * z.HQ + h) * T + i, n * sizeof *p);
-                    for (size_t r = 0; r < n; r++) map->p[(i + r) * T + j] += (double)p[r] / (double)(end - first);
+                    for (size_t r = 0; r < n; r++)
+                        map->p[(i + r) * T + j] += (double)p[r] / (double)(heads.end - heads.begin);
                 }
     }
     map->windows += (double)B;
@@ -4571,9 +4604,9 @@ GAI_FN ga_result gai_take_batch(ga_model *m, const int32_t *tokens, const int32_
     return GA_OK;
 }
 
+/* Where layer l puts its output: the x of the next one. */
 GAI_FN ga_real *gai_next_x(const ga_model *m, size_t l) {
-    bool last = l + 1 == m->sizes.L, shared = m->mode != GA_TRAINING;
-    return last ? m->x_final : shared ? m->layers[l].x : m->layers[l + 1].x;
+    return l + 1 == m->sizes.L ? m->x_final : m->layers[l + 1].x;
 }
 
 /* Where all keys are those of the pass itself. */
@@ -4814,9 +4847,9 @@ GAI_FN ga_routing gai_routing_of_layer(ga_model *m, size_t layer) {
 GA_API ga_routing ga_routing_of(ga_model *m, size_t layer) {
     ga_routing mean = {0, 0, 0, 0}, none = {(double)NAN, (double)NAN, (double)NAN, (double)NAN};
     if (m->sizes.E == 0 || m->mode != GA_TRAINING) return none;
-    size_t first = layer == GA_ALL ? 0 : layer, end = layer == GA_ALL ? m->sizes.L : layer + 1;
-    double share = 1 / (double)(end - first);
-    for (size_t l = first; l < end; l++) {
+    gai_range layers = gai_range_of(layer, m->sizes.L);
+    double share = 1 / (double)(layers.end - layers.begin);
+    for (size_t l = layers.begin; l < layers.end; l++) {
         ga_routing r = gai_routing_of_layer(m, l);
         mean.load_balance += share * r.load_balance;
         mean.router_z += share * r.router_z;
@@ -5034,18 +5067,24 @@ GA_API ga_result ga_statistics_merge(ga_statistics *s, const ga_ranks *ranks, ga
     for (size_t i = 0; i < GAI_PARTS; i++) n += parts[i].n;
     double *all = (double *)gai_zeroed(ranks->count * n * sizeof *all);
     if (!all) return gai_fail(e, GA_ERR_MEMORY, "no memory to merge statistics");
-    for (size_t i = 0; i < GAI_PARTS; at += parts[i++].n)
+    for (size_t i = 0; i < GAI_PARTS; i++) {
         for (size_t k = 0; k < parts[i].n; k++) all[ranks->rank * n + at + k] = parts[i].values[k];
+        at += parts[i].n;
+    }
     ranks->sum(ranks->state, all, ranks->count * n);
     ga_statistics_reset(s);
     const double *next = all;
     for (size_t r = 0; r < ranks->count; r++) {
-        for (size_t i = 0; i < GAI_GATE; next += parts[i++].n)
-            for (size_t k = 0; k < parts[i].n; k++)
+        for (size_t i = 0; i < GAI_GATE; i++) {
+            for (size_t k = 0; k < parts[i].n; k++) {
+                double *value = &parts[i].values[k];
                 if (i < GAI_ADDED)
-                    parts[i].values[k] += next[k];
-                else if (gai_exceeds(next[k], parts[i].values[k]))
-                    parts[i].values[k] = next[k];
+                    *value += next[k];
+                else if (gai_exceeds(next[k], *value))
+                    *value = next[k];
+            }
+            next += parts[i].n;
+        }
         for (size_t k = 0; k < s->L * s->gate_heads; k++)
             gai_add_gate_sums(&s->sums->here.gate[k], (const ga_gate_sums *)(const void *)next + k);
         next += parts[GAI_GATE].n;
@@ -5059,7 +5098,7 @@ GA_API void ga_statistics_destroy(ga_statistics *s) {
     if (!s) return;
     ga_sums *sums = s->sums;
     if (sums->copy != sums->block) GA_FREE(sums->copy);
-    sums->device.release(sums->device.state, sums->block);
+    if (sums->block) sums->device.release(sums->device.state, sums->block);
     GA_FREE(sums->host);
     GA_FREE(sums);
     GA_FREE(s);
@@ -5067,12 +5106,11 @@ GA_API void ga_statistics_destroy(ga_statistics *s) {
 
 /* Mean over the rows and the chosen layers and heads of sums (L, HQ). */
 GAI_FN double gai_mean_share(const ga_statistics *s, const double *sums, size_t layer, size_t head) {
-    size_t l0 = layer == GA_ALL ? 0 : layer, l1 = layer == GA_ALL ? s->L : layer + 1;
-    size_t h0 = head == GA_ALL ? 0 : head, h1 = head == GA_ALL ? s->HQ : head + 1;
+    gai_range layers = gai_range_of(layer, s->L), heads = gai_range_of(head, s->HQ);
     double sum = 0;
-    for (size_t l = l0; l < l1; l++)
-        for (size_t h = h0; h < h1; h++) sum += sums[l * s->HQ + h];
-    return sum / (s->rows * (double)((l1 - l0) * (h1 - h0)));
+    for (size_t l = layers.begin; l < layers.end; l++)
+        for (size_t h = heads.begin; h < heads.end; h++) sum += sums[l * s->HQ + h];
+    return sum / (s->rows * (double)((layers.end - layers.begin) * (heads.end - heads.begin)));
 }
 
 GA_API double ga_f_attn_head(const ga_statistics *s, size_t layer, size_t head) {
@@ -5131,7 +5169,8 @@ GA_API double ga_gate_std_head(const ga_statistics *s, size_t layer, size_t head
     ga_gate_sums g = gai_gate_sums(s, layer, head);
     if (!(g.count > 0)) return (double)NAN;
     double mean = g.sum / g.count, variance = g.sum_of_squares / g.count - mean * mean;
-    return variance > 0 ? sqrt(variance) : variance < 0 ? 0 : variance; /* rounding may leave it below 0; NaN stays */
+    if (variance < 0) return 0; /* by rounding; NaN stays */
+    return sqrt(variance);
 }
 
 GA_API double ga_gate_std(const ga_statistics *s, size_t layer) {
@@ -5159,7 +5198,8 @@ GA_API double ga_gate_max(const ga_statistics *s, size_t layer) {
 GA_API double ga_gate_below(const ga_statistics *s, size_t layer, double bound) {
     ga_gate_sums g = gai_gate_sums(s, layer, GA_ALL);
     if (!(g.count > 0)) return (double)NAN;
-    return bound == (double)0.1 ? g.below_01 / g.count : bound == 0.5 ? g.below_05 / g.count : (double)NAN;
+    if (bound == (double)0.1) return g.below_01 / g.count;
+    return bound == 0.5 ? g.below_05 / g.count : (double)NAN;
 }
 
 GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double shares[GA_BINS]) {
@@ -5179,12 +5219,14 @@ GA_API double ga_expert_load(const ga_statistics *s, size_t layer, size_t expert
 
 /* The busiest expert's load, and the share of experts without a row: of a layer, or the mean over the layers. */
 GAI_FN void gai_mean_load(const ga_statistics *s, size_t layer, double *max_load, double *dead) {
-    size_t first = layer == GA_ALL ? 0 : layer, end = layer == GA_ALL ? s->L : layer + 1;
+    gai_range layers = gai_range_of(layer, s->L);
+    double count = (double)(layers.end - layers.begin);
     *max_load = *dead = 0;
-    for (size_t l = first; l < end; l++) {
+    for (size_t l = layers.begin; l < layers.end; l++) {
         double max_of_layer, dead_of_layer;
         gai_load(gai_fetch(s)->expert_rows + l * s->E, s->E, &max_of_layer, &dead_of_layer);
-        *max_load += max_of_layer / (double)(end - first), *dead += dead_of_layer / (double)(end - first);
+        *max_load += max_of_layer / count;
+        *dead += dead_of_layer / count;
     }
 }
 
@@ -5201,10 +5243,11 @@ GA_API double ga_expert_dead(const ga_statistics *s, size_t layer) {
 }
 
 GA_API double ga_sink_heads(const ga_statistics *s, size_t layer, double threshold) {
-    size_t first = layer == GA_ALL ? 0 : layer, end = layer == GA_ALL ? s->L : layer + 1, sinks = 0;
-    for (size_t l = first; l < end; l++)
+    gai_range layers = gai_range_of(layer, s->L);
+    size_t sinks = 0;
+    for (size_t l = layers.begin; l < layers.end; l++)
         for (size_t h = 0; h < s->HQ; h++) sinks += ga_f_attn_head(s, l, h) > threshold;
-    return (double)sinks / (double)((end - first) * s->HQ);
+    return (double)sinks / (double)((layers.end - layers.begin) * s->HQ);
 }
 
 /* ---- details ----------------------------------------------------------------------------------------------------- */
@@ -5231,8 +5274,9 @@ GA_API double ga_output_magnitude(const ga_statistics *s, ga_stage stage, size_t
 
 GA_API double ga_output_below(const ga_statistics *s, ga_stage stage, size_t layer, double bound) {
     ga_magnitude_sums g = gai_magnitudes(s, stage, layer);
-    double below = bound == (double)1e-2 ? g.below_1e_2 : bound == (double)1e-3 ? g.below_1e_3 : (double)NAN;
-    return g.count > 0 ? below / g.count : (double)NAN;
+    if (!(g.count > 0)) return (double)NAN;
+    if (bound == (double)1e-2) return g.below_1e_2 / g.count;
+    return bound == (double)1e-3 ? g.below_1e_3 / g.count : (double)NAN;
 }
 
 GA_API ga_peak ga_activation_peak(const ga_statistics *s, ga_stream stream, size_t layer) {
@@ -5355,8 +5399,9 @@ GAI_FN void gai_cholesky(double *g, size_t D) {
         for (size_t i = j; i < D; i++) {
             double *gi = g + i * D, sum = gi[j];
             for (size_t k = 0; k < j; k++) sum -= gi[k] * gj[k];
-            gi[j] = i == j ? root : root > 0 ? sum / root : 0;
+            gi[j] = root > 0 ? sum / root : 0;
         }
+        gj[j] = root;
         for (size_t i = 0; i < j; i++) g[i * D + j] = 0;
     }
 }
@@ -5609,6 +5654,7 @@ GA_API int32_t ga_sample(ga_real *logits, size_t V, ga_sampling s, uint64_t *ran
     }
     return gai_argmax(logits, V);
 }
+
 /* ==== checkpoints ====================================================================================================
  *
  * A directory as Hugging Face has it:
@@ -6131,7 +6177,8 @@ GAI_FN const char *gai_dtype_name(int type) {
 }
 
 GAI_FN size_t gai_dtype_size(gai_dtype type) {
-    return type == GAI_F64 ? 8 : type == GAI_F32 ? 4 : 2;
+    static const size_t sizes[] = {8, 4, 2, 2};
+    return sizes[type];
 }
 
 /* Little-endian bytes, whatever this machine has. */
@@ -6751,20 +6798,34 @@ GAI_FN void gai_expand_embeddings(ga_model *m, ga_real *x, size_t N) {
     }
 }
 
-/* Everything is checked before the first value is read. */
+/* The files of a block of tensors, of which everything but the values has been checked. */
+typedef struct {
+    gai_tensor_files files;
+    gai_stream stream;
+} gai_reader;
+
+/* m needs to have the list of its tensors, and nothing else. *r is to be closed, also on failure. */
+GAI_FN ga_result gai_reader_open(gai_reader *r, ga_model *m, const char *directory, const char *name,
+                                 const gai_contents *c, ga_error *e) {
+    memset(r, 0, sizeof *r);
+    ga_result result = gai_open_files(&r->files, directory, name, e);
+    if (result == GA_OK) result = gai_stream_create(&r->stream, m, e);
+    return result == GA_OK ? gai_check_files(&r->files, &r->stream, c) : result;
+}
+
+GAI_FN void gai_reader_close(gai_reader *r) {
+    gai_stream_destroy(&r->stream);
+    gai_close_files(&r->files);
+}
+
 GAI_FN ga_result gai_load_tensors(ga_model *m, const char *directory, const char *name, const gai_contents *c,
                                   ga_error *e) {
-    gai_tensor_files all;
-    gai_stream stream;
-    ga_result result = gai_open_files(&all, directory, name, e);
-    if (result == GA_OK) {
-        result = gai_stream_create(&stream, m, e);
-        if (result == GA_OK) result = gai_check_files(&all, &stream, c);
-        if (result == GA_OK)
-            result = m->mode == GA_MAPPED ? gai_map_values(m, &all, c->layout) : gai_load_values(&all, &stream, c);
-        gai_stream_destroy(&stream);
-    }
-    gai_close_files(&all);
+    gai_reader r;
+    ga_result result = gai_reader_open(&r, m, directory, name, c, e);
+    if (result == GA_OK)
+        result =
+            m->mode == GA_MAPPED ? gai_map_values(m, &r.files, c->layout) : gai_load_values(&r.files, &r.stream, c);
+    gai_reader_close(&r);
     return result;
 }
 
@@ -7247,9 +7308,26 @@ GAI_FN ga_result gai_parse_rotation(ga_config *c, const gai_json *values) {
     return gai_fail(values->e, GA_ERR_CONFIG, "%s: %s is not supported for this model_type", values->path, name);
 }
 
-/* The object of our own keys says what the others cannot. Where both speak they must agree. */
+/* One of our own keys. Where another key of the file has set it already, the two must agree. */
+GAI_FN ga_result gai_parse_own_key(ga_config *c, const gai_json *hf, const gai_key *own, gai_json value) {
+    char before[GA_TEXT], after[GA_TEXT];
+    ga_config_get(c, own->name, before, sizeof before);
+    ga_result result = gai_set_value(c, own, own->name, value);
+    if (result != GA_OK) return result;
+    ga_config_get(c, own->name, after, sizeof after);
+    if (strcmp(before, after) == 0) return GA_OK;
+    if (gai_yarn_says(c, hf, own->name))
+        return gai_fail(value.e, GA_ERR_FORMAT, "%s: rope_scaling (%s = %s) contradicts gated_attention.%s = %s",
+                        value.path, own->name, before, own->name, after);
+    for (size_t k = 0; gai_hf_keys()[k].own; k++)
+        if (hf[k].at && strcmp(gai_hf_keys()[k].own, own->name) == 0)
+            return gai_fail(value.e, GA_ERR_FORMAT, "%s: %s = %s contradicts gated_attention.%s = %s", value.path,
+                            gai_hf_keys()[k].name, before, own->name, after);
+    return GA_OK;
+}
+
+/* The object of our own keys, which says what the others cannot. */
 GAI_FN ga_result gai_parse_own_keys(ga_config *c, const gai_json *hf, bool keep_length) {
-    const gai_json *object = &hf[GAI_HF_gated_attention];
     const gai_key *keys[GAI_KEY_COUNT];
     const char *names[GAI_KEY_COUNT];
     gai_json values[GAI_KEY_COUNT];
@@ -7260,22 +7338,10 @@ GAI_FN ga_result gai_parse_own_keys(ga_config *c, const gai_json *hf, bool keep_
             names[n] = keys[n]->name;
             n++;
         }
-    ga_result result = gai_json_members(*object, names, n, values, true);
-    for (size_t i = 0; i < n && result == GA_OK; i++) {
-        char before[GA_TEXT], after[GA_TEXT];
-        if (!values[i].at || (keep_length && strcmp(names[i], "max_seq_len") == 0)) continue;
-        ga_config_get(c, names[i], before, sizeof before);
-        result = gai_set_value(c, keys[i], names[i], values[i]);
-        if (result != GA_OK) return result;
-        ga_config_get(c, names[i], after, sizeof after);
-        if (strcmp(before, after) != 0 && gai_yarn_says(c, hf, names[i]))
-            return gai_fail(object->e, GA_ERR_FORMAT, "%s: rope_scaling (%s = %s) contradicts gated_attention.%s = %s",
-                            object->path, names[i], before, names[i], after);
-        for (size_t k = 0; gai_hf_keys()[k].own; k++)
-            if (hf[k].at && strcmp(gai_hf_keys()[k].own, names[i]) == 0 && strcmp(before, after) != 0)
-                return gai_fail(object->e, GA_ERR_FORMAT, "%s: %s = %s contradicts gated_attention.%s = %s",
-                                object->path, gai_hf_keys()[k].name, before, names[i], after);
-    }
+    ga_result result = gai_json_members(hf[GAI_HF_gated_attention], names, n, values, true);
+    for (size_t i = 0; i < n && result == GA_OK; i++)
+        if (values[i].at && !(keep_length && strcmp(names[i], "max_seq_len") == 0))
+            result = gai_parse_own_key(c, hf, keys[i], values[i]);
     return result;
 }
 
@@ -7696,6 +7762,11 @@ GAI_FN ga_result gai_start_gate(ga_model *m, ga_config from, const char *directo
 
 GA_API ga_result ga_start_from(ga_model *m, const char *directory, char *changes, size_t size, ga_error *e) {
     ga_config from;
+    char unwanted[1];
+    if (!changes) {
+        changes = unwanted;
+        size = sizeof unwanted;
+    }
     changes[0] = '\0';
     ga_result result = gai_compare_start(&from, m, directory, changes, size, e);
     if (result != GA_OK) return result;
@@ -7732,9 +7803,9 @@ GA_API bool ga_checkpoint_exists(const char *directory, bool with_state) {
 
 GAI_FN const char *gai_packing(const ga_model *m, gai_layout layout) {
     if (m->sizes.G == 0) return NULL;
-    return layout == GAI_GATE_BY_HEAD    ? "in q_proj, behind the queries of each head"
-           : layout == GAI_GATE_BY_GROUP ? "in q_proj, behind the queries of each key-value group"
-                                         : "in a tensor of its own, self_attn.gate.weight";
+    if (layout == GAI_GATE_BY_HEAD) return "in q_proj, behind the queries of each head";
+    if (layout == GAI_GATE_BY_GROUP) return "in q_proj, behind the queries of each key-value group";
+    return "in a tensor of its own, self_attn.gate.weight";
 }
 
 GAI_FN void gai_take_inventory(const gai_tensor_files *all, ga_inventory *inventory) {
@@ -7751,25 +7822,10 @@ GAI_FN void gai_take_inventory(const gai_tensor_files *all, ga_inventory *invent
     }
 }
 
-/* m has the list of its tensors, and nothing else. */
-GAI_FN ga_result gai_inspect_files(ga_model *m, const char *directory, gai_contents contents, ga_inventory *inventory,
-                                   ga_error *e) {
-    gai_tensor_files all;
-    gai_stream stream;
-    ga_result result = gai_open_files(&all, directory, "/model", e);
-    if (result == GA_OK) {
-        result = gai_stream_create(&stream, m, e);
-        if (result == GA_OK) result = gai_check_files(&all, &stream, &contents);
-        if (result == GA_OK) gai_take_inventory(&all, inventory);
-        gai_stream_destroy(&stream);
-    }
-    gai_close_files(&all);
-    return result;
-}
-
 GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *inventory, ga_error *e) {
     char path[GAI_PATH];
     gai_source source;
+    gai_reader r;
     ga_model m;
     memset(inventory, 0, sizeof *inventory);
     memset(&m, 0, sizeof m);
@@ -7789,7 +7845,9 @@ GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *i
     memcpy(inventory->family, source.family, sizeof source.family);
     memcpy(inventory->version, source.version, sizeof source.version);
     inventory->packing = gai_packing(&m, contents.layout);
-    result = gai_inspect_files(&m, path, contents, inventory, e);
+    result = gai_reader_open(&r, &m, path, "/model", &contents, e);
+    if (result == GA_OK) gai_take_inventory(&r.files, inventory);
+    gai_reader_close(&r);
     GA_FREE(m.tensors);
     return result;
 }
