@@ -6695,7 +6695,7 @@ struct ga_mapped_files {
 
 GAI_FN ga_result gai_map_file(gai_tensor_file *f, ga_error *e) {
     FILE *file;
-    uint64_t size;
+    uint64_t size = 0;
     ga_result result = gai_open(f->path, &file, &size, e);
     if (result != GA_OK) return result;
     if (size != f->size) result = gai_fail(e, GA_ERR_FILE, "%s: changed while it was opened", f->path);
