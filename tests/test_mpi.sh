@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Several ranks under mpirun: the run of one rank, in any number; resumed with another; failures and signals that end all.
+# Several ranks under mpirun: the run of one rank, in any number; resumed with another; failures and signals that end all; the
+# same in short with another MPI that is here.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . tests/testing.sh
 . tests/runs.sh
-train=$root/train analyze=$root/analyze
+train=$root/train analyze=$root/analyze mpirun=mpirun
 [ -e build/mpi/libranks_mpi.so ] || { skip "ranks over MPI (train is built without: mpicc is not here)" && finish; }
 has mpirun "ranks over MPI" || finish
 cd "$work" || exit 1
@@ -18,7 +19,7 @@ export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe PRTE_MCA_hwloc_defau
 ranks() {
     local n=$1
     shift
-    timeout 60 mpirun -np "$n" "$train" "$@"
+    timeout 60 "$mpirun" -n "$n" "$train" "$@"
 }
 # refuse NAME RANKS CODE PATTERN ARGUMENTS...: one line of train's on stderr, beside what mpirun has to say
 refuse() {
@@ -103,7 +104,7 @@ check "half of the moments is planned for each of two" awk -v a="$(optimizer dry
     'BEGIN { exit !(b / a > 0.49 && b / a < 0.52) }'
 
 prints "ranks without a number of threads share the cores" 0 'thread.* \(for each rank' \
-    env -u OMP_NUM_THREADS timeout 60 mpirun -np 2 "$train" tiny.cfg --dry-run
+    env -u OMP_NUM_THREADS timeout 60 "$mpirun" -n 2 "$train" tiny.cfg --dry-run
 
 # ---- resumed with any number of ranks ----
 check "two ranks, a part of the run" ranks 2 tiny.cfg output_dir=parts max_steps=6
@@ -137,7 +138,7 @@ prints "a launcher of another MPI" 1 '^train: the launcher has started 3 process
 # ---- signals ----
 # begin RUN: two ranks that will not end by themselves; their process ids in $first and $second, mpirun's in $launcher
 begin() {
-    mpirun -np 2 "$train" tiny.cfg output_dir="$1" max_steps=1000000 eval_every=0 sample_every=0 save_every=0 log_every=1000 \
+    "$mpirun" -n 2 "$train" tiny.cfg output_dir="$1" max_steps=1000000 eval_every=0 sample_every=0 save_every=0 log_every=1000 \
         >"$1.out" 2>&1 &
     launcher=$!
     for _ in $(seq 300); do
@@ -145,7 +146,7 @@ begin() {
         sleep 0.05
     done
     # shellcheck disable=SC2046
-    set -- $(pgrep -P "$launcher" -f "output_dir=$1 ")
+    set -- $(pgrep -f "^$train tiny.cfg output_dir=$1 ")
     first=${1:-0} second=${2:-0}
 }
 ended() { # the launcher, within ten seconds; its exit code is in $code
@@ -157,11 +158,6 @@ ended() { # the launcher, within ten seconds; its exit code is in $code
     wait "$launcher"
     code=$?
 }
-begin killed
-kill -KILL "$second"
-check "a rank is killed: all end" ended
-ended
-check "... as a failure" test "$code" -ne 0
 gone() { # process, within five seconds
     for _ in $(seq 50); do
         kill -0 "$1" 2>/dev/null || return 0
@@ -169,15 +165,39 @@ gone() { # process, within five seconds
     done
     return 1
 }
-check "... the other rank too" gone "$first"
-begin asked
-kill -TERM "$second"
-check "a rank is asked to stop: all stop" ended
-ended
-check "... in good order" test "$code" -eq 0
-check "... saved" test -e asked/last/training_state.json
-check "... and say so once" test "$(grep -c '^stopped at step' asked.out)" -eq 1
-steps=$(wc -l <asked/metrics.jsonl)
-check "... what was left goes on alone" "$train" tiny.cfg output_dir=asked max_steps=$((steps + 2)) eval_every=0 sample_every=0
+signals() { # names of two runs
+    begin "$1"
+    kill -KILL "$second"
+    check "a rank is killed: all end" ended
+    ended
+    check "... as a failure" test "$code" -ne 0
+    check "... the other rank too" gone "$first"
+    begin "$2"
+    kill -TERM "$second"
+    check "a rank is asked to stop: all stop" ended
+    ended
+    check "... in good order" test "$code" -eq 0
+    check "... saved" test -e "$2/last/training_state.json"
+    check "... and say so once" test "$(grep -c '^stopped at step' "$2.out")" -eq 1
+    steps=$(wc -l <"$2/metrics.jsonl")
+    check "... what was left goes on alone" "$train" tiny.cfg output_dir="$2" max_steps=$((steps + 2)) eval_every=0 sample_every=0
+}
+signals killed asked
+
+# ---- another MPI, by the names that Debian gives them side by side ----
+for other in mpich openmpi; do
+    [ "$(readlink -f "$(command -v mpirun)")" != "$(readlink -f "$(command -v mpirun.$other)")" ] || continue
+    has mpicc.$other "ranks over another MPI, $other" || continue
+    mkdir -p $other/build/mpi && cp "$root/train" $other/
+    check "$other: the shared object, without a warning" mpicc.$other -std=c11 -O2 -Wall -Wextra -Werror -fPIC -shared \
+        "$root/drivers/train/ranks_mpi.c" -o $other/build/mpi/libranks_mpi.so -lpthread -lm
+    train=$work/$other/train mpirun=mpirun.$other
+    ranks 2 tiny.cfg output_dir=$other-two >$other.out 2>&1
+    check "$other: two ranks have the bits of two" same_run two $other-two
+    check "$other: ... and are told of" grep -Eiq '^ranks +2 \(.*MPI.*\), 2 on this machine' $other.out
+    refuse "$other: an unknown key: one line, of all" 2 2 "unknown key 'nope'" tiny.cfg nope=1
+    refuse "$other: what only rank 0 finds" 2 1 "rank 0 of 2: .*: File exists|rank 0 of 2: .*: Not a directory" tiny.cfg output_dir=tiny.cfg/x
+    signals $other-killed $other-asked
+done
 
 finish

@@ -55,6 +55,7 @@ struct ranks_mpi {
     float *received, *sums;          /* (count, PIECE), (PIECE) */
     uint16_t *rounded, *got_rounded; /* (count, PIECE) each */
     MPI_Request *requests;           /* 2 count */
+    MPI_Status *statuses;            /* 2 count, which nobody reads */
 };
 
 static double now(void) {
@@ -99,7 +100,7 @@ static bool finish(ranks_mpi *r, int n, MPI_Request *requests, double seconds, b
     double begin = now();
     for (;;) {
         int done = 0;
-        if (!check(r, MPI_Testall(n, requests, &done, MPI_STATUSES_IGNORE), "MPI_Testall")) return false;
+        if (!check(r, MPI_Testall(n, requests, &done, r->statuses), "MPI_Testall")) return false;
         if (done) return true;
         if ((may_leave && is_leaving(r)) || now() - begin > seconds) return false;
         nap.tv_nsec = nap.tv_nsec < 200000 ? nap.tv_nsec + 5000 : 200000;
@@ -241,7 +242,9 @@ static bool join(ranks_mpi *r) {
     MPI_Comm_rank(MPI_COMM_WORLD, &r->rank);
     MPI_Comm_size(MPI_COMM_WORLD, &r->count);
     MPI_Get_library_version(r->library, &length);
-    r->library[strcspn(r->library, ",\n")] = '\0';
+    r->library[strcspn(r->library, ",\n")] = '\0'; /* of all that some tell of themselves */
+    for (char *c = r->library; *c; c++)
+        if (*c == '\t') *c = ' ';
     if (!check(r, MPI_Comm_dup(MPI_COMM_WORLD, &r->failing), "MPI_Comm_dup") ||
         !check(r, MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine),
                "MPI_Comm_split_type"))
@@ -254,7 +257,8 @@ static bool join(ranks_mpi *r) {
     r->rounded = (uint16_t *)malloc(values * sizeof *r->rounded);
     r->got_rounded = (uint16_t *)malloc(values * sizeof *r->got_rounded);
     r->requests = (MPI_Request *)malloc(2 * (size_t)r->count * sizeof(MPI_Request));
-    return (r->received && r->sums && r->rounded && r->got_rounded && r->requests) ||
+    r->statuses = (MPI_Status *)malloc(2 * (size_t)r->count * sizeof(MPI_Status));
+    return (r->received && r->sums && r->rounded && r->got_rounded && r->requests && r->statuses) ||
            check(r, MPI_ERR_NO_MEM, "no memory to exchange values");
 }
 
@@ -409,6 +413,7 @@ void ranks_mpi_close(ranks_mpi *r, int code) {
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->posted);
     pthread_cond_destroy(&r->done);
+    free(r->statuses);
     free(r->requests);
     free(r->got_rounded);
     free(r->rounded);
