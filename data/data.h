@@ -67,8 +67,8 @@ uint64_t data_windows(const data_stream *stream, data_part part);
 bool data_window(data_stream *stream, data_part part, uint64_t index, int32_t *inputs, int32_t *targets, char *error,
                  size_t error_size);
 
-/* question (T): the number, from 1, of the question in a window's inputs (T) that target t is part of the answer to; 0: of
- * none. Returns how many questions the window asks: 0, with nothing written, where the source is no retrieval task.
+/* question (T): the number, from 1, of the question in a window's inputs (T) that target t is part of the answer to; 0:
+ * of none. Returns how many questions the window asks: 0, with nothing written, where the source is no retrieval task.
  */
 size_t data_questions(const data_stream *stream, const int32_t *inputs, int32_t *question);
 
@@ -83,8 +83,8 @@ bool data_entropy(data_stream *stream, data_part part, uint64_t first, uint64_t 
 /* The tokenizer that made the tokens; NULL: none did. */
 data_tokenizer *data_stream_tokenizer(const data_stream *stream);
 
-/* Label of a token in figures: a byte as itself or \n, \t, \xNN; a tokenizer's as data_tokenizer_label; <s>; triggers T0..
- * and other generated tokens t17; else its number. Returns `text`; DATA_LABEL_SIZE bytes are enough.
+/* Label of a token in figures: a byte as itself or \n, \t, \xNN; a tokenizer's as data_tokenizer_label; <s>; triggers
+ * T0.. and other generated tokens t17; else its number. Returns `text`; DATA_LABEL_SIZE bytes are enough.
  */
 enum { DATA_LABEL_SIZE = 32 };
 const char *data_token_text(const data_stream *stream, int32_t token, char *text, size_t text_size);

@@ -52,8 +52,8 @@ void data_jsonl_from_memory(data_jsonl *j, const void *bytes, size_t size);
 /* Hands out the next n bytes of text (to nowhere if `out` is NULL) and returns how many there were. */
 size_t data_jsonl_read(data_jsonl *j, unsigned char *out, size_t n);
 
-/* The next whole text, in place of what is in the stb_ds array *text; false: the end, or a problem. Not to be mixed with
- * data_jsonl_read. */
+/* The next whole text, in place of what is in the stb_ds array *text; false: the end, or a problem. Not to be mixed
+ * with data_jsonl_read. */
 bool data_jsonl_next(data_jsonl *j, char **text);
 
 /* A point at, or up to three bytes before, the next byte: point.decoded says which. */

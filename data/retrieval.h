@@ -12,8 +12,8 @@
  *
  *     <s> t4 t9 ! k1 v1 t7 ! k0 v0 t2 t3 ? k0 v0 ? k1 v1            G = 2, M = 1, Q = 2
  *
- * Variables (vt): each of G chains hands a value through M variables, "! a b": b holds what a holds. All distinct words,
- * chains mixed at random, each in its order. A question names a value, the answer is the chain of its variables:
+ * Variables (vt): each of G chains hands a value through M variables, "! a b": b holds what a holds. All distinct
+ * words, chains mixed at random, each in its order. A question names a value, the answer is the chain of its variables:
  *
  *     <s> t4 ! w a t9 t1 ! a b t7 ! b c t2 ? w a b c                G = 1, M = 3, Q = 1
  *
@@ -56,13 +56,13 @@ enum { DATA_BOS, DATA_STATEMENT, DATA_QUESTION, DATA_MOST_COMMON, DATA_RETRIEVAL
 /* Whether windows of T tokens can hold the task; `need`, where they cannot, says in a few words what it takes. */
 bool data_retrieval_fits(const data_retrieval *r, size_t T, char *need, size_t need_size);
 
-/* inputs (T) = x_0 .. x_{T-1}, targets (T) = x_1 .. x_T. haystack: a chain over r->words tokens without triggers. False:
- * out of memory. */
+/* inputs (T) = x_0 .. x_{T-1}, targets (T) = x_1 .. x_T. haystack: a chain over r->words tokens without triggers.
+ * False: out of memory. */
 bool data_retrieval_window(const data_retrieval *r, data_backcopy *haystack, data_random *random, size_t T,
                            int32_t *inputs, int32_t *targets);
 
-/* question (T): the number, from 1, of the question that target t is part of the answer to; 0: of none. Returns how many
- * questions there are. */
+/* question (T): the number, from 1, of the question that target t is part of the answer to; 0: of none. Returns how
+ * many questions there are. */
 size_t data_retrieval_questions(int32_t words, size_t T, const int32_t *inputs, int32_t *question);
 
 #endif

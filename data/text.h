@@ -12,9 +12,9 @@
  *     16  size of the text       40  hash of the tokenizer      64  hash of bytes 0 to 63
  *     72  tokens of `width` bytes
  *
- * The file counts if all of that fits; where only the text's mtime is another one, if the text's hash is still the same.
- * Else it is made anew, under another name that is renamed at the end. Where the directory cannot be written, the tokens
- * go to a file without a name. The file that defines DATA_IMPLEMENTATION holds the code.
+ * The file counts if all of that fits; where only the text's mtime is another one, if the text's hash is still the
+ * same. Else it is made anew, under another name that is renamed at the end. Where the directory cannot be written, the
+ * tokens go to a file without a name. The file that defines DATA_IMPLEMENTATION holds the code.
  */
 #ifndef DATA_TEXT_H
 #define DATA_TEXT_H
@@ -39,8 +39,8 @@ typedef ga_result data_text_visitor(void *context, const char *text, size_t n, b
 ga_result data_text_visit(const char *path, const data_tokenizer *t, data_progress *progress, const char *what,
                           data_text_visitor *visit, void *context, ga_error *e);
 
-/* Whether the first 64 KiB of a file are text in UTF-8, without zero bytes; false: `at` is where they are not. A file that
- * cannot be read is its reader's affair. */
+/* Whether the first 64 KiB of a file are text in UTF-8, without zero bytes; false: `at` is where they are not. A file
+ * that cannot be read is its reader's affair. */
 bool data_text_is_utf8(const char *path, size_t *at);
 
 /* Copies a file, whole or not at all. */

@@ -1,4 +1,5 @@
-/* data/tokenizer.h - the tokenizer of a Hugging Face directory (tokenizer.json): byte-level BPE, text to tokens and back.
+/* data/tokenizer.h - the tokenizer of a Hugging Face directory (tokenizer.json): byte-level BPE, text to tokens and
+ * back.
  *
  *     ga_error e;
  *     data_tokenizer *t = data_tokenizer_open("checkpoints/qwen", &e);      // a directory, or the file itself
@@ -28,8 +29,8 @@
  *
  * The file is hostile until it is read: every index is checked, memory is a small multiple of the file's size.
  *
- * A character that Unicode gained later than a library's tables is to it unassigned. \p{L}, \p{N} and NFC are those of the
- * `tokenizers` library all the same (unicode.h).
+ * A character that Unicode gained later than a library's tables is to it unassigned. \p{L}, \p{N} and NFC are those of
+ * the `tokenizers` library all the same (unicode.h).
  *
  * Regular expressions need PCRE2 (DATA_PCRE2 is defined, -lpcre2-8), NFC needs utf8proc (DATA_UTF8PROC, -lutf8proc); a
  * program built without them says so when it is to open a tokenizer.
@@ -211,8 +212,8 @@ static void datai_regex_free(datai_regex *r) {
     pcre2_code_free(r->code);
 }
 
-/* A pattern as the `tokenizers` library understands it, an stb_ds array: \s is White_Space (PCRE2 adds U+180E), and letters
- * and numbers are those of Unicode 16. A negated escape inside a class stays as it is. */
+/* A pattern as the `tokenizers` library understands it, an stb_ds array: \s is White_Space (PCRE2 adds U+180E), and
+ * letters and numbers are those of Unicode 16. A negated escape inside a class stays as it is. */
 static char *datai_regex_text(const char *pattern) {
     static const char *const classes[][3] = {{"\\s", "\\S", DATAI_SPACE},
                                              {"\\p{L}", "\\P{L}", "\\p{L}" DATA_LATE_LETTERS},
@@ -272,8 +273,8 @@ static ga_result datai_regex_open(datai_regex *r, const char *path, const char *
     return GA_OK;
 }
 
-/* The first match from `at` on. *found is false where there is none. A run of spaces takes as many steps of backtracking as
- * it is long; a pattern that takes far more is given up. */
+/* The first match from `at` on. *found is false where there is none. A run of spaces takes as many steps of
+ * backtracking as it is long; a pattern that takes far more is given up. */
 static ga_result datai_regex_next(datai_regex *r, const char *text, size_t n, size_t at, size_t *first, size_t *end,
                                   bool *found, ga_error *e) {
     enum { LEAST_STEPS = 10000000 };
@@ -326,9 +327,9 @@ static bool datai_is_plain(const uint8_t *plain, uint32_t code) {
     return code < 0x300 || (plain[code >> 3] >> (code & 7) & 1);
 }
 
-/* Not plain is what has a combining class, what NFC replaces, and what is the last part of a composed character. Plain is
- * U+11A7, which stands before the first trailing jamo: utf8proc would take it for one; and what the `tokenizers` library
- * does not know yet. */
+/* Not plain is what has a combining class, what NFC replaces, and what is the last part of a composed character. Plain
+ * is U+11A7, which stands before the first trailing jamo: utf8proc would take it for one; and what the `tokenizers`
+ * library does not know yet. */
 static void datai_find_plain(uint8_t *plain) {
     memset(plain, 0xFF, DATAI_CODES / 8);
     for (utf8proc_int32_t code = 0x300; code < DATAI_CODES; code++) {
@@ -378,8 +379,8 @@ static bool datai_order_marks(utf8proc_int32_t *codes, size_t n) {
     return true;
 }
 
-/* NFC of the characters [first, end), appended to the stb_ds array *out: decomposed, ordered, composed. Only the first is
- * plain; a mark that is plain stays where it is. */
+/* NFC of the characters [first, end), appended to the stb_ds array *out: decomposed, ordered, composed. Only the first
+ * is plain; a mark that is plain stays where it is. */
 static ga_result datai_nfc_stretch(const uint8_t *plain, const char *first, const char *end, char **out, ga_error *e) {
     utf8proc_int32_t *codes = NULL;
     size_t ordered = 0;
@@ -557,8 +558,8 @@ static void datai_push_pair(data_tokenizer *t, int32_t left, int32_t right) {
     if (rank != DATAI_NO_RANK) datai_heap_push(&t->heap, (uint64_t)rank << 32 | (uint32_t)left);
 }
 
-/* Joins the symbols in t->ids until no rank is left. A pair whose place in the heap is out of date counts if what stands
- * there now becomes the same token: so does the library's. */
+/* Joins the symbols in t->ids until no rank is left. A pair whose place in the heap is out of date counts if what
+ * stands there now becomes the same token: so does the library's. */
 static void datai_merge(data_tokenizer *t) {
     int32_t n = (int32_t)arrlen(t->ids);
     arrsetlen(t->next, (size_t)n);
@@ -962,7 +963,8 @@ static ga_result datai_unknown(gai_json value, const char *what, const char *typ
                     what, gai_printable(type), known);
 }
 
-/* The bytes that an entry stands for, to t->bytes: its characters' bytes, or where one of them stands for none, itself. */
+/* The bytes that an entry stands for, to t->bytes: its characters' bytes, or where one of them stands
+ * for none, itself. */
 static ga_result datai_add_bytes(data_tokenizer *t, const char *path, const char *content, int32_t id, ga_error *e) {
     static const unsigned char hidden[] = {
         /* bytes that are not visible, in their order */

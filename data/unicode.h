@@ -1,5 +1,5 @@
-/* data/unicode.h - where the `tokenizers` library's tables of Unicode differ from those of PCRE2 and utf8proc: what a library
- * learned later, or not yet, is to it unassigned. For tokenizer.h, whose tokens are to be the library's.
+/* data/unicode.h - where the `tokenizers` library's tables of Unicode differ from those of PCRE2 and utf8proc: what a
+ * library learned later, or not yet, is to it unassigned. For tokenizer.h, whose tokens are to be the library's.
  *
  * Written by tests/reference/make_unicode.py.
  */

@@ -6,14 +6,14 @@
  *
  * The tokens are <|endoftext|>, the 256 bytes, and then, until vocab_size is reached or no pair is left that occurs
  * min_frequency times, the two neighbours that stand together most often, joined. Text is normalised (NFC) and cut into
- * words by Qwen's pattern; pairs do not reach over the end of a word, so the words and how often they occur are all that
- * is looked at.
+ * words by Qwen's pattern; pairs do not reach over the end of a word, so the words and how often they occur are all
+ * that is looked at.
  *
  * The order is that of the `tokenizers` library's BpeTrainer: of pairs that occur equally often, the one with the lower
  * first id, then the lower second id. So the file has the same tokens under the same ids, if that trainer gets the same
- * text in one piece, the same splitting and the 256 bytes as its initial alphabet. But for two cases: words of more than
- * DATA_VOCABULARY_WORD bytes are counted in pieces of that length, and an <|endoftext|> in the text is not counted, since
- * it will not be encoded by its letters.
+ * text in one piece, the same splitting and the 256 bytes as its initial alphabet. But for two cases: words of more
+ * than DATA_VOCABULARY_WORD bytes are counted in pieces of that length, and an <|endoftext|> in the text is not
+ * counted, since it will not be encoded by its letters.
  *
  * The file that defines DATA_IMPLEMENTATION holds the code.
  */
@@ -337,8 +337,8 @@ static bool datai_write_json(char **out, const data_map *tokens, const uint64_t 
     return true;
 }
 
-/* The tokens that every vocabulary begins with: the separator, then the bytes in the order of their characters, which is
- * first those that are visible as they are. */
+/* The tokens that every vocabulary begins with: the separator, then the bytes in the order of their characters, which
+ * is first those that are visible as they are. */
 static bool datai_first_tokens(data_map *tokens, int32_t of_byte[256]) {
     uint32_t characters[256];
     datai_byte_characters(characters);

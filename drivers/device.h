@@ -6,9 +6,10 @@
  *     ...
  *     device_close(&choice);
  *
- * Needs gated_attention.h, gated_attention_x86.h and common.h before it. With GA_CUDA also gated_attention_cuda.cuh, and
- * the program is linked with that companion. With GA_CUDA_LIBRARY, the name of a shared object which the Makefile has made
- * of it, it is loaded where there is a driver: cuBLAS takes a tenth of a second and 150 MB wherever it is loaded.
+ * Needs gated_attention.h, gated_attention_x86.h and common.h before it. With GA_CUDA also gated_attention_cuda.cuh,
+ * and the program is linked with that companion. With GA_CUDA_LIBRARY, the name of a shared object which the
+ * Makefile has made of it, it is loaded where there is a driver: cuBLAS takes a tenth of a second and 150 MB
+ * wherever it is loaded.
  */
 #ifndef DRIVERS_DEVICE_H
 #define DRIVERS_DEVICE_H

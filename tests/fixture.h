@@ -1,5 +1,5 @@
-/* Reads what tests/reference/make_fixtures.py writes: models and what PyTorch makes of them. Include it after testing.h, and
- * gated_attention_x86.h before it. */
+/* Reads what tests/reference/make_fixtures.py writes: models and what PyTorch makes of them. Include it after
+ * testing.h, and gated_attention_x86.h before it. */
 #ifndef FIXTURE_H
 #define FIXTURE_H
 

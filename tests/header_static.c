@@ -1,5 +1,5 @@
-/* With GA_STATIC both files of this program have an implementation of their own; the second is this one with PARTNER. Neither
- * uses all of it, and nothing warns. */
+/* With GA_STATIC both files of this program have an implementation of their own; the second is this one with PARTNER.
+ * Neither uses all of it, and nothing warns. */
 #define GA_STATIC
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "../gated_attention.h"

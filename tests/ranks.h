@@ -3,8 +3,8 @@
  *     static void work(void *context, const ga_ranks *ranks);    // on each rank
  *     run_ranks(3, late, work, contexts);                        // contexts[i] for rank i; returns when all have
  *
- * late: exchanges are done in `wait`, as late as they may be, else at once, as early: what depends on neither gets the same
- * from both. What the table calls undefined becomes NaN. Include it after gated_attention.h and testing.h. */
+ * late: exchanges are done in `wait`, as late as they may be, else at once, as early: what depends on neither gets the
+ * same from both. What the table calls undefined becomes NaN. Include it after gated_attention.h and testing.h. */
 #ifndef RANKS_H
 #define RANKS_H
 

@@ -1,6 +1,6 @@
-/* The AMX products of gated_attention_x86.h on any machine with AVX512_BF16: the tile instructions are replaced by plain C
- * that does what they are defined to do, so that packing, tiles and edges are tested where there is no AMX. On a machine
- * that has it, test_x86 tests the instructions themselves. */
+/* The AMX products of gated_attention_x86.h on any machine with AVX512_BF16: the tile instructions are replaced by
+ * plain C that does what they are defined to do, so that packing, tiles and edges are tested where there is no AMX. On
+ * a machine that has it, test_x86 tests the instructions themselves. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <stdint.h>

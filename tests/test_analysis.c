@@ -1,5 +1,6 @@
-/* The analysis of sections 4.2, 4.3 and A.3 to A.5: its operators against plain double loops, its figures against PyTorch,
- * which has them from whole attention matrices, hooks and singular values (tests/reference/analysis_fixtures.py).
+/* The analysis of sections 4.2, 4.3 and A.3 to A.5: its operators against plain double loops, its figures against
+ * PyTorch, which has them from whole attention matrices, hooks and singular values
+ * (tests/reference/analysis_fixtures.py).
  *
  *     [GA_ISA=c|avx2|avx512|...] test_analysis [PATTERN]
  */

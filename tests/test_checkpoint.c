@@ -352,7 +352,8 @@ static void test_round_trip(void **state) {
     assert_false(exists(in_root("round/trip/here.replaced")));
 }
 
-/* Group k of q_proj: the R * D query rows of heads kR .. kR + R-1, then their gate rows. Heads are told apart by value. */
+/* Group k of q_proj: the R * D query rows of heads kR .. kR + R-1, then their gate rows. Heads are told
+ * apart by value. */
 static void check_packing(const char *settings, size_t gate_rows_of_head) {
     const size_t C = 12, D = 6, R = 2, groups = 2;
     const char *directory = in_root("packing");
@@ -823,7 +824,8 @@ static void test_outside_models(void **state) {
     check_logits("outside_qwen3_next", "G1", "elementwise");
 }
 
-/* What is written after reading Qwen3-Next is in our own layout, under a name that no other reader takes for its own. */
+/* What is written after reading Qwen3-Next is in our own layout, under a name that no other reader takes for its
+ * own. */
 static void test_qwen3_next_rewritten(void **state) {
     (void)state;
     ga_model *m = load("tests/fixtures/outside_qwen3_next", GA_INFERENCE, NULL);
@@ -864,8 +866,9 @@ static ga_real *read_tensor(const char *path, const char *name, size_t *n) {
     return values;
 }
 
-/* What ga_save makes of a directory that PyTorch wrote is, tensor for tensor and key for key, what PyTorch wrote: so it
- * loads there again, and has the logits that expected.safetensors has from there. round_trip.py does it with PyTorch. */
+/* What ga_save makes of a directory that PyTorch wrote is, tensor for tensor and key for key, what PyTorch
+ * wrote: so it loads there again, and has the logits that expected.safetensors has from there. round_trip.py
+ * does it with PyTorch. */
 static void check_rewritten(const char *directory, const char *family, const char *const *shards) {
     ga_error e;
     char path[256], wanted[64];
@@ -969,7 +972,8 @@ static void test_refused_models(void **state) {
     expect_failure(ga_load_config(&c, in_root("refused"), false, &e), &e, GA_ERR_CONFIG, "shared expert", "experts");
 }
 
-/* Qwen3-MoE's names, written and read; what a mixture needs is asked for by name, and dense layers in one are refused. */
+/* Qwen3-MoE's names, written and read; what a mixture needs is asked for by name, and dense layers in
+ * one are refused. */
 static void test_mixture_keys(void **state) {
     (void)state;
     static const char *const written[] = {
@@ -1137,7 +1141,8 @@ static void test_plain_llama(void **state) {
     expect_same_keys(&expected, &c); /* untouched */
 }
 
-/* All 65536 values of a type of 16 bits against its definition: a sign, `exponent_bits` of exponent, the rest fraction. */
+/* All 65536 values of a type of 16 bits against its definition: a sign, `exponent_bits` of exponent, the
+ * rest fraction. */
 static void check_decoding(gai_dtype type, int exponent_bits) {
     int fraction_bits = 15 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
     int largest = (1 << exponent_bits) - 1, one = 1 << fraction_bits;
@@ -1410,7 +1415,8 @@ static void test_bad_lengths(void **state) {
     ga_destroy(m);
 }
 
-/* An edit of a good checkpoint: of JSON, or of the JSON inside a safetensors file. old NULL: the file becomes `new_text`. */
+/* An edit of a good checkpoint: of JSON, or of the JSON inside a safetensors file. old NULL: the file
+ * becomes `new_text`. */
 typedef struct {
     const char *file, *old, *new_text;
     ga_result result;

@@ -1266,7 +1266,8 @@ static void test_statements(void **state) {
     check_statements("gen:vt,seed=3,chains=7,variables=6,queries=7", 300, true, 7, 42, 7, 1);
 }
 
-/* answers_only hides all other targets and changes nothing else; the mixture asks each of its six kinds of questions. */
+/* answers_only hides all other targets and changes nothing else; the mixture asks each of its six kinds of
+ * questions. */
 static void test_answers_only(void **state) {
     (void)state;
     enum { T = 96, WINDOWS = 6000 };

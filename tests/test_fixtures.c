@@ -1,6 +1,6 @@
-/* Against PyTorch: every tests/fixtures/NAME.safetensors holds a tiny model, a batch, and what Hugging Face's Qwen3 with
- * the gate made of them (tests/reference/make_fixtures.py). Logits, loss and each gradient tensor to 1e-5, norm of the
- * difference over norm; the metrics of section 4.2 from full attention matrices and hidden states.
+/* Against PyTorch: every tests/fixtures/NAME.safetensors holds a tiny model, a batch, and what Hugging Face's Qwen3
+ * with the gate made of them (tests/reference/make_fixtures.py). Logits, loss and each gradient tensor to 1e-5, norm of
+ * the difference over norm; the metrics of section 4.2 from full attention matrices and hidden states.
  *
  *     [GA_ISA=c|avx2|avx512|...] test_fixtures [PATTERN [DIRECTORY]]     default: plain C, all in tests/fixtures
  */
@@ -50,8 +50,8 @@ static void compare_gradients(const ga_model *m, const fixture *f, double *worst
             expect_below(norm_of(a, n), 1e-6 * all, "gradient of %s, zero in PyTorch", t->name);
             continue;
         }
-        /* One number for a whole layer is a sum over all positions and channels that nearly cancels: PyTorch's own float32
-         * and float64 differ by 2e-5 there. */
+        /* One number for a whole layer is a sum over all positions and channels that nearly cancels: PyTorch's own
+         * float32 and float64 differ by 2e-5 there. */
         double error = relative(a, b, n);
         expect_below(error, n > 1 ? tolerance : 1e-4, "gradient of %s", t->name);
         if (n > 1) *worst = fmax(*worst, error);

@@ -1,5 +1,6 @@
-/* Every hand-derived gradient against central differences, in double: each operator alone, then the whole model with each
- * gate that the configuration accepts. The relative error, with sign, stays below 1e-6 for each tensor on its own scale.
+/* Every hand-derived gradient against central differences, in double: each operator alone, then the whole model
+ * with each gate that the configuration accepts. The relative error, with sign, stays below 1e-6 for each tensor
+ * on its own scale.
  *
  *     test_gradients [PATTERN]
  *
@@ -817,7 +818,8 @@ static void test_mixture(void **state) {
     check_mixture("n_layers=1 d_ff=1", 1, 1);
 }
 
-/* A layer's probabilities do not outlast it here, so that the losses of the routers are left out; and every expert has rows. */
+/* A layer's probabilities do not outlast it here, so that the losses of the routers are left out; and every
+ * expert has rows. */
 static void test_mixture_recomputed(void **state) {
     (void)state;
     check_model(

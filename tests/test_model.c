@@ -826,8 +826,8 @@ static void test_free_gate_starts_at_zero(void **state) {
     ga_destroy(m);
 }
 
-/* YaRN: pairs that turn often keep their frequency, those that turn seldom are slowed by the factor, the rest lie between;
- * what does not turn is not scaled. */
+/* YaRN: pairs that turn often keep their frequency, those that turn seldom are slowed by the factor, the rest lie
+ * between; what does not turn is not scaled. */
 static void test_yarn(void **state) {
     (void)state;
     ga_config plain = tiny_config("head_dim=64 rope_base=10000"), yarn = plain;
@@ -1274,7 +1274,8 @@ static void test_parameter_counts(void **state) {
     }
 }
 
-/* 2 FLOP per weight that multiplies, attention on average over (T + 1) / 2 keys, the backward pass twice the forward. */
+/* 2 FLOP per weight that multiplies, attention on average over (T + 1) / 2 keys, the backward pass twice the
+ * forward. */
 static void test_flops(void **state) {
     (void)state;
     ga_summary s = summary_of(seed_model, "gate_position=G1", GA_TRAINING);
@@ -1283,7 +1284,8 @@ static void test_flops(void **state) {
     expect_near(s.training_flops / s.forward_flops, 3, 0.2, "training over forward FLOP");
 }
 
-/* Cost follows the activated parameters: with 2 of 8 experts of half the width it is that of the dense model and routers. */
+/* Cost follows the activated parameters: with 2 of 8 experts of half the width it is that of the dense
+ * model and routers. */
 static void test_activated(void **state) {
     (void)state;
     ga_summary dense = summary_of(seed_model, "gate_position=G1", GA_TRAINING);

@@ -1,5 +1,5 @@
-/* Data parallel training (ga_ranks): any number of ranks, here threads of one process, computes what one rank does, in double
- * so that nothing but the order of additions differs; checkpoints, statistics, refusals. */
+/* Data parallel training (ga_ranks): any number of ranks, here threads of one process, computes what one rank does, in
+ * double so that nothing but the order of additions differs; checkpoints, statistics, refusals. */
 #define _POSIX_C_SOURCE 200809L
 #define GA_DOUBLE
 #define GATED_ATTENTION_IMPLEMENTATION
@@ -137,7 +137,8 @@ static void test_same_run(void **state) {
     }
 }
 
-/* Early or late exchanges, begun in the backward pass or by the update: not a bit changes. Nothing is exchanged twice. */
+/* Early or late exchanges, begun in the backward pass or by the update: not a bit changes. Nothing is
+ * exchanged twice. */
 static void test_same_bits(void **state) {
     (void)state;
     for (size_t v = 0; v < COUNT(variants); v++) {
@@ -152,7 +153,8 @@ static void test_same_bits(void **state) {
             assert_memory_equal(runs[i][1].weights, runs[0][1].weights, runs[0][1].n * sizeof(ga_real));
             assert_memory_equal(runs[i][1].moment2, runs[0][1].moment2, runs[0][1].moments * sizeof(ga_real));
         }
-        /* of the weights at first, then of gradients and weights in each step; of counts in each round of micro-batches */
+        /* of the weights at first, then of gradients and weights in each step; of counts in each round
+         * of micro-batches */
         size_t parts = like.config.n_layers + 2, counts = like.config.n_experts > 0 ? MICRO_BATCHES / 3 : 0;
         assert_true(exchanges[0] <= parts * (1 + 2 * STEPS) + counts * STEPS && exchanges[0] > 0);
         for (size_t i = 0; i < 4; i++)
@@ -217,7 +219,8 @@ static void test_resume(void **state) {
     remove_all(directory);
 }
 
-/* Every moment in the file is the one that its rank has, in its place: loaded alone, then by ranks that save it again. */
+/* Every moment in the file is the one that its rank has, in its place: loaded alone, then by ranks that
+ * save it again. */
 static void test_moments_are_kept(void **state) {
     (void)state;
     char directory[] = "build/test_ranks.XXXXXX", first[64], next[64];

@@ -1,6 +1,6 @@
 /* Tests of data/tokenizer.h, data/vocabulary.h and data/text.h: what the `tokenizers` library makes of hard texts
- * (tests/fixtures/tokenizers, by tests/reference/make_tokenizers.py), long texts in bounded time, hostile files, a learned
- * vocabulary against the library's, and the tokens that are kept beside a text.
+ * (tests/fixtures/tokenizers, by tests/reference/make_tokenizers.py), long texts in bounded time, hostile files, a
+ * learned vocabulary against the library's, and the tokens that are kept beside a text.
  *
  *     make build/test_tokenizer && build/test_tokenizer
  */

@@ -1,5 +1,5 @@
-/* What the C tests share: cmocka, numbers that are the same everywhere, comparisons with a message, a configuration from
- * one line. Include it after gated_attention.h. */
+/* What the C tests share: cmocka, numbers that are the same everywhere, comparisons with a message, a configuration
+ * from one line. Include it after gated_attention.h. */
 #ifndef TESTING_H
 #define TESTING_H
 

@@ -242,7 +242,8 @@ static const char *eval_stem(analysis *a, const char *path) {
     return stem;
 }
 
-/* The name of what is written for file i, with a number where a file before it, of another directory, has the same stem. */
+/* The name of what is written for file i, with a number where a file before it, of another directory, has
+ * the same stem. */
 static const char *eval_name(analysis *a, const report_model *m, size_t i) {
     const char *stem = eval_stem(a, a->options.eval[i]);
     size_t number = 1;

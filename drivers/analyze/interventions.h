@@ -4,7 +4,8 @@
  *
  *     if (!intervene(&a, &w, &a.report.models[0])) puts(a.failure);     // fills the model's `changes`
  *
- * Every change costs as much as the measurement itself: a pass over the windows. Needs measure.h and gallery.h before it.
+ * Every change costs as much as the measurement itself: a pass over the windows. Needs measure.h and
+ * gallery.h before it.
  */
 #ifndef DRIVERS_INTERVENTIONS_H
 #define DRIVERS_INTERVENTIONS_H

@@ -54,7 +54,8 @@ static bool read_windows(analysis *a, measuring *w, size_t first, size_t count) 
     return true;
 }
 
-/* A pass over the `count` windows that were read, with one thing changed if `change` is not NULL; the mean loss of each. */
+/* A pass over the `count` windows that were read, with one thing changed if `change` is not NULL; the
+ * mean loss of each. */
 static bool run_windows(analysis *a, measuring *w, const report_model *m, size_t count, const ga_observer *observer,
                         const ga_intervention *change, double *losses) {
     size_t T = a->report.seq_len;

@@ -17,8 +17,8 @@ typedef struct {
     bool alike;                      /* so far all models read the same, and show the same layers */
 } prompt_maps;
 
-/* --layers, else the first, a quarter, three quarters and the last (0, 6, 20 and 27 of 28, the 1st, 7th, 21st and 28th),
- * each once; their number, 0 on failure. */
+/* --layers, else the first, a quarter, three quarters and the last (0, 6, 20 and 27 of 28, the 1st, 7th, 21st and
+ * 28th), each once; their number, 0 on failure. */
 static size_t choose_layers(analysis *a, const report_model *m, size_t layers[PROMPT_LAYERS]) {
     size_t L = m->config.n_layers, n = 0;
     if (!a->options.layers) {

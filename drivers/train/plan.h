@@ -53,7 +53,8 @@ static bool open_data(run *r) {
     return r->stream || fail(r, 1, "%s", text);
 }
 
-/* An epoch is the stream's first max_tokens, or the whole of it; a run with max_steps follows the stream as it goes on. */
+/* An epoch is the stream's first max_tokens, or the whole of it; a run with max_steps follows the stream
+ * as it goes on. */
 static bool plan_steps(run *r) {
     const ga_config *c = &r->config;
     r->steps = c->max_steps;

@@ -9,10 +9,10 @@
  *     if (ranks_any(&all, stop_requested)) ...                                   // the same answer on all
  *     ranks_end(&all);
  *
- * Launchers of MPI (mpirun, srun) are known by the variables that they set; the rest is MPI's, in a shared object with the
- * name GA_MPI_LIBRARY, if the program is built with one. Without MPI, ranks with a GPU each find each other by RANK,
- * WORLD_SIZE, ... alone (rendezvous.h). GPUs exchange by NCCL either way. Only rank 0 prints: the others' standard output
- * goes nowhere. Needs gated_attention.h, common.h, device.h and rendezvous.h before it.
+ * Launchers of MPI (mpirun, srun) are known by the variables that they set; the rest is MPI's, in a shared object with
+ * the name GA_MPI_LIBRARY, if the program is built with one. Without MPI, ranks with a GPU each find each other by
+ * RANK, WORLD_SIZE, ... alone (rendezvous.h). GPUs exchange by NCCL either way. Only rank 0 prints: the others'
+ * standard output goes nowhere. Needs gated_attention.h, common.h, device.h and rendezvous.h before it.
  */
 #ifndef DRIVERS_RANKS_H
 #define DRIVERS_RANKS_H
@@ -123,7 +123,8 @@ static size_t ranks_gpu(const ranks *r) {
     return visible && *visible && !strchr(visible, ',') ? 0 : r->local;
 }
 
-/* Threads for this process. A launcher may have bound it to some cores; else the ranks of a machine share what is there. */
+/* Threads for this process. A launcher may have bound it to some cores; else the ranks of a machine share
+ * what is there. */
 static void ranks_share_cores(ranks *r) {
     r->threads = 1;
 #ifdef _OPENMP

@@ -1,6 +1,6 @@
 /* drivers/train/rendezvous.h - processes that were started by environment variables alone find each other: rank 0
- * listens at MASTER_ADDR:MASTER_PORT, the others connect. Over these connections goes what rank 0 tells the others (NCCL's
- * unique id at first), and each rank learns by them when another one has ended.
+ * listens at MASTER_ADDR:MASTER_PORT, the others connect. Over these connections goes what rank 0 tells the others
+ * (NCCL's unique id at first), and each rank learns by them when another one has ended.
  *
  *     rendezvous_place place;                                       // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
  *     if (!rendezvous_find(&place, &e)) puts(e.text);
@@ -12,9 +12,10 @@
  *     rendezvous_close(&r, true);                                   // true: this rank is done; false: it has failed
  *
  * The names are those that torchrun sets; where its agent has taken the port for itself, the next one is used.
- * RANKS_TIMEOUT is how many seconds ranks wait for each other (600) to come together and to exchange; but what rank 0 does
- * alone (a vocabulary, the tokens of a text, a checkpoint) takes as long as it takes, while all of them live. A stranger (a
- * port scanner) is turned away; ranks that disagree, or two of one number, end all of them. Nothing is encrypted.
+ * RANKS_TIMEOUT is how many seconds ranks wait for each other (600) to come together and to exchange; but what rank
+ * 0 does alone (a vocabulary, the tokens of a text, a checkpoint) takes as long as it takes, while all of them
+ * live. A stranger (a port scanner) is turned away; ranks that disagree, or two of one number, end all of them.
+ * Nothing is encrypted.
  *
  * Needs common.h and gated_attention.h before it.
  */
@@ -113,8 +114,8 @@ enum {
     RENDEZVOUS_DONE
 };
 
-/* All that is ever said, in network byte order. HELLO a of b; SIZES: rank 0 has WORLD_SIZE a, another b; TWICE: there are
- * two ranks a; LOST: rank a has ended; WORD: a bytes follow. */
+/* All that is ever said, in network byte order. HELLO a of b; SIZES: rank 0 has WORLD_SIZE a, another b; TWICE: there
+ * are two ranks a; LOST: rank a has ended; WORD: a bytes follow. */
 typedef struct {
     char magic[8];
     uint32_t what, a, b;
@@ -365,8 +366,8 @@ static bool rendezvous_open(rendezvous *r, const rendezvous_place *place, ga_err
 
 /* ---- afterwards --------------------------------------------------------------------------------------------------- */
 
-/* What the other end of connection i has said and nobody has heard; a word stays there for whom it is meant. False: a rank
- * has ended before it was done. */
+/* What the other end of connection i has said and nobody has heard; a word stays there for whom it is meant. False: a
+ * rank has ended before it was done. */
 static bool rendezvous_look(rendezvous *r, size_t i, bool *word, ga_error *e) {
     rendezvous_message m;
     if (r->peers[i] < 0) return true;

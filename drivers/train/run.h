@@ -4,7 +4,8 @@
  *     command_line a = {0};
  *     if (!parse_options(&r, argc, argv, &a) || !configure(&r, argc, argv, &a)) puts(r.failure);    // and r.exit_code
  *
- * Needs common.h, gated_attention.h, gated_attention_x86.h, data.h, device.h, ranks.h, routing.h and spikes.h before it.
+ * Needs common.h, gated_attention.h, gated_attention_x86.h, data.h, device.h, ranks.h, routing.h and
+ * spikes.h before it.
  */
 #ifndef DRIVERS_RUN_H
 #define DRIVERS_RUN_H
@@ -226,8 +227,8 @@ static void choose_tokenizer(run *r) {
         snprintf(r->tokenizer, sizeof r->tokenizer, "%s", strcmp(chosen, "bytes") ? chosen : "");
 }
 
-/* With init_from, the model's keys that the configuration does not set are the checkpoint's (but for max_seq_len, and for
- * the gate where that has none): those of `last` once the run has begun. */
+/* With init_from, the model's keys that the configuration does not set are the checkpoint's (but for max_seq_len, and
+ * for the gate where that has none): those of `last` once the run has begun. */
 static bool take_model_keys(run *r, int argc, char **argv, const command_line *a) {
     ga_config *c = &r->config, there = ga_config_default();
     bool begun = !a->fresh && ga_checkpoint_exists(r->last, false);

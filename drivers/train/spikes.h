@@ -25,9 +25,9 @@ typedef struct {
     uint64_t steps, count;
 } spikes;
 
-/* A spike: the loss lies seven standard deviations above the mean of the last 128 steps (the rule of OLMo's spike score).
- * Divergence, while all is still finite: the mean of 128 steps has come back more than half of the way from its lowest to
- * the first step's loss, and more than one nat. */
+/* A spike: the loss lies seven standard deviations above the mean of the last 128 steps (the rule of OLMo's spike
+ * score). Divergence, while all is still finite: the mean of 128 steps has come back more than half of the way from its
+ * lowest to the first step's loss, and more than one nat. */
 static inline spike_kind spikes_add(spikes *s, double loss) {
     char text[32];
     snprintf(text, sizeof text, "%.9g", loss);

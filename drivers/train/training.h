@@ -29,10 +29,10 @@ static void look_at_attention(run *r) {
     r->progress.gate_mean = ga_gate_mean(r->live, GA_ALL);
 }
 
-/* Gradients of a whole step, as the mean over its micro-batches. The next windows are read while a device computes: their
- * loss is asked for at the end only, but for the very first that is seen. A stop is heeded between two micro-batches: the
- * step is then left out (false, without a failure), and the run goes on from before it. Ranks take micro-batches in turn,
- * and stop together, between two steps. */
+/* Gradients of a whole step, as the mean over its micro-batches. The next windows are read while a device computes:
+ * their loss is asked for at the end only, but for the very first that is seen. A stop is heeded between two
+ * micro-batches: the step is then left out (false, without a failure), and the run goes on from before it. Ranks take
+ * micro-batches in turn, and stop together, between two steps. */
 static bool accumulate(run *r, measurement *m) {
     const ga_config *c = &r->config;
     const ga_observer observer = {.statistics = r->live};

@@ -1,10 +1,11 @@
-/* Matrix products of the sizes in rtx4060.cfg against the peak of the processor, which a loop that only touches registers
- * measures in the same run.
+/* Matrix products of the sizes in rtx4060.cfg against the peak of the processor, which a loop that only touches
+ * registers measures in the same run.
  *
  *     cc -std=c11 -O3 -march=native -ffp-contract=fast -fopenmp -I. tests/bench/products.c -o build/products -lm
  *     build/products [M [rounds]]          GA_ISA=... for one instruction set, OMP_NUM_THREADS=1 for one core
  *
- * With one thread the time is that which the processor spent on it, so that other load on the machine disturbs little. */
+ * With one thread the time is that which the processor spent on it, so that other load on the machine
+ * disturbs little. */
 #define _POSIX_C_SOURCE 200809L
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "gated_attention.h"

@@ -1,9 +1,10 @@
-/* cuda_cpu_count.cpp - counts, in kernels that run on the CPU by cuda_cpu.h, what their accesses to memory cost on a GPU, as
- * Nsight Compute does: 32-byte sectors of global memory that a warp's access touches, and the turns (wavefronts) that one to
- * shared memory takes, beside the fewest that would do. Part of the checker, which sees every address.
+/* cuda_cpu_count.cpp - counts, in kernels that run on the CPU by cuda_cpu.h, what their accesses to memory cost
+ * on a GPU, as Nsight Compute does: 32-byte sectors of global memory that a warp's access touches, and the
+ * turns (wavefronts) that one to shared memory takes, beside the fewest that would do. Part of the checker,
+ * which sees every address.
  *
- * The n-th time that the lanes of a warp come to one place of the code is one access. A GPU gathers them so as long as the
- * lanes stay together; where they part it needs more. Atomics are not counted. */
+ * The n-th time that the lanes of a warp come to one place of the code is one access. A GPU gathers them so as long as
+ * the lanes stay together; where they part it needs more. Atomics are not counted. */
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>

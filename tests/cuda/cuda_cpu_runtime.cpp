@@ -1,6 +1,6 @@
-/* cuda_cpu_runtime.cpp - the CUDA runtime of cuda_cpu.h: memory, streams, events, graphs, launch limits. What is put into a
- * stream runs as late as it may: when somebody waits for it; streams take turns at random. A missing synchronisation is
- * therefore seen, and so is an error that nobody checks, by cucpu_fail_call. */
+/* cuda_cpu_runtime.cpp - the CUDA runtime of cuda_cpu.h: memory, streams, events, graphs, launch limits. What is put
+ * into a stream runs as late as it may: when somebody waits for it; streams take turns at random. A missing
+ * synchronisation is therefore seen, and so is an error that nobody checks, by cucpu_fail_call. */
 #include "cuda_cpu.h"
 #include "cuda_cpu_control.h"
 #include <atomic>
@@ -140,7 +140,8 @@ cudaError_t invalidate(CUstream_st *s, cudaError_t e) {
     return fail(e);
 }
 
-/* A call that no capture allows: it fails, and so will the capture. One of another thread only matters to a global one. */
+/* A call that no capture allows: it fails, and so will the capture. One of another thread only matters
+ * to a global one. */
 cudaError_t forbidden() {
     cudaError_t e = cudaSuccess;
     if (std::this_thread::get_id() != main_thread)

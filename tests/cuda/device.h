@@ -1,5 +1,5 @@
-/* device.h - the GPU under test, or its emulation by cuda_cpu.h. Include it after testing.h and gated_attention_cuda.cuh,
- * in one file of a program. */
+/* device.h - the GPU under test, or its emulation by cuda_cpu.h. Include it after testing.h and
+ * gated_attention_cuda.cuh, in one file of a program. */
 #ifndef CUDA_TEST_DEVICE_H
 #define CUDA_TEST_DEVICE_H
 

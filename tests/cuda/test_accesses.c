@@ -1,7 +1,7 @@
-/* What the kernels of gated_attention_cuda.cuh cost a GPU's memory, counted on the CPU (cuda_cpu_count.cpp): the 32-byte
- * sectors of each access to global memory, and the turns of each to shared memory, where bank conflicts take more. The
- * models have the proportions of configs/rtx4060.cfg and of the paper's. Prints a table; none may take much more than
- * the fewest that would do. */
+/* What the kernels of gated_attention_cuda.cuh cost a GPU's memory, counted on the CPU (cuda_cpu_count.cpp): the
+ * 32-byte sectors of each access to global memory, and the turns of each to shared memory, where bank conflicts take
+ * more. The models have the proportions of configs/rtx4060.cfg and of the paper's. Prints a table; none may take much
+ * more than the fewest that would do. */
 #define _POSIX_C_SOURCE 200809L
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "gated_attention.h"

@@ -122,8 +122,8 @@ static const char *place(const char *format, ...) {
 
 /* ---- copies ----------------------------------------------------------------------------------------------------------- */
 
-/* The host's memory is free to change when copy_in returns, whatever the device has still to do; long copies come back as
- * they went. */
+/* The host's memory is free to change when copy_in returns, whatever the device has still to do; long copies come
+ * back as they went. */
 static void test_copies(void **unused) {
     (void)unused;
     enum { COPIES = 100, EACH = 33 };
@@ -241,8 +241,8 @@ static void test_linear(void **unused) {
     }
 }
 
-/* A product that follows the operator which made its operand reads what that operator has rounded beside it: the same bits,
- * and never what has been written over since. */
+/* A product that follows the operator which made its operand reads what that operator has rounded beside it: the same
+ * bits, and never what has been written over since. */
 enum { BESIDE_N = 6, BESIDE_C = 12, BESIDE_VALUES = BESIDE_N * BESIDE_C };
 
 static void make_beside(int maker, pair h, pair from, pair w) {
@@ -1068,8 +1068,9 @@ static void test_repeatable(void **unused) {
 
 enum { REPEATS = 9, ROWS = 14 };
 
-/* Passes of two models after each other, with what changes between passes in all ways: tokens, how many targets count, the
- * length, the scale, an update, an observer. The gradients after each pass go to `seen`, REPEATS times both models. */
+/* Passes of two models after each other, with what changes between passes in all ways: tokens, how many targets
+ * count, the length, the scale, an update, an observer. The gradients after each pass go to `seen`, REPEATS
+ * times both models. */
 static ga_real *repeat_passes(const char *variant, size_t *n) {
     ga_real *seen = NULL; /* (2, REPEATS, n): gradients, then the loss */
     for (int round = 0; round < 2; round++) {
@@ -1178,8 +1179,8 @@ static size_t bytes_out(void) {
     return bytes;
 }
 
-/* Only what is asked for comes to the host: of a pass its loss, also where figures are collected; all sums once, when the
- * first figure is asked for. Details ask for a mean gate score in each layer. */
+/* Only what is asked for comes to the host: of a pass its loss, also where figures are collected; all sums once, when
+ * the first figure is asked for. Details ask for a mean gate score in each layer. */
 static void check_bytes(const char *variant) {
     ga_config c = ga_config_default();
     configure(&c, SMALL), configure(&c, variant);
@@ -1323,7 +1324,8 @@ static ga_real *capture_with_failure(long fails, long *calls, char *why) {
     return g;
 }
 
-/* Whatever call fails while a pass is captured: it and the next run plainly, with the same bits, and one line says why. */
+/* Whatever call fails while a pass is captured: it and the next run plainly, with the same bits, and one
+ * line says why. */
 static void test_training_captures_fail(void **unused) {
     (void)unused;
     char why[512];

@@ -379,8 +379,8 @@ static void test_training(void **unused) {
     }
 }
 
-/* What a step asks of the host, with graphs of the passes that it knows: a pass and an exchange of a mixture's counts are few
- * launches, and only the update waits. */
+/* What a step asks of the host, with graphs of the passes that it knows: a pass and an exchange of a mixture's counts
+ * are few launches, and only the update waits. */
 static void few_launches(void) {
     ga_error e;
     ga_config c = ga_config_default();

@@ -1,6 +1,6 @@
 /* fuzz.c - all targets in one program, since the headers take their time to compile: FUZZ_TARGET names the one to run.
- * A target is a file fuzz_NAME.c with `static int fuzz_NAME(const uint8_t *data, size_t size)`, a line of FUZZ_TARGETS, and
- * seeds in seeds/NAME. fuzz.sh runs them.
+ * A target is a file fuzz_NAME.c with `static int fuzz_NAME(const uint8_t *data, size_t size)`, a line of FUZZ_TARGETS,
+ * and seeds in seeds/NAME. fuzz.sh runs them.
  */
 #include "fuzz.h"
 
