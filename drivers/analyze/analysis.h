@@ -508,8 +508,8 @@ static bool open_data(analysis *a, const report_model *m) {
     char text[1024];
     a->stream = data_open(&d, text, sizeof text);
     if (!a->stream && !o->data && !is_generator(r->source) && !gai_exists(r->source))
-        return fail(a, 1, "%s was trained on %s, which is not to be found from here: --data names what to read", m->name,
-                    r->source);
+        return fail(a, 1, "%s was trained on %s, which is not to be found from here: --data names what to read",
+                    m->name, r->source);
     if (!a->stream) return fail(a, 1, "%s", text);
     r->part = is_generator(r->source) ? (a->part == DATA_VAL ? "fresh sequences" : "its training sequences")
               : a->part == DATA_VAL   ? "the held-out windows"

@@ -65,6 +65,7 @@ static const char report_style[] =
     "aside{background:var(--card);border-left:3px solid #8c8c8c;padding:.6rem .9rem;margin:.8rem 0;font-size:.9rem}\n"
     "aside b{display:block}\n"
     "@media (max-width:52rem){.beside{display:block}}\n"
+    "@media (max-width:74rem){.beside:has(figure.wide){display:block}}\n" /* else the colour bar is scrolled to */
     ".scroll{overflow-x:auto;margin:.8rem 0}\n"
     "table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}\n"
     "caption{text-align:left;color:var(--dim);padding-bottom:.3rem}\n"

@@ -14,6 +14,12 @@ static size_t terminal_width(void) {
     return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
+/* Of a line that the terminal does not break, in a text of `size` bytes. */
+static size_t line_width(size_t size) {
+    size_t width = terminal_width() - 1;
+    return width < size ? width : size - 1;
+}
+
 static void erase_bar(progress *p) {
     if (p->drawn) printf("\r\033[K\033[1A\033[K");
     p->drawn = false;
@@ -60,11 +66,13 @@ static void add_pace(const run *r, char *line, size_t width, double steps_done) 
     add_number(line, width, "lr %.2g", r->progress.latest.learning_rate);
 }
 
+/* On a terminal no wider than it: what does not fit stands in the bar. */
 static void print_line(run *r) {
     char line[256] = "";
-    add_field(line, sizeof line - 1, "step %" PRIu64 "/%" PRIu64, r->state.step, r->steps);
-    add_figures(&r->progress, line, sizeof line - 1);
-    add_pace(r, line, sizeof line - 1, (double)r->state.step);
+    size_t width = r->progress.terminal ? line_width(sizeof line) : sizeof line - 1;
+    add_field(line, width, "step %" PRIu64 "/%" PRIu64, r->state.step, r->steps);
+    add_figures(&r->progress, line, width);
+    add_pace(r, line, width, (double)r->state.step);
     erase_bar(&r->progress);
     printf("%s\n", line);
     fflush(stdout);
@@ -75,7 +83,7 @@ static void draw_bar(run *r, double steps_done) {
     progress *p = &r->progress;
     if (!p->terminal || (p->drawn && now() - p->drawn_at < 0.1)) return;
     char line[256] = "", bar[64];
-    size_t width = terminal_width() - 1 < sizeof line ? terminal_width() - 1 : sizeof line - 1;
+    size_t width = line_width(sizeof line);
     double share = steps_done / (double)r->steps;
     add_field(line, width, "%" PRIu64 "/%" PRIu64, r->state.step, r->steps);
     add_field(line, width, "%.0f%%", 100 * share);
