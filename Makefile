@@ -118,10 +118,10 @@ curves: train
 	@tests/experiments/curves.sh $(CURVES)
 
 # ---- tests ---------------------------------------------------------------------------------------------------------
-C_TESTS = gradients operators fixtures model checkpoint data tokenizer x86 amx analysis ranks
+C_TESTS = gradients operators fixtures model checkpoint data tokenizer x86 amx analysis ranks plan results
 SH_TESTS = header ports train mpi analyze text hostile evaluate readme isa cuda round_trip fuzz report
 TEST_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) -I. -Itests
-TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h)
+TEST_HEADERS = $(HEADERS) $(wildcard tests/*.h) train.c analyze.c
 
 $(BUILD)/test_%: tests/test_%.c $(TEST_HEADERS) | packages-test
 	@mkdir -p $(BUILD)

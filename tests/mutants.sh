@@ -13,7 +13,7 @@ prepare() {
 
 build() {
     # The test itself is copied too: it finds the headers beside it before those of the repository.
-    mkdir -p "$1/tests" && cp gated_attention_x86.h "$1" && cp tests/*.h "tests/test_$2.c" "$1/tests" || return
+    mkdir -p "$1/tests" && cp gated_attention_x86.h train.c analyze.c "$1" && cp tests/*.h "tests/test_$2.c" "$1/tests" || return
     # shellcheck disable=SC2086 # lists of flags
     ${CC:-cc} -std=c11 -O0 -w -I"$1" "$1/tests/test_$2.c" -o "$1/program" -lcmocka -lpthread $text $text_libraries -lm
 }

@@ -127,11 +127,11 @@ static bool find_difference(const ga_config *a, const ga_config *b, const char *
 
 static const char CONFIG_HEAD[] = "# Every key of this run. Its data: ";
 
-/* What a file of data is known by: how many windows it has, and what stands in 64 of them. Generators are known by their
+/* What a file of data is known by: how many windows it has, and what stands in up to 1024 of them. Generators are known by their
  * key. */
 static bool hash_data(run *r, uint64_t *hash) {
-    enum { LOOKED_AT = 64 };
-    uint64_t n = data_windows(r->stream, DATA_TRAIN), step = n / LOOKED_AT + 1;
+    enum { LOOKED_AT = 1024 };
+    uint64_t n = data_windows(r->stream, DATA_TRAIN), step = (n + LOOKED_AT - 1) / LOOKED_AT;
     size_t T = r->config.max_seq_len;
     char text[512];
     *hash = n;
