@@ -172,15 +172,15 @@ $(BUILD)/cuda/checked/kernels.o: gated_attention_cuda.cuh gated_attention.h $(wi
 	$(CXX) $(CUDA_CHECKED) -O1 -fsanitize=thread -DGATED_ATTENTION_CUDA_IMPLEMENTATION -x c++ -c $< -o $@
 $(BUILD)/cuda/checked/%_cpu: $(BUILD)/cuda/test_%.o $(BUILD)/cuda/checked/kernels.o $(CUDA_CHECKED_PARTS)
 	$(CXX) -no-pie -rdynamic -Wl,--wrap=memcpy,--wrap=memset $^ -o $@ $(OPENMP) -lcmocka $(LDLIBS)
-# The program itself with the emulated GPU, for tests/cuda/resume.sh.
-$(BUILD)/cuda/train_cpu: train.c $(HEADERS) $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o) | packages
-	$(CC) $(ALL_CFLAGS) -O1 -DGA_CUDA -c train.c -o $(BUILD)/cuda/train.o
-	$(CXX) --coverage -rdynamic $(BUILD)/cuda/train.o $(filter %.o,$^) -o $@ $(OPENMP) $(LDLIBS)
+# The programs themselves with the emulated GPU, for tests/cuda/resume.sh and analysis.sh.
+$(BUILD)/cuda/train_cpu $(BUILD)/cuda/analyze_cpu: $(BUILD)/cuda/%_cpu: %.c $(HEADERS) $(BUILD)/cuda/kernels_cpu.o $(CUDA_CPU_PARTS:%=$(BUILD)/cuda/%.o) | packages
+	$(CC) $(ALL_CFLAGS) -O1 -DGA_CUDA -c $< -o $(BUILD)/cuda/$*.o
+	$(CXX) --coverage -rdynamic $(BUILD)/cuda/$*.o $(filter %.o,$^) -o $@ $(OPENMP) $(LDLIBS)
 
 # On a machine with a GPU: the same tests for real, then speed and memory beside PyTorch.
 $(BUILD)/cuda/%_gpu: tests/cuda/test_%.c tests/cuda/device.h $(CUDA_LIBRARY) $(TEST_HEADERS) | packages-test
 	$(CC) $(TEST_CFLAGS) $< $(CUDA_LIBRARY) -o $@ -Wl,-rpath,'$$ORIGIN' -lcmocka $(LDLIBS)
-test-cuda: train $(if $(NVCC),$(BUILD)/cuda/cuda_gpu $(BUILD)/cuda/sdpa_gpu)
+test-cuda: train analyze $(if $(NVCC),$(BUILD)/cuda/cuda_gpu $(BUILD)/cuda/sdpa_gpu)
 	@sh tests/cuda/gpu.sh
 BENCH_CUDA ?=
 bench-cuda: train

@@ -9,7 +9,7 @@ if [ -z "$include" ]; then
     finish
 fi
 
-programs="build/cuda/cuda_cpu build/cuda/sdpa_cpu build/cuda/checked/cuda_cpu build/cuda/checked/sdpa_cpu build/cuda/checked/accesses_cpu build/cuda/cudnn/sdpa_cpu build/cuda/train_cpu"
+programs="build/cuda/cuda_cpu build/cuda/sdpa_cpu build/cuda/checked/cuda_cpu build/cuda/checked/sdpa_cpu build/cuda/checked/accesses_cpu build/cuda/cudnn/sdpa_cpu build/cuda/train_cpu build/cuda/analyze_cpu"
 nccl=$(make -s print-CUDA_NCCL)
 [ -n "$nccl" ] && programs="$programs build/cuda/ranks_cpu build/cuda/checked/ranks_cpu"
 # shellcheck disable=SC2086 # a list
@@ -38,6 +38,7 @@ else
 fi
 
 check "a run goes from the CPU to the GPU and back" sh tests/cuda/resume.sh build/cuda/train_cpu
+check "an analysis on the GPU is that on the CPU" sh tests/cuda/analysis.sh build/cuda/train_cpu build/cuda/analyze_cpu
 
 # Lines of the companion that ran: gcov names each template's copies; a line counts once.
 gcov -r -t -o build/cuda build/cuda/kernels_cpu.o >build/cuda/coverage 2>build/log/cuda-coverage.log

@@ -27,6 +27,7 @@ else
     cmocka "sdpa by cuDNN on the GPU" build/cudnn/cuda/sdpa_gpu
 fi
 check "a run goes from the CPU to the GPU and back" sh tests/cuda/resume.sh ./train
+check "an analysis on the GPU is that on the CPU" sh tests/cuda/analysis.sh ./train ./analyze
 if [ "$(nvidia-smi -L | grep -c '^GPU ')" -lt 2 ]; then
     skip "ranks (they need two GPUs; here is one)"
 else
