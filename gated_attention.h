@@ -1579,7 +1579,7 @@ GA_API ga_result ga_config_load(ga_config *c, const char *path, ga_error *e) {
     return gai_config_file(c, at, e);
 }
 
-/* Which gates make no sense, and why. */
+/* Which keys of the gate contradict each other, and why. */
 GAI_FN ga_result gai_check_gate(const ga_config *c, ga_error *e) {
     bool self = c->gate_form == GA_SELF, query = c->gate_input == GA_INPUT_QUERY;
     const char *why = NULL;
@@ -1614,7 +1614,7 @@ GAI_FN ga_result gai_check_gate(const ga_config *c, ga_error *e) {
     return GA_OK;
 }
 
-/* The same of YaRN. */
+/* Which keys of YaRN contradict each other. */
 GAI_FN ga_result gai_check_rope(const ga_config *c, ga_error *e) {
     if (c->rope_factor == 1) return GA_OK;
     if (c->rope_original_length == 0)
@@ -1629,7 +1629,7 @@ GAI_FN ga_result gai_check_rope(const ga_config *c, ga_error *e) {
     return GA_OK;
 }
 
-/* The same of switch heads. */
+/* Which keys of switch heads contradict each other, or the gate. */
 GAI_FN ga_result gai_check_switch(const ga_config *c, ga_error *e) {
     if (c->switch_heads == GA_SWITCH_NONE) return GA_OK;
     if (c->switch_top_k > c->switch_experts)
@@ -3060,8 +3060,7 @@ GA_API void ga_max_abs(double *max, const ga_real *x, size_t n) {
     if (gai_exceeds(found, *max)) *max = found;
 }
 
-/* Sums over what is alike: sums[g g_stride + i i_stride] += sum_r x_rgi;   x (R, G, I). A stride of 0 sums over that
- * index as well. */
+/* sums[g g_stride + i i_stride] += sum_r x_rgi;   x (R, G, I). An index whose stride is 0 is summed over as well. */
 GA_API void ga_accumulate(double *sums, size_t g_stride, size_t i_stride, const ga_real *x, size_t R, size_t G,
                           size_t I) {
     for (size_t r = 0; r < R; r++)
@@ -3835,8 +3834,8 @@ GAI_FN void gai_gather_bucket(ga_model *m, ga_real *block, size_t b) {
     if (ranks && values > 0) ranks->all_gather(ranks->state, block + m->buckets[b], values);
 }
 
-/* After weights were set in another way than by ga_update. Each share becomes that of the rank which updates it:
- * weights that were drawn on machines with another libm would differ in their last bits. */
+/* To be called after the weights were set, but not by ga_update. Each rank takes over the shares of the others: weights
+ * that machines with another libm have drawn differ in their last bits. */
 GAI_FN void gai_weights_are_set(ga_model *m) {
     const ga_ranks *ranks = gai_ranks(m);
     for (size_t b = 0; b < m->n_buckets; b++) gai_gather_bucket(m, m->weights, b);
@@ -3849,7 +3848,7 @@ GAI_FN void gai_initialise_weights(ga_model *m) {
     gai_weights_are_set(m);
 }
 
-/* What a model takes of a device, with what its operators need beside. */
+/* The memory that a model takes on a device, with what the device's operators need. */
 GAI_FN double gai_needed_bytes(const ga_device *d, const ga_config *c, ga_mode mode) {
     ga_summary s;
     if (ga_summarize_rank(c, mode, d->ranks ? d->ranks->count : 1, &s, NULL) != GA_OK) return INFINITY;
@@ -3877,7 +3876,7 @@ GAI_FN ga_result gai_check_memory(const ga_device *d, const ga_config *c, ga_mod
                     need / 1e6, have / 1e6, (need - have) / 1e6, advice);
 }
 
-/* start: draws the weights. */
+/* start: the weights are drawn, not only given room. */
 GAI_FN ga_model *gai_create(const ga_config *c, const ga_device *device, ga_mode mode, bool start, ga_error *e) {
     ga_summary summary;
     ga_device d = device ? *device : ga_device_cpu();
@@ -4869,9 +4868,8 @@ GA_API double ga_learning_rate(const ga_config *c, uint64_t step, uint64_t steps
     return c->min_lr + (c->learning_rate - c->min_lr) * (1 + cos(3.141592653589793 * progress)) / 2;
 }
 
-/* How many values the tensors *i, *i + 1, ... have that stand together and are frozen alike, and with `decay`
- * also decay alike; *i becomes the first tensor after them. The optimiser takes few long arrays in place of
- * many short ones. */
+/* The values of a run of tensors: those from *i on that lie one behind the other and are frozen alike, with `decay`
+ * also decay alike; *i becomes the first tensor after it. So the optimiser works on a few long arrays. */
 GAI_FN size_t gai_alike(const ga_model *m, size_t *i, bool decay) {
     const ga_tensor *first = &m->tensors[*i];
     size_t values = 0;
@@ -4888,7 +4886,7 @@ GAI_FN void gai_clear_gradients(ga_model *m) {
     m->device.zero(m->device.state, m->gradients, m->buckets[m->n_buckets] * sizeof(ga_real));
 }
 
-/* What lies of the values from *offset on within a share; 0: none of them. */
+/* How many of the `values` from *offset on lie in a share; *offset becomes the first of them. */
 GAI_FN size_t gai_within(gai_share s, size_t *offset, size_t values) {
     size_t end = gai_min(*offset + values, s.begin + s.values);
     *offset = gai_max(*offset, s.begin);
@@ -6071,7 +6069,7 @@ GAI_FN gai_contents gai_moments_of(const ga_model *m) {
     return c;
 }
 
-/* From each rank's share to the whole block, or from that to the own share: a sum with zeros is a copy
+/* From each rank's share to the whole block, or from that to the rank's own share. A sum with zeros serves as a copy
  * on the device. */
 GAI_FN void gai_gather_shares(ga_model *m, ga_real *block, const ga_real *shares) {
     gai_clear_gradients(m);

@@ -21,9 +21,10 @@
  *
  * Numbers: float32 differs from plain C only in the order of additions. With bfloat16 the operands of products are
  * rounded to nearest even (denormal values become 0); all else is float32: sums, weights, softmax, norms, losses.
- *
- * The file includes itself, once for each instruction set, to compile its second part (from "GAX_PASS" on): one text,
- * in which V is a vector of LANES words.
+ * SECTIONS: how a fast product is built; the system; products by all threads; linear maps; output head and
+ * cross-entropy; attention; elementwise operators; what this machine has. Then "GAX_PASS", for which the file includes
+ * itself, once for each instruction set: one text, in which GAX_V is a vector of GAX_LANES words. Packing; the kernel;
+ * exponentials; rows of the elementwise operators.
  */
 #ifndef GAX_PASS
 
@@ -406,7 +407,8 @@ GAI_FN bool gai_x86_multiply(gai_x86_state *s, const gai_x86_products *p, gai_x8
         for (size_t k = 0; k < m.K; k += k_part) {
             gai_x86_region r = {j, gai_min(m.N, j + j_part), k, gai_min(m.K, k + k_part), m.packed, lines, 0, 0};
             if (!m.packed) {
-                r.panels = room, r.lines = gai_x86_lines(p, r.k1 - k);
+                r.panels = room;
+                r.lines = gai_x86_lines(p, r.k1 - k);
                 gai_x86_pack_b(p, room, r.lines, gai_x86_part(m.b, j, k), r.j1 - j, r.k1 - k);
             }
             r.blocks = gai_ceil_div(m.M, GAI_X86_BLOCK);
@@ -441,7 +443,9 @@ GAI_FN const float *gai_x86_packed(gai_x86_state *s, const float *w, size_t O, s
         if (at > 0) memcpy(more, s->packs, at * sizeof *more);
         GA_FREE(s->packs);
         gai_x86_pack added = {w, O, I, k_first, true, data};
-        s->packs = more, s->n_packs++, s->packs[at] = added;
+        more[at] = added;
+        s->packs = more;
+        s->n_packs++;
     }
     if (s->packs[at].stale) {
         gai_x86_matrix b = {w, I, k_first, false};
@@ -621,8 +625,7 @@ GAI_INLINE float gai_x86_round(float x) { /* to bfloat16, to nearest even */
 GAI_FN float gai_x86_target_logit(const float *x, const float *w, size_t C, bool bf16) {
     float sums[16] = {0}, sum = 0;
     for (size_t c = 0; c < C; c++) {
-        float a = x[c], b = w[c];
-        if (bf16) a = gai_x86_round(a), b = gai_x86_round(b);
+        float a = bf16 ? gai_x86_round(x[c]) : x[c], b = bf16 ? gai_x86_round(w[c]) : w[c];
         sums[c % 16] += a * b;
     }
     for (size_t i = 0; i < 16; i++) sum += sums[i];
@@ -769,7 +772,10 @@ GAI_FN void gai_x86_sdpa_chunk(const gai_x86_state *s, float *y, float *lse, con
     float *p_room = v_room + gai_x86_b_words(p, D, KEYS), *scores = p_room + gai_x86_a_words(p, QUERIES, KEYS);
     float *top = scores + KEYS * QUERIES, *sum = top + GAI_X86_CHUNK;
     float *keep = sum + GAI_X86_CHUNK, scale = 1 / sqrtf((float)D);
-    for (size_t i = 0; i < GAI_X86_CHUNK; i++) top[i] = sink ? *sink : -(float)INFINITY, sum[i] = sink ? 1 : 0;
+    for (size_t i = 0; i < GAI_X86_CHUNK; i++) {
+        top[i] = sink ? *sink : -(float)INFINITY;
+        sum[i] = sink ? 1 : 0;
+    }
     for (size_t i = i0; i < i1; i += QUERIES) {
         gai_x86_matrix columns = {q + i * stride, stride, false, false};
         gai_x86_pack_columns(p, q_room + (i - i0) / QUERIES * q_tile, columns, gai_min(QUERIES, i1 - i), D);
@@ -1147,23 +1153,33 @@ GA_API ga_result ga_device_x86(ga_device *device, ga_x86_settings settings, ga_e
     gai_x86_state *s = (gai_x86_state *)GA_MALLOC(sizeof *s);
     if (!s) return gai_fail(e, GA_ERR_MEMORY, "not enough memory for a device");
     memset(s, 0, sizeof *s);
-    s->isa = (gai_x86_isa)isa, s->bf16 = settings.bf16 && isa >= GAI_X86_BF16;
+    s->isa = (gai_x86_isa)isa;
+    s->bf16 = settings.bf16 && isa >= GAI_X86_BF16;
     s->single = isa == GAI_X86_AVX2 ? gai_avx2_products() : gai_avx512_products();
     s->linear = !s->bf16 ? s->single : isa == GAI_X86_AMX ? gai_amx_products() : gai_bf16_products();
     s->vectors = isa == GAI_X86_AVX2 ? gai_avx2_vectors() : gai_avx512_vectors();
     static const char names[][24] = {"", "AVX2", "AVX-512", "AVX-512", "AVX-512 and AMX"};
     snprintf(s->name, sizeof s->name, "cpu, %s, %s products", names[isa], s->bf16 ? "bfloat16" : "float32");
-    device->name = s->name, device->state = s;
-    device->allocate = gai_x86_allocate, device->release = gai_x86_release;
+    device->name = s->name;
+    device->state = s;
+    device->allocate = gai_x86_allocate;
+    device->release = gai_x86_release;
     device->weights_changed = gai_x86_weights_changed;
-    device->linear_forward = gai_x86_linear_forward, device->linear_backward = gai_x86_linear_backward;
+    device->linear_forward = gai_x86_linear_forward;
+    device->linear_backward = gai_x86_linear_backward;
     device->head_loss = gai_x86_head_loss;
-    device->sdpa_forward = gai_x86_sdpa_forward, device->sdpa_backward = gai_x86_sdpa_backward;
-    device->rmsnorm_forward = gai_x86_rmsnorm_forward, device->rmsnorm_backward = gai_x86_rmsnorm_backward;
-    device->heads_forward = gai_x86_heads_forward, device->heads_backward = gai_x86_heads_backward;
-    device->gate_forward = gai_x86_gate_forward, device->gate_backward = gai_x86_gate_backward;
-    device->swiglu_forward = gai_x86_swiglu_forward, device->swiglu_backward = gai_x86_swiglu_backward;
-    device->grouped_forward = gai_x86_grouped_forward, device->grouped_backward = gai_x86_grouped_backward;
+    device->sdpa_forward = gai_x86_sdpa_forward;
+    device->sdpa_backward = gai_x86_sdpa_backward;
+    device->rmsnorm_forward = gai_x86_rmsnorm_forward;
+    device->rmsnorm_backward = gai_x86_rmsnorm_backward;
+    device->heads_forward = gai_x86_heads_forward;
+    device->heads_backward = gai_x86_heads_backward;
+    device->gate_forward = gai_x86_gate_forward;
+    device->gate_backward = gai_x86_gate_backward;
+    device->swiglu_forward = gai_x86_swiglu_forward;
+    device->swiglu_backward = gai_x86_swiglu_backward;
+    device->grouped_forward = gai_x86_grouped_forward;
+    device->grouped_backward = gai_x86_grouped_backward;
     device->expert_swiglu_forward = gai_x86_expert_swiglu_forward;
     device->expert_swiglu_backward = gai_x86_expert_swiglu_backward;
     return GA_OK;
@@ -1201,7 +1217,7 @@ GA_API bool ga_device_x86_bf16(const ga_device *device) {
 #endif
 #endif /* GATED_ATTENTION_X86_IMPLEMENTED */
 
-#else /* ==== GAX_PASS: the part that follows is compiled once for each instruction set ================================ */
+#else /* ==== GAX_PASS: the part that follows is compiled once for each instruction set ============================*/
 
 /* Vectors of one instruction set: V of LANES words, and what is done with them. */
 #if GAX_PASS == 1
@@ -1350,7 +1366,8 @@ GAX_INLINE void GAX(transpose)(GAX_V r[GAX_LANES]) {
  * for each row. */
 GAX_INLINE void GAX(pack_tiles)(float *to, size_t width, gai_x86_matrix m, size_t rows, size_t K, const bool k_first,
                                 const bool half, const bool upright) {
-    m.k_first = k_first, m.half = half;
+    m.k_first = k_first;
+    m.half = half;
     for (size_t k = 0; k < K; k += GAX_LANES * GAX_WORD)
         for (size_t i = 0; i < width; i += GAX_LANES) {
             GAX_V line[GAX_LANES];
@@ -1446,7 +1463,10 @@ GAX_FN void GAX(multiply)(float *c, size_t ldc, gai_x86_panels a, size_t unit, g
     float edge[32 * 32];
     memset(&shapes, 0, sizeof shapes);
     shapes.palette = 1;
-    for (int i = 0; i < 8; i++) shapes.bytes[i] = 64, shapes.lines[i] = 16;
+    for (int i = 0; i < 8; i++) {
+        shapes.bytes[i] = 64;
+        shapes.lines[i] = 16;
+    }
     GAX_MEMORY(&shapes);
     _tile_loadconfig(&shapes);
     for (size_t j = 0; j < N; j += 32, b.p += b.panel)
