@@ -1160,8 +1160,9 @@ static void gai_cuda_heads_backward(void *state, float *dx, float *dw, const flo
  * in two versions: gai_flash_ on tensor cores, bfloat16 with float32 accumulation, and gai_plain_ in float32. No sum
  * depends on the order in which blocks run, so every run gives the same bits.
  *
- * Rounding of the tensor-core version: q, k, v and dy to bfloat16 as they are loaded, P and dS as they become operands, each
- * to the nearest. Scores, the softmax and its sum, delta, lse and all accumulators are float32.
+ * Rounding of the tensor-core version: q, k, v and dy to bfloat16, P and dS as they become operands, each to the nearest. What
+ * is walked over is rounded once, before, and then read by all blocks of its heads; a tile is on its way to shared memory
+ * (cp.async) while the one before it is multiplied. Scores, the softmax and its sum, delta, lse and all accumulators are float32.
  *
  * Costs of a head, S = T, counting 2 FLOPs for a multiply-add; half of each product lies below the diagonal, and
  * tiles above it are skipped:
@@ -1171,8 +1172,15 @@ static void gai_cuda_heads_backward(void *state, float *dx, float *dw, const flo
  *     dq           S, dP, dq           3 T^2 D     5 T D + 2 T
  *     dk, dv       S, dP, dk, dv       4 T^2 D     6 T D + 2 T
  *
- * A tile of 64 rows is read again by each of the T / 64 blocks of its head, T / 128 times on average: from the second-level
- * cache. */
+ * A tile is read again by each of the T / 64 blocks of its head, T / 128 times on average, half as often where a block of the
+ * forward pass owns 128 rows: from the second-level cache, as bfloat16. */
+
+/* What tiles of the tensor-core version are read from is rounded once, in pairs, k with v and q with dy: to (B, heads, 2,
+ * gai_flash_padded(rows), width), so that a tile is one piece of memory, without an edge. Rows and columns that do not
+ * exist are zero. */
+static __host__ __device__ __forceinline__ int gai_flash_padded(int rows) {
+    return (rows + 127) / 128 * 128;
+}
 
 /* Sizes of a launch of attention. */
 struct gai_attention {
@@ -1183,17 +1191,23 @@ struct gai_attention {
 /* Where the rows of one head of one sequence start, and how far apart they are. */
 struct gai_head {
     size_t q, kv, row, q_stride, kv_stride; /* row: of lse and delta */
+    size_t q_tiles, kv_tiles;               /* first rows of what gai_k_flash_round leaves */
 };
 
 static __device__ __forceinline__ gai_head gai_head_at(int b, int h, const gai_attention &n) {
     size_t T = n.T, S = n.S;
-    return {(b * T * n.HQ + h) * n.D, (b * S * n.HK + h / (n.HQ / n.HK)) * n.D, ((size_t)b * n.HQ + h) * T,
-            (size_t)n.HQ * n.D, (size_t)n.HK * n.D};
+    return {(b * T * n.HQ + h) * n.D,
+            (b * S * n.HK + h / (n.HQ / n.HK)) * n.D,
+            ((size_t)b * n.HQ + h) * T,
+            (size_t)n.HQ * n.D,
+            (size_t)n.HK * n.D,
+            (size_t)(b * n.HQ + h) * 2 * gai_flash_padded(n.T),
+            (size_t)(b * n.HK + h / (n.HQ / n.HK)) * 2 * gai_flash_padded(n.S)};
 }
 
-/* How many keys the last of the queries [i0, i0 + 64) sees. */
-static __device__ __forceinline__ int gai_keys_seen(int i0, const gai_attention &n) {
-    int keys = n.S - n.T + i0 + 64;
+/* How many keys the last of the queries [i0, i0 + rows) sees. */
+static __device__ __forceinline__ int gai_keys_seen(int i0, int rows, const gai_attention &n) {
+    int keys = n.S - n.T + i0 + rows;
     return keys < n.S ? keys : n.S;
 }
 
@@ -1226,6 +1240,23 @@ static __device__ __forceinline__ void gai_ldmatrix_transposed(uint32_t (&r)[4],
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
                  : "memory");
 }
+/* 16 bytes from global to shared memory, on their way until this thread waits for its copies; other threads see them after
+ * a barrier behind that. */
+static __device__ __forceinline__ void gai_copy_async(__nv_bfloat16 *to, const __nv_bfloat16 *from) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
+                 : "memory");
+#else
+    __trap();
+#endif
+}
+static __device__ __forceinline__ void gai_copies_wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#else
+    __trap();
+#endif
+}
 #endif
 
 /* 2^x, to 2 units in the last place. */
@@ -1247,37 +1278,50 @@ static __device__ __forceinline__ uint32_t gai_pack_bf16(float low, float high) 
     return bits;
 }
 
-/* Rows of a tile on the side that is walked over: fewer where the accumulators take more registers. */
-template <int D>
-constexpr int gai_flash_step = D <= 64 ? 64 : 32;
+/* Keys of a step of the forward pass: fewer where accumulators leave no registers. */
+template <int D, int M>
+constexpr int gai_flash_keys = D <= 64 && M == 1 ? 64 : 32;
+enum { GAI_FLASH_STEP = 32 }; /* in the backward pass */
 
-/* A tile (ROWS, D) on its way from float32 in global memory to bfloat16 in shared memory, held in the registers of the
- * block: read() early, compute, write() late, and the latency of memory is hidden. Rows and columns that do not exist
- * are zero. A row in shared memory takes an odd number of 16-byte units: the eight rows that ldmatrix reads at a time
- * then lie in different banks. */
+/* Rounds a or b, by blockIdx.y, (B, rows, H, D); `packs` of four values each. */
+static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
+    gai_k_flash_round(__nv_bfloat16 *to, const float *a, const float *b, size_t packs, int rows, int H, int D,
+                      int width) {
+    size_t at = gai_index<1>();
+    if (at >= packs) return;
+    int column = (int)(at % (width / 4)) * 4, padded = gai_flash_padded(rows);
+    size_t line = at / (width / 4), row = line % padded, head = line / padded;
+    const float *from = blockIdx.y == 0 ? a : b;
+    gai_pack<4> x = {};
+    if (row < (size_t)rows && column < D) x = gai_load<4>(from + ((head / H * rows + row) * H + head % H) * D + column);
+    gai_store<4>(to + ((head * 2 + blockIdx.y) * padded + row) * width + column, x);
+}
+
+/* A tile (ROWS, D) on its way to shared memory, while others are computed with. A row there takes an odd number of 16-byte
+ * units: the eight rows that ldmatrix reads at a time then lie in different banks. */
 template <int ROWS, int D>
-struct gai_flash_tile {
-    enum { STRIDE = D + 8, VALUES = ROWS * STRIDE, STEP = GAI_FLASH_THREADS * 4 / D, VECTORS = ROWS / STEP };
-    float4 vectors[VECTORS];
+static __device__ __forceinline__ void gai_flash_fetch(__nv_bfloat16 *to, const __nv_bfloat16 *from) {
+    constexpr int STEP = GAI_FLASH_THREADS * 8 / D; /* rows at a time */
+    int row = threadIdx.x / (D / 8), column = threadIdx.x % (D / 8) * 8;
+    to += row * (D + 8) + column, from += row * D + column;
+#pragma unroll
+    for (int i = 0; i < ROWS / STEP; i++) gai_copy_async(to + i * STEP * (D + 8), from + i * STEP * D);
+}
 
-    __device__ __forceinline__ void read(const float *from, size_t stride, int rows, int columns) {
-        int row = threadIdx.x / (D / 4), column = threadIdx.x % (D / 4) * 4;
-        from += row * stride + column;
-#pragma unroll
-        for (int i = 0; i < VECTORS; i++, row += STEP, from += STEP * stride) {
-            bool exists = row < rows && column < columns;
-            vectors[i] = exists ? *(const float4 *)from : make_float4(0, 0, 0, 0);
-        }
+/* The same from float32, at once. */
+template <int ROWS, int D>
+static __device__ __forceinline__ void gai_flash_load(__nv_bfloat16 *to, const float *from, size_t stride, int rows,
+                                                      int columns) {
+    constexpr int STEP = GAI_FLASH_THREADS * 4 / D;
+    int row = threadIdx.x / (D / 4), column = threadIdx.x % (D / 4) * 4;
+    from += row * stride + column;
+#pragma unroll 8
+    for (; row < ROWS; row += STEP, from += STEP * stride) {
+        gai_pack<4> x = {};
+        if (row < rows && column < columns) x = gai_load<4>(from);
+        gai_store<4>(to + row * (D + 8) + column, x);
     }
-    __device__ __forceinline__ void write(__nv_bfloat16 *to) const {
-        to += threadIdx.x / (D / 4) * STRIDE + threadIdx.x % (D / 4) * 4;
-#pragma unroll
-        for (int i = 0; i < VECTORS; i++) {
-            float4 f = vectors[i];
-            *(uint2 *)(to + i * STEP * STRIDE) = make_uint2(gai_pack_bf16(f.x, f.y), gai_pack_bf16(f.z, f.w));
-        }
-    }
-};
+}
 
 /* The operand A (16, 16) at the upper left of a tile. */
 template <int STRIDE>
@@ -1293,9 +1337,16 @@ static __device__ __forceinline__ void gai_flash_operand(uint32_t (&a)[4], const
     a[2] = gai_pack_bf16(right[0], right[1]), a[3] = gai_pack_bf16(right[2], right[3]);
 }
 
-/* c (16, 8 N) += a (16, 16) b^T with b (8 N, 16) at the upper left of a tile. */
-template <int STRIDE, int N>
-static __device__ __forceinline__ void gai_flash_rows(float (&c)[N][4], const uint32_t (&a)[4],
+/* M of them, one below the other. */
+template <int STRIDE, int M>
+static __device__ __forceinline__ void gai_flash_operands(uint32_t (&a)[M][4], const __nv_bfloat16 *tile) {
+#pragma unroll
+    for (int m = 0; m < M; m++) gai_flash_operand<STRIDE>(a[m], tile + m * 16 * STRIDE);
+}
+
+/* c (16 M, 8 N) += a (16 M, 16) b^T with b (8 N, 16) at the upper left of a tile: what is read of b serves M products. */
+template <int STRIDE, int M, int N>
+static __device__ __forceinline__ void gai_flash_rows(float (&c)[M][N][4], const uint32_t (&a)[M][4],
                                                       const __nv_bfloat16 *b) {
     int lane = threadIdx.x & 31;
     b += ((lane & 7) + (lane >> 4) * 8) * STRIDE + (lane >> 3 & 1) * 8;
@@ -1303,14 +1354,17 @@ static __device__ __forceinline__ void gai_flash_rows(float (&c)[N][4], const ui
     for (int n = 0; n < N; n += 2) {
         uint32_t pair[4];
         gai_ldmatrix(pair, b + n * 8 * STRIDE);
-        gai_mma_m16n8k16(c[n], a, {pair[0], pair[1]});
-        gai_mma_m16n8k16(c[n + 1], a, {pair[2], pair[3]});
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            gai_mma_m16n8k16(c[m][n], a[m], {pair[0], pair[1]});
+            gai_mma_m16n8k16(c[m][n + 1], a[m], {pair[2], pair[3]});
+        }
     }
 }
 
-/* c (16, 8 N) += a (16, 16) b with b (16, 8 N) at the upper left of a tile. */
-template <int STRIDE, int N>
-static __device__ __forceinline__ void gai_flash_columns(float (&c)[N][4], const uint32_t (&a)[4],
+/* c (16 M, 8 N) += a (16 M, 16) b with b (16, 8 N) at the upper left of a tile. */
+template <int STRIDE, int M, int N>
+static __device__ __forceinline__ void gai_flash_columns(float (&c)[M][N][4], const uint32_t (&a)[M][4],
                                                          const __nv_bfloat16 *b) {
     int lane = threadIdx.x & 31;
     b += (lane & 15) * STRIDE + (lane >> 4) * 8;
@@ -1318,31 +1372,34 @@ static __device__ __forceinline__ void gai_flash_columns(float (&c)[N][4], const
     for (int n = 0; n < N; n += 2) {
         uint32_t pair[4];
         gai_ldmatrix_transposed(pair, b + n * 8);
-        gai_mma_m16n8k16(c[n], a, {pair[0], pair[1]});
-        gai_mma_m16n8k16(c[n + 1], a, {pair[2], pair[3]});
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            gai_mma_m16n8k16(c[m][n], a[m], {pair[0], pair[1]});
+            gai_mma_m16n8k16(c[m][n + 1], a[m], {pair[2], pair[3]});
+        }
     }
 }
 
 /* c (16, 8 N) = a b^T over D columns: a the 16 rows of this warp, b (8 N, D). */
 template <int D, int N>
-static __device__ __forceinline__ void gai_flash_scores(float (&c)[N][4], const __nv_bfloat16 *a,
+static __device__ __forceinline__ void gai_flash_scores(float (&c)[1][N][4], const __nv_bfloat16 *a,
                                                         const __nv_bfloat16 *b) {
     constexpr int STRIDE = D + 8;
 #pragma unroll
-    for (int n = 0; n < N; n++) c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
+    for (int n = 0; n < N; n++) c[0][n][0] = c[0][n][1] = c[0][n][2] = c[0][n][3] = 0;
 #pragma unroll
     for (int d = 0; d < D; d += 16) {
-        uint32_t part[4];
-        gai_flash_operand<STRIDE>(part, a + d);
+        uint32_t part[1][4];
+        gai_flash_operands<STRIDE>(part, a + d);
         gai_flash_rows<STRIDE>(c, part, b + d);
     }
 }
 
-/* Writes upper * c, or lower * c in rows 8 to 15, to the 16 rows of this warp, where rows and columns exist. */
+/* Writes upper * c, or lower * c in rows 8 to 15, to 16 rows, where rows and columns exist. */
 template <int N>
-static __device__ __forceinline__ void gai_flash_write(float *to, size_t stride, int rows, int columns,
+static __device__ __forceinline__ void gai_flash_write(float *to, size_t stride, int first, int rows, int columns,
                                                        const float (&c)[N][4], float upper, float lower) {
-    int lane = threadIdx.x & 31, row = threadIdx.x / 32 * 16 + lane / 4, column = lane % 4 * 2;
+    int lane = threadIdx.x & 31, row = first + lane / 4, column = lane % 4 * 2;
 #pragma unroll
     for (int n = 0; n < N; n++) {
         if (8 * n + column >= columns) continue;
@@ -1396,205 +1453,206 @@ static __device__ __forceinline__ void gai_flash_mask(float (&s)[N][4], int firs
             if (after + 8 * n + (i & 1) - 8 * (i >> 1) > 0) s[n][i] = -INFINITY;
 }
 
-/* See ga_sdpa_forward. One block for 64 queries of a head; those with the most keys start first. */
-template <int D>
+/* See ga_sdpa_forward. One block for 64 M queries of a head, 16 M for each warp; those with the most keys start first. kv: k
+ * and v as gai_k_flash_round leaves them. While a block computes with one stage of keys, the next is on its way. */
+template <int D, int M>
 static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
-    gai_k_flash_forward(float *y, float *lse, const float *q, const float *k, const float *v, const float *sink,
-                        int heads, gai_attention n) {
+    gai_k_flash_forward(float *y, float *lse, const float *q, const __nv_bfloat16 *kv, const float *sink, int heads,
+                        gai_attention n) {
     if (!GAI_HAS_MMA) return;
-    constexpr int KEYS = gai_flash_step<D>, STRIDE = D + 8;
-    typedef gai_flash_tile<KEYS, D> step;
-    GAI_DYNAMIC_SHARED(__nv_bfloat16, k_tile);
-    __nv_bfloat16 *v_tile = k_tile + step::VALUES, *q_tile = k_tile; /* q only until it is in registers */
-    int lane = threadIdx.x & 31, warp = threadIdx.x / 32, h = blockIdx.x % heads % n.HQ;
-    int i0 = (int)(gridDim.x / heads - 1 - blockIdx.x / heads) * GAI_FLASH_ROWS, offset = n.S - n.T;
-    int keys = gai_keys_seen(i0, n);
+    constexpr int ROWS = GAI_FLASH_ROWS * M, KEYS = gai_flash_keys<D, M>, STRIDE = D + 8, TILE = KEYS * STRIDE;
+    GAI_DYNAMIC_SHARED(__nv_bfloat16, stages); /* two of k and v */
+    __nv_bfloat16 *q_tile = stages + 2 * TILE; /* where the second will be, until it is in registers */
+    int lane = threadIdx.x & 31, warp_row = threadIdx.x / 32 * 16 * M, h = blockIdx.x % heads % n.HQ;
+    int i0 = (int)(gridDim.x / heads - 1 - blockIdx.x / heads) * ROWS, first_sees = n.S - n.T + i0 + warp_row;
+    int keys = gai_keys_seen(i0, ROWS, n);
     gai_head at = gai_head_at(blockIdx.x % heads / n.HQ, h, n);
-    k += at.kv, v += at.kv;
+    kv += at.kv_tiles * D;
+    auto fetch = [&](int j0, __nv_bfloat16 *stage) {
+        gai_flash_fetch<KEYS, D>(stage, kv + (size_t)j0 * D);
+        gai_flash_fetch<KEYS, D>(stage + TILE, kv + (size_t)(gai_flash_padded(n.S) + j0) * D);
+    };
 
-    gai_flash_tile<GAI_FLASH_ROWS, D> rows;
-    rows.read(q + at.q + i0 * at.q_stride, at.q_stride, n.T - i0, n.D);
-    rows.write(q_tile);
-    step moving;
-    moving.read(k, at.kv_stride, keys, n.D);
+    fetch(0, stages);
+    gai_flash_load<ROWS, D>(q_tile, q + at.q + i0 * at.q_stride, at.q_stride, n.T - i0, n.D);
     __syncthreads(); /* q_tile is whole */
-    uint32_t q_part[D / 16][4];
+    uint32_t q_part[D / 16][M][4];
 #pragma unroll
-    for (int d = 0; d < D / 16; d++) gai_flash_operand<STRIDE>(q_part[d], q_tile + warp * 16 * STRIDE + d * 16);
-    __syncthreads(); /* q_tile is read: k_tile takes its place */
-    moving.write(k_tile);
-    __syncthreads(); /* the first k_tile is whole */
+    for (int d = 0; d < D / 16; d++) gai_flash_operands<STRIDE>(q_part[d], q_tile + warp_row * STRIDE + d * 16);
 
-    float sum_y[D / 8][4] = {}, top[2], sum[2];
-    top[0] = top[1] = sink ? sink[h] * GAI_LOG2E : -INFINITY;
-    sum[0] = sum[1] = sink && lane % 4 == 0;
-    for (int j0 = 0; j0 < keys; j0 += KEYS) {
-        bool more = j0 + KEYS < keys;
-        moving.read(v + j0 * at.kv_stride, at.kv_stride, keys - j0, n.D);
-        float s[KEYS / 8][4] = {};
+    float sum_y[M][D / 8][4] = {}, top[M][2], sum[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        top[m][0] = top[m][1] = sink ? sink[h] * GAI_LOG2E : -INFINITY;
+        sum[m][0] = sum[m][1] = sink && lane % 4 == 0;
+    }
+    for (int j0 = 0, odd = 0; j0 < keys; j0 += KEYS, odd ^= 1) {
+        const __nv_bfloat16 *k_tile = stages + odd * 2 * TILE, *v_tile = k_tile + TILE;
+        gai_copies_wait();
+        __syncthreads(); /* this stage is whole, the other is read */
+        if (j0 + KEYS < keys) fetch(j0 + KEYS, stages + (odd ^ 1) * 2 * TILE);
+        if (j0 > first_sees + 16 * M - 1) continue; /* no row of this warp sees them */
+        float s[M][KEYS / 8][4] = {};
 #pragma unroll
         for (int d = 0; d < D / 16; d++) gai_flash_rows<STRIDE>(s, q_part[d], k_tile + d * 16);
-        gai_flash_mask(s, j0 - (offset + i0 + warp * 16));
-        gai_flash_softmax(s, sum_y, top, sum, n.scale * GAI_LOG2E);
-        moving.write(v_tile);
-        __syncthreads(); /* v_tile is whole, k_tile is read */
-        if (more) moving.read(k + (j0 + KEYS) * at.kv_stride, at.kv_stride, keys - j0 - KEYS, n.D);
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            gai_flash_mask(s[m], j0 - first_sees - 16 * m);
+            gai_flash_softmax(s[m], sum_y[m], top[m], sum[m], n.scale * GAI_LOG2E);
+        }
 #pragma unroll
         for (int j = 0; j < KEYS / 16; j++) {
-            uint32_t p[4];
-            gai_flash_operand(p, s[2 * j], s[2 * j + 1]);
+            uint32_t p[M][4];
+#pragma unroll
+            for (int m = 0; m < M; m++) gai_flash_operand(p[m], s[m][2 * j], s[m][2 * j + 1]);
             gai_flash_columns<STRIDE>(sum_y, p, v_tile + j * 16 * STRIDE);
         }
-        if (more) moving.write(k_tile);
-        __syncthreads(); /* the next k_tile is whole, v_tile is read */
     }
 
-    float all[2] = {gai_row_sum(sum[0]), gai_row_sum(sum[1])};
-    gai_flash_write(y + at.q + i0 * at.q_stride, at.q_stride, n.T - i0, n.D, sum_y, 1 / all[0], 1 / all[1]);
-    for (int side = 0; side < 2; side++) {
-        int i = i0 + warp * 16 + lane / 4 + 8 * side;
-        if (lane % 4 == 0 && i < n.T) lse[at.row + i] = (top[side] + log2f(all[side])) * GAI_LN2;
+    y += at.q + i0 * at.q_stride, lse += at.row;
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+        float all[2] = {gai_row_sum(sum[m][0]), gai_row_sum(sum[m][1])};
+        gai_flash_write(y, at.q_stride, warp_row + 16 * m, n.T - i0, n.D, sum_y[m], 1 / all[0], 1 / all[1]);
+#pragma unroll
+        for (int side = 0; side < 2; side++) {
+            int i = i0 + warp_row + 16 * m + lane / 4 + 8 * side;
+            if (lane % 4 == 0 && i < n.T) lse[i] = (top[m][side] + log2f(all[side])) * GAI_LN2;
+        }
     }
 }
 
-/* dq of ga_sdpa_backward; delta_i = dy_i . y_i. One block for 64 queries of a head. */
+/* dq of ga_sdpa_backward; delta_i = dy_i . y_i. One block for 64 queries of a head. q with dy, and k
+ * with v, as gai_k_flash_round leaves them. */
 template <int D>
 static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
-    gai_k_flash_backward_q(float *dq, const float *dy, const float *lse, const float *delta, const float *q,
-                           const float *k, const float *v, int heads, gai_attention n) {
+    gai_k_flash_backward_q(float *dq, const float *lse, const float *delta, const __nv_bfloat16 *q_dy,
+                           const __nv_bfloat16 *kv, int heads, gai_attention n) {
     if (!GAI_HAS_MMA) return;
-    constexpr int KEYS = gai_flash_step<D>, STRIDE = D + 8;
-    typedef gai_flash_tile<GAI_FLASH_ROWS, D> tile;
-    typedef gai_flash_tile<KEYS, D> step;
+    constexpr int KEYS = GAI_FLASH_STEP, STRIDE = D + 8, TILE = KEYS * STRIDE;
     GAI_DYNAMIC_SHARED(__nv_bfloat16, q_tile);
-    __nv_bfloat16 *dy_tile = q_tile + tile::VALUES, *k_tile = dy_tile + tile::VALUES, *v_tile = k_tile + step::VALUES;
-    int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
-    int i0 = (int)(gridDim.x / heads - 1 - blockIdx.x / heads) * GAI_FLASH_ROWS, offset = n.S - n.T;
-    int keys = gai_keys_seen(i0, n);
+    __nv_bfloat16 *dy_tile = q_tile + GAI_FLASH_ROWS * STRIDE, *stages = dy_tile + GAI_FLASH_ROWS * STRIDE;
+    int lane = threadIdx.x & 31, warp_row = threadIdx.x / 32 * 16;
+    int i0 = (int)(gridDim.x / heads - 1 - blockIdx.x / heads) * GAI_FLASH_ROWS, first_sees = n.S - n.T + i0 + warp_row;
+    int keys = gai_keys_seen(i0, GAI_FLASH_ROWS, n);
     gai_head at = gai_head_at(blockIdx.x % heads / n.HQ, blockIdx.x % heads % n.HQ, n);
-    k += at.kv, v += at.kv;
+    kv += at.kv_tiles * D;
+    auto fetch = [&](int j0, __nv_bfloat16 *stage) {
+        gai_flash_fetch<KEYS, D>(stage, kv + (size_t)j0 * D);
+        gai_flash_fetch<KEYS, D>(stage + TILE, kv + (size_t)(gai_flash_padded(n.S) + j0) * D);
+    };
 
-    tile rows;
-    rows.read(q + at.q + i0 * at.q_stride, at.q_stride, n.T - i0, n.D);
-    rows.write(q_tile);
-    rows.read(dy + at.q + i0 * at.q_stride, at.q_stride, n.T - i0, n.D);
-    rows.write(dy_tile);
-    step moving;
-    moving.read(k, at.kv_stride, keys, n.D);
-    moving.write(k_tile);
+    q_dy += (at.q_tiles + i0) * D;
+    gai_flash_fetch<GAI_FLASH_ROWS, D>(q_tile, q_dy);
+    gai_flash_fetch<GAI_FLASH_ROWS, D>(dy_tile, q_dy + (size_t)gai_flash_padded(n.T) * D);
+    fetch(0, stages);
     float log_sum[2], row_delta[2];
     for (int side = 0; side < 2; side++) {
-        int i = i0 + warp * 16 + lane / 4 + 8 * side;
+        int i = i0 + warp_row + lane / 4 + 8 * side;
         log_sum[side] = i < n.T ? lse[at.row + i] * GAI_LOG2E : INFINITY; /* P = 0 */
         row_delta[side] = i < n.T ? delta[at.row + i] : 0;
     }
-    __syncthreads(); /* q_tile, dy_tile and the first k_tile are whole */
 
-    float sum_dq[D / 8][4] = {};
-    for (int j0 = 0; j0 < keys; j0 += KEYS) {
-        bool more = j0 + KEYS < keys;
-        moving.read(v + j0 * at.kv_stride, at.kv_stride, keys - j0, n.D);
-        float s[KEYS / 8][4], ds[KEYS / 8][4];
-        gai_flash_scores<D>(s, q_tile + warp * 16 * STRIDE, k_tile);
-        gai_flash_mask(s, j0 - (offset + i0 + warp * 16));
-        moving.write(v_tile);
-        __syncthreads(); /* v_tile is whole */
-        if (more) moving.read(k + (j0 + KEYS) * at.kv_stride, at.kv_stride, keys - j0 - KEYS, n.D);
-        gai_flash_scores<D>(ds, dy_tile + warp * 16 * STRIDE, v_tile);
+    float sum_dq[1][D / 8][4] = {};
+    for (int j0 = 0, odd = 0; j0 < keys; j0 += KEYS, odd ^= 1) {
+        const __nv_bfloat16 *k_tile = stages + odd * 2 * TILE, *v_tile = k_tile + TILE;
+        gai_copies_wait();
+        __syncthreads(); /* this stage, q_tile and dy_tile are whole, the other stage is read */
+        if (j0 + KEYS < keys) fetch(j0 + KEYS, stages + (odd ^ 1) * 2 * TILE);
+        if (j0 > first_sees + 15) continue;
+        float s[1][KEYS / 8][4], ds[1][KEYS / 8][4];
+        gai_flash_scores<D>(s, q_tile + warp_row * STRIDE, k_tile);
+        gai_flash_mask(s[0], j0 - first_sees);
+        gai_flash_scores<D>(ds, dy_tile + warp_row * STRIDE, v_tile);
 #pragma unroll
         for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                ds[j][i] = gai_exp2(s[j][i] * (n.scale * GAI_LOG2E) - log_sum[i >> 1]) * (ds[j][i] - row_delta[i >> 1]);
+                ds[0][j][i] =
+                    gai_exp2(s[0][j][i] * (n.scale * GAI_LOG2E) - log_sum[i >> 1]) * (ds[0][j][i] - row_delta[i >> 1]);
 #pragma unroll
         for (int j = 0; j < KEYS / 16; j++) {
-            uint32_t part[4];
-            gai_flash_operand(part, ds[2 * j], ds[2 * j + 1]);
+            uint32_t part[1][4];
+            gai_flash_operand(part[0], ds[0][2 * j], ds[0][2 * j + 1]);
             gai_flash_columns<STRIDE>(sum_dq, part, k_tile + j * 16 * STRIDE);
         }
-        __syncthreads(); /* k_tile is read: for S and for dq */
-        if (more) moving.write(k_tile);
-        __syncthreads(); /* the next k_tile is whole, and v_tile is read */
     }
-    gai_flash_write(dq + at.q + i0 * at.q_stride, at.q_stride, n.T - i0, n.D, sum_dq, n.scale, n.scale);
+    dq += at.q + i0 * at.q_stride;
+    gai_flash_write(dq, at.q_stride, warp_row, n.T - i0, n.D, sum_dq[0], n.scale, n.scale);
 }
 
 /* dk and dv of ga_sdpa_backward, (B, T, HQ / group, D): sums over `group` query heads. One block for 64 keys. */
 template <int D>
 static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
-    gai_k_flash_backward_kv(float *dk, float *dv, const float *dy, const float *lse, const float *delta, const float *q,
-                            const float *k, const float *v, int heads, int group, gai_attention n) {
+    gai_k_flash_backward_kv(float *dk, float *dv, const float *lse, const float *delta, const __nv_bfloat16 *q_dy,
+                            const __nv_bfloat16 *kv, int heads, int group, gai_attention n) {
     if (!GAI_HAS_MMA) return;
-    constexpr int QUERIES = gai_flash_step<D>, STRIDE = D + 8;
-    typedef gai_flash_tile<GAI_FLASH_ROWS, D> tile;
-    typedef gai_flash_tile<QUERIES, D> step;
+    constexpr int QUERIES = GAI_FLASH_STEP, STRIDE = D + 8, TILE = QUERIES * STRIDE;
     GAI_DYNAMIC_SHARED(__nv_bfloat16, k_tile);
-    GAI_SHARED(float, of_rows, [2 * QUERIES]); /* lse, delta */
-    __nv_bfloat16 *v_tile = k_tile + tile::VALUES, *q_tile = v_tile + tile::VALUES, *dy_tile = q_tile + step::VALUES;
-    int lane = threadIdx.x & 31, warp = threadIdx.x / 32, owners = n.HQ / group;
+    GAI_SHARED(float, of_rows, [2][2 * QUERIES]); /* lse, delta */
+    __nv_bfloat16 *v_tile = k_tile + GAI_FLASH_ROWS * STRIDE, *stages = v_tile + GAI_FLASH_ROWS * STRIDE;
+    int lane = threadIdx.x & 31, warp_row = threadIdx.x / 32 * 16, owners = n.HQ / group;
     int b = blockIdx.x % heads / owners, owner = blockIdx.x % heads % owners;
     int j0 = (int)(blockIdx.x / heads) * GAI_FLASH_ROWS, steps = (n.T - j0 + QUERIES - 1) / QUERIES;
+    int turns = group * steps;
     gai_head at = gai_head_at(b, owner * group, n);
+    q_dy += at.q_tiles * D, kv += (at.kv_tiles + j0) * D;
 
-    tile rows;
-    rows.read(k + at.kv + j0 * at.kv_stride, at.kv_stride, n.T - j0, n.D);
-    rows.write(k_tile);
-    rows.read(v + at.kv + j0 * at.kv_stride, at.kv_stride, n.T - j0, n.D);
-    rows.write(v_tile);
-
-    /* A turn is 32 or 64 queries of one head; all turns of a head, then those of the next. */
-    auto of_turn = [&](int turn, size_t row, size_t head) {
-        return turn / steps * head + (j0 + turn % steps * QUERIES) * row;
+    /* A turn is 32 queries of one head; all turns of a head, then those of the next. */
+    auto fetch = [&](int turn, __nv_bfloat16 *stage) {
+        size_t padded = gai_flash_padded(n.T), row = turn / steps * 2 * padded + j0 + turn % steps * QUERIES;
+        gai_flash_fetch<QUERIES, D>(stage, q_dy + row * D);
+        gai_flash_fetch<QUERIES, D>(stage + TILE, q_dy + (row + padded) * D);
     };
     /* Of queries that do not exist P is 0. */
     auto rows_of_turn = [&](int turn) {
-        int i = threadIdx.x % QUERIES;
-        bool exists = j0 + turn % steps * QUERIES + i < n.T, is_lse = threadIdx.x < QUERIES;
-        float x = exists ? (is_lse ? lse : delta)[at.row + of_turn(turn, 1, n.T) + i] : 0;
-        return !is_lse ? x : exists ? x * GAI_LOG2E : INFINITY;
+        int i = j0 + turn % steps * QUERIES + threadIdx.x % QUERIES;
+        bool is_lse = threadIdx.x < QUERIES;
+        if (i >= n.T) return is_lse ? INFINITY : 0.f;
+        float x = (is_lse ? lse : delta)[at.row + (size_t)(turn / steps) * n.T + i];
+        return is_lse ? x * GAI_LOG2E : x;
     };
-    step moving;
-    moving.read(q + at.q + of_turn(0, at.q_stride, n.D), at.q_stride, n.T - j0, n.D);
-    moving.write(q_tile);
-    if (threadIdx.x < 2 * QUERIES) of_rows[threadIdx.x] = rows_of_turn(0);
-    __syncthreads(); /* k_tile, v_tile and the first q_tile are whole */
+    gai_flash_fetch<GAI_FLASH_ROWS, D>(k_tile, kv);
+    gai_flash_fetch<GAI_FLASH_ROWS, D>(v_tile, kv + (size_t)gai_flash_padded(n.S) * D);
+    fetch(0, stages);
+    if (threadIdx.x < 2 * QUERIES) of_rows[0][threadIdx.x] = rows_of_turn(0);
 
-    float sum_dk[D / 8][4] = {}, sum_dv[D / 8][4] = {};
-    for (int turn = 0; turn < group * steps; turn++) {
-        bool more = turn + 1 < group * steps;
-        int i0 = j0 + turn % steps * QUERIES, next = j0 + (turn + 1) % steps * QUERIES;
-        moving.read(dy + at.q + of_turn(turn, at.q_stride, n.D), at.q_stride, n.T - i0, n.D);
-        float p[QUERIES / 8][4], ds[QUERIES / 8][4], next_rows = 0;
-        gai_flash_scores<D>(p, k_tile + warp * 16 * STRIDE, q_tile);
-        moving.write(dy_tile);
-        __syncthreads(); /* dy_tile is whole */
-        if (more) moving.read(q + at.q + of_turn(turn + 1, at.q_stride, n.D), at.q_stride, n.T - next, n.D);
-        if (more && threadIdx.x < 2 * QUERIES) next_rows = rows_of_turn(turn + 1);
-        gai_flash_scores<D>(ds, v_tile + warp * 16 * STRIDE, dy_tile);
+    float sum_dk[1][D / 8][4] = {}, sum_dv[1][D / 8][4] = {};
+    for (int turn = 0; turn < turns; turn++) {
+        const __nv_bfloat16 *q_tile = stages + turn % 2 * 2 * TILE, *dy_tile = q_tile + TILE;
+        const float *of_row = of_rows[turn % 2];
+        bool more = turn + 1 < turns && threadIdx.x < 2 * QUERIES;
+        int i0 = j0 + turn % steps * QUERIES;
+        gai_copies_wait();
+        __syncthreads(); /* this stage, k_tile and v_tile are whole, the other stage is read */
+        if (turn + 1 < turns) fetch(turn + 1, stages + (turn + 1) % 2 * 2 * TILE);
+        float next_rows = more ? rows_of_turn(turn + 1) : 0;
+        if (j0 + warp_row < i0 + QUERIES) { /* else no query sees a key of this warp */
+            float p[1][QUERIES / 8][4], ds[1][QUERIES / 8][4];
+            gai_flash_scores<D>(p, k_tile + warp_row * STRIDE, q_tile);
+            gai_flash_scores<D>(ds, v_tile + warp_row * STRIDE, dy_tile);
 #pragma unroll
-        for (int i = 0; i < QUERIES / 16; i++) {
+            for (int i = 0; i < QUERIES / 16; i++) {
 #pragma unroll
-            for (int e = 0; e < 8; e++) {
-                float &p_at = p[2 * i + e / 4][e % 4], &ds_at = ds[2 * i + e / 4][e % 4];
-                int query = 16 * i + e / 4 * 8 + lane % 4 * 2 + e % 2, key = warp * 16 + lane / 4 + e % 4 / 2 * 8;
-                bool visible = j0 + key <= i0 + query;
-                p_at = visible ? gai_exp2(p_at * (n.scale * GAI_LOG2E) - of_rows[query]) : 0;
-                ds_at = p_at * (ds_at - of_rows[QUERIES + query]);
+                for (int e = 0; e < 8; e++) {
+                    float &p_at = p[0][2 * i + e / 4][e % 4], &ds_at = ds[0][2 * i + e / 4][e % 4];
+                    int query = 16 * i + e / 4 * 8 + lane % 4 * 2 + e % 2, key = warp_row + lane / 4 + e % 4 / 2 * 8;
+                    bool visible = j0 + key <= i0 + query;
+                    p_at = visible ? gai_exp2(p_at * (n.scale * GAI_LOG2E) - of_row[query]) : 0;
+                    ds_at = p_at * (ds_at - of_row[QUERIES + query]);
+                }
+                uint32_t part[1][4];
+                gai_flash_operand(part[0], p[0][2 * i], p[0][2 * i + 1]);
+                gai_flash_columns<STRIDE>(sum_dv, part, dy_tile + i * 16 * STRIDE);
+                gai_flash_operand(part[0], ds[0][2 * i], ds[0][2 * i + 1]);
+                gai_flash_columns<STRIDE>(sum_dk, part, q_tile + i * 16 * STRIDE);
             }
-            uint32_t part[4];
-            gai_flash_operand(part, p[2 * i], p[2 * i + 1]);
-            gai_flash_columns<STRIDE>(sum_dv, part, dy_tile + i * 16 * STRIDE);
-            gai_flash_operand(part, ds[2 * i], ds[2 * i + 1]);
-            gai_flash_columns<STRIDE>(sum_dk, part, q_tile + i * 16 * STRIDE);
         }
-        __syncthreads(); /* q_tile and of_rows are read */
-        if (more) moving.write(q_tile);
-        if (more && threadIdx.x < 2 * QUERIES) of_rows[threadIdx.x] = next_rows;
-        __syncthreads(); /* the next q_tile is whole, dy_tile is read */
+        if (more) of_rows[(turn + 1) % 2][threadIdx.x] = next_rows;
     }
     size_t stride = (size_t)owners * n.D, to = ((size_t)b * n.T + j0) * stride + owner * n.D;
-    gai_flash_write(dk + to, stride, n.T - j0, n.D, sum_dk, n.scale, n.scale);
-    gai_flash_write(dv + to, stride, n.T - j0, n.D, sum_dv, 1, 1);
+    gai_flash_write(dk + to, stride, warp_row, n.T - j0, n.D, sum_dk[0], n.scale, n.scale);
+    gai_flash_write(dv + to, stride, warp_row, n.T - j0, n.D, sum_dv[0], 1, 1);
 }
 
 /* ---- in float32 -------------------------------------------------------------------------------------------------- */
@@ -1707,7 +1765,7 @@ static __global__ void __launch_bounds__(GAI_PLAIN_THREADS, CHUNKS == 1 ? 2 : 1)
     gai_plain_tile &p = *(gai_plain_tile *)p_space, &buffer = *(gai_plain_tile *)buffer_space;
     int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4, h = blockIdx.x % heads % n.HQ;
     int i0 = (int)(gridDim.x / heads - 1 - blockIdx.x / heads) * 64, offset = n.S - n.T;
-    int keys = gai_keys_seen(i0, n);
+    int keys = gai_keys_seen(i0, 64, n);
     gai_head at = gai_head_at(blockIdx.x % heads / n.HQ, h, n);
     q += at.q + i0 * at.q_stride, y += at.q + i0 * at.q_stride;
 
@@ -1754,7 +1812,7 @@ static __global__ void __launch_bounds__(GAI_PLAIN_THREADS, CHUNKS == 1 ? 2 : 1)
     gai_plain_tile &ds_tile = *(gai_plain_tile *)ds_space, &buffer = *(gai_plain_tile *)buffer_space;
     int row = threadIdx.x / 16 * 4, column = threadIdx.x % 16 * 4;
     int i0 = (int)(gridDim.x / heads - 1 - blockIdx.x / heads) * 64, offset = n.S - n.T;
-    int keys = gai_keys_seen(i0, n);
+    int keys = gai_keys_seen(i0, 64, n);
     gai_head at = gai_head_at(blockIdx.x % heads / n.HQ, blockIdx.x % heads % n.HQ, n);
     q += at.q + i0 * at.q_stride, dy += at.q + i0 * at.q_stride, dq += at.q + i0 * at.q_stride;
 
@@ -2111,19 +2169,55 @@ static bool gai_takes_flash(const gai_cuda *d, ga_shape n, uintptr_t addresses) 
 }
 
 /* The version of a kernel for heads of D values: flash, filled up with zeros to a power of two, or plain. */
-#define GAI_FLASH_KERNEL(name, D) ((D) <= 32 ? name<32> : (D) <= 64 ? name<64> : name<128>)
+#define GAI_FLASH_KERNEL(name, D, ...) \
+    ((D) <= 32 ? name<32 __VA_ARGS__> : (D) <= 64 ? name<64 __VA_ARGS__> : name<128 __VA_ARGS__>)
 #define GAI_PLAIN_KERNEL(name, D) ((D) <= 64 ? name<1> : (D) <= 128 ? name<2> : name<4>)
 
-/* Bytes of shared memory for two tiles that are walked over, and two of `stay` rows. */
-static size_t gai_flash_shared(size_t D, size_t stay) {
-    size_t width = D <= 32 ? 32 : D <= 64 ? 64 : 128, step = D <= 64 ? gai_flash_step<64> : gai_flash_step<128>;
-    return 2 * (stay + step) * (width + 8) * sizeof(__nv_bfloat16);
+/* Columns of a tile. */
+static size_t gai_flash_width(size_t D) {
+    return D <= 32 ? 32 : D <= 64 ? 64 : 128;
+}
+
+/* Bytes of shared memory: `rows` rows of tiles. */
+static size_t gai_flash_shared(size_t D, size_t rows) {
+    return rows * (gai_flash_width(D) + 8) * sizeof(__nv_bfloat16);
+}
+
+/* Bytes of two tensors (B, rows, H, D) as tiles are read from them. */
+static size_t gai_flash_bytes(size_t B, size_t H, size_t rows, size_t D) {
+    return 2 * B * H * (size_t)gai_flash_padded((int)rows) * gai_flash_width(D) * sizeof(__nv_bfloat16);
+}
+
+/* Rounds two such tensors. */
+static void gai_flash_round(gai_cuda *d, char *to, const float *a, const float *b, size_t B, size_t H, size_t rows,
+                            size_t D) {
+    size_t packs = gai_flash_bytes(B, H, rows, D) / (2 * 4 * sizeof(__nv_bfloat16));
+    GAI_LAUNCH(d, gai_k_flash_round, dim3(gai_blocks(packs, GAI_CUDA_THREADS), 2), GAI_CUDA_THREADS, 0,
+               (__nv_bfloat16 *)to, a, b, packs, (int)rows, (int)H, (int)D, (int)gai_flash_width(D));
 }
 
 /* More than GAI_CUDA_SHARED has to be asked for. */
 static bool gai_allow_shared(gai_cuda *d, const void *kernel, size_t bytes) {
     return bytes <= GAI_CUDA_SHARED ||
            GAI_CUDA(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+}
+
+/* On tensor cores. A block takes 128 queries where its registers have room for them, and that leaves two blocks for each
+ * multiprocessor: what it reads of keys and values then serves twice as many products. */
+static void gai_flash_forward(gai_cuda *d, float *y, float *lse, const float *q, const float *k, const float *v,
+                              const float *sink, ga_shape n) {
+    int heads = (int)(n.B * n.HQ);
+    unsigned blocks = (unsigned)(heads * gai_cuda_ceil(n.T, 2 * GAI_FLASH_ROWS));
+    bool two = n.D <= 64 && blocks >= 2 * (unsigned)d->properties.multiProcessorCount;
+    auto flash = GAI_FLASH_KERNEL(gai_k_flash_forward, n.D, , 1);
+    if (two) flash = n.D <= 32 ? gai_k_flash_forward<32, 2> : gai_k_flash_forward<64, 2>;
+    if (!two) blocks = gai_attention_blocks(heads, n.T);
+    size_t keys = two || n.D > 64 ? gai_flash_keys<64, 2> : gai_flash_keys<64, 1>;
+    size_t shared = gai_flash_shared(n.D, 2 * keys + gai_cuda_max(2 * keys, two ? 128 : 64));
+    char *kv = gai_cuda_scratch(d, gai_flash_bytes(n.B, n.HK, n.S, n.D));
+    gai_flash_round(d, kv, k, v, n.B, n.HK, n.S, n.D);
+    GAI_LAUNCH(d, flash, blocks, GAI_FLASH_THREADS, shared, y, lse, q, (const __nv_bfloat16 *)kv, sink, heads,
+               gai_attention_of(n));
 }
 
 static void gai_cuda_sdpa_forward(void *state, float *y, float *lse, const float *q, const float *k, const float *v,
@@ -2136,8 +2230,7 @@ static void gai_cuda_sdpa_forward(void *state, float *y, float *lse, const float
     int heads = (int)(n.B * n.HQ);
     unsigned blocks = gai_attention_blocks(heads, n.T);
     if (gai_takes_flash(d, n, gai_bits(y) | gai_bits(q) | gai_bits(k) | gai_bits(v))) {
-        auto flash = GAI_FLASH_KERNEL(gai_k_flash_forward, n.D);
-        GAI_LAUNCH(d, flash, blocks, GAI_FLASH_THREADS, gai_flash_shared(n.D, 0), y, lse, q, k, v, sink, heads, a);
+        gai_flash_forward(d, y, lse, q, k, v, sink, n);
     } else {
         auto plain = GAI_PLAIN_KERNEL(gai_k_plain_forward, n.D);
         GAI_LAUNCH(d, plain, blocks, GAI_PLAIN_THREADS, 0, y, lse, q, k, v, sink, heads, a);
@@ -2171,12 +2264,17 @@ static void gai_cuda_sdpa_backward(void *state, float *dq, float *dk, float *dv,
     if (is_flash) {
         auto flash_q = GAI_FLASH_KERNEL(gai_k_flash_backward_q, n.D);
         auto flash_kv = GAI_FLASH_KERNEL(gai_k_flash_backward_kv, n.D);
-        size_t bytes = gai_flash_shared(n.D, GAI_FLASH_ROWS);
+        size_t bytes = gai_flash_shared(n.D, 2 * GAI_FLASH_ROWS + 4 * GAI_FLASH_STEP);
+        size_t of_queries = gai_flash_bytes(n.B, n.HQ, n.T, n.D);
+        char *q_dy = gai_cuda_scratch(d, of_queries + gai_flash_bytes(n.B, n.HK, n.T, n.D)), *kv = q_dy + of_queries;
+        gai_flash_round(d, q_dy, q, dy, n.B, n.HQ, n.T, n.D);
+        gai_flash_round(d, kv, k, v, n.B, n.HK, n.T, n.D);
         if (!gai_allow_shared(d, (const void *)flash_q, bytes) || !gai_allow_shared(d, (const void *)flash_kv, bytes))
             return;
-        GAI_LAUNCH(d, flash_q, q_blocks, GAI_FLASH_THREADS, bytes, dq, dy, lse, delta, q, k, v, heads, a);
-        GAI_LAUNCH(d, flash_kv, kv_blocks, GAI_FLASH_THREADS, bytes, dk_to, dv_to, dy, lse, delta, q, k, v, owners,
-                   group, a);
+        GAI_LAUNCH(d, flash_q, q_blocks, GAI_FLASH_THREADS, bytes, dq, lse, delta, (const __nv_bfloat16 *)q_dy,
+                   (const __nv_bfloat16 *)kv, heads, a);
+        GAI_LAUNCH(d, flash_kv, kv_blocks, GAI_FLASH_THREADS, bytes, dk_to, dv_to, lse, delta,
+                   (const __nv_bfloat16 *)q_dy, (const __nv_bfloat16 *)kv, owners, group, a);
     } else {
         auto plain_q = GAI_PLAIN_KERNEL(gai_k_plain_backward_q, n.D);
         auto plain_kv = GAI_PLAIN_KERNEL(gai_k_plain_backward_kv, n.D);
@@ -2844,8 +2942,11 @@ static __device__ __forceinline__ float gai_element(const gai_grouped_operand &a
 template <class T, int STRIDE>
 static __device__ __forceinline__ void gai_load_step(T *to, const gai_grouped_operand &a, size_t k0) {
     for (int at = threadIdx.x; at < GAI_TILE_ROWS * GAI_TILE_STEP; at += GAI_TILE_THREADS) {
-        int i = a.step == 1 ? at / GAI_TILE_STEP : at % GAI_TILE_ROWS;
-        int k = a.step == 1 ? at % GAI_TILE_STEP : at / GAI_TILE_ROWS;
+        int i = at / GAI_TILE_STEP, k = at % GAI_TILE_STEP;
+        if (a.step != 1 && sizeof(T) == 2) /* a warp takes 8 rows of 4: whole sectors, and different banks */
+            i = at / 32 % 8 * 8 + at % 8, k = at / 256 * 4 + at / 8 % 4;
+        else if (a.step != 1)
+            i = at % GAI_TILE_ROWS, k = at / GAI_TILE_ROWS;
         T value = (T)gai_element(a, i, k0 + k);
         to[i * STRIDE + k] = value;
     }
@@ -2861,13 +2962,11 @@ struct gai_tensor_tile {
         int warp = threadIdx.x / 32;
         a += warp / 2 * 32 * STRIDE, b += warp % 2 * 32 * STRIDE;
 #pragma unroll
-        for (int k = 0; k < GAI_TILE_STEP; k += 16)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                uint32_t part[4];
-                gai_flash_operand<STRIDE>(part, a + i * 16 * STRIDE + k);
-                gai_flash_rows<STRIDE>(c[i], part, b + k);
-            }
+        for (int k = 0; k < GAI_TILE_STEP; k += 16) {
+            uint32_t part[2][4];
+            gai_flash_operands<STRIDE>(part, a + k);
+            gai_flash_rows<STRIDE>(c, part, b + k);
+        }
     }
     template <class F>
     __device__ __forceinline__ void each(F f) const {
@@ -4103,6 +4202,9 @@ static size_t gai_cuda_own_bytes(void *state, const ga_config *c, ga_mode mode) 
     scratch = gai_cuda_max(scratch, GAI_CUDA_PARTS * columns * sizeof(float));
     scratch = gai_cuda_max(scratch, (GAI_CUDA_PARTS + 1) * free_gate * sizeof(float));
     scratch = gai_cuda_max(scratch, gai_cuda_max(GAI_CUDA_PARTS, g.H) * sizeof(ga_gate_sums));
+    size_t rounded_heads = z.HK + (mode == GA_TRAINING ? z.HQ : 0);
+    if (d->bf16 && z.D <= 128)
+        scratch = gai_cuda_max(scratch, gai_flash_bytes(c->batch_size, rounded_heads, c->max_seq_len, z.D));
 #ifdef GA_CUDNN
     scratch = gai_cuda_max(scratch, gai_cudnn_prepare_for(d, c, mode));
 #endif

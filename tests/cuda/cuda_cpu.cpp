@@ -15,6 +15,7 @@ void *cucpu_check_shared(size_t bytes);
 void cucpu_check_kernel(), cucpu_check_block(), cucpu_check_barrier(), cucpu_check_warp(int linear), cucpu_check_end(),
     cucpu_check_ldmatrix(const uint64_t *addresses), cucpu_count_kernel(const void *kernel), cucpu_count_block();
 extern bool cucpu_counts; /* cuda_cpu_count.cpp */
+void cucpu_check_copy(const void *p, bool writes, bool counts, void *caller);
 #define CHECKED(x) x
 #else
 #define CHECKED(x)
@@ -48,6 +49,7 @@ enum { MASKS = 8, STACK = 128 << 10 };
 
 struct fiber : cucpu_thread {
     int state, line;
+    std::vector<std::pair<void *, const void *>> copies; /* on their way */
     char *stack;
     void *saved;
     ucontext_t context;
@@ -107,6 +109,7 @@ void to_fiber(fiber *f) {
 void run_fiber() {
     fiber *f = (fiber *)cucpu_current;
     kernel_body(kernel_argument);
+    if (!f->copies.empty()) cucpu_fatal("%d copies that nobody waited for", (int)f->copies.size(), 0);
     f->state = DONE, done++;
     to_host(f);
     abort();
@@ -220,6 +223,24 @@ void cucpu_barrier(int line) {
         CHECKED(cucpu_check_barrier());
     }
     to_host(f);
+}
+
+void cucpu_copy_async(void *to, const void *from, int line) {
+    if (((uintptr_t)to | (uintptr_t)from) % 16)
+        cucpu_fatal("copy at line %d: an address is not a multiple of 16", line, 0);
+    CHECKED(cucpu_check_copy(from, false, true, __builtin_return_address(0)));
+    CHECKED(cucpu_check_copy(to, true, true, __builtin_return_address(0)));
+    memset(to, 0xff, 16);
+    ((fiber *)cucpu_current)->copies.push_back({to, from});
+}
+
+void cucpu_copies_wait() {
+    auto &copies = ((fiber *)cucpu_current)->copies;
+    for (auto &c : copies) {
+        CHECKED(cucpu_check_copy(c.first, true, false, __builtin_return_address(0)));
+        memcpy(c.first, c.second, 16);
+    }
+    copies.clear();
 }
 
 static meeting *find_meeting(warp *w, uint32_t mask, int line) {

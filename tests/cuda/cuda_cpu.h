@@ -219,6 +219,15 @@ static inline void gai_ldmatrix(uint32_t (&r)[4], const __nv_bfloat16 *row, CUCP
 static inline void gai_ldmatrix_transposed(uint32_t (&r)[4], const __nv_bfloat16 *row, CUCPU_LINE) {
     cucpu_ldmatrix(r, row, true, line);
 }
+/* 16 bytes on their way to shared memory: there when the thread waits, as late as may be; until then NaN. */
+void cucpu_copy_async(void *to, const void *from, int line);
+void cucpu_copies_wait();
+static inline void gai_copy_async(__nv_bfloat16 *to, const __nv_bfloat16 *from, CUCPU_LINE) {
+    cucpu_copy_async(to, from, line);
+}
+static inline void gai_copies_wait() {
+    cucpu_copies_wait();
+}
 #undef CUCPU_LINE
 
 #endif

@@ -235,6 +235,12 @@ void cucpu_check_host_read(const void *p, size_t n) {
     }
 }
 
+void cucpu_check_copy(const void *p, bool writes, bool counts, void *caller) {
+    apart = !counts;
+    access((void *)p, 16, writes, false, (uint32_t)(uintptr_t)caller);
+    apart = false;
+}
+
 void cucpu_check_apart(bool on) {
     apart = on;
 }

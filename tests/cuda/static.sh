@@ -25,10 +25,15 @@ compile() {
 # Kernels of a name, and how an instruction that each of them must have begins. No kernel may touch local memory: STL and LDL are spills.
 expected() {
     cat << 'LIST'
-gai_k_flash_ HMMA[.]16816[.]F32[.]BF16
-gai_k_flash_ LDSM[.]16[.]M88[.]4
-gai_k_flash_ LDSM[.]16[.]MT88[.]4
-gai_k_flash_ LDG[.]E[.]128
+gai_k_flash_forward HMMA[.]16816[.]F32[.]BF16
+gai_k_flash_forward LDSM[.]16[.]M88[.]4
+gai_k_flash_forward LDSM[.]16[.]MT88[.]4
+gai_k_flash_forward LDGSTS[.]E[.]BYPASS([.]LTC128B)?[.]128
+gai_k_flash_backward HMMA[.]16816[.]F32[.]BF16
+gai_k_flash_backward LDSM[.]16[.]M88[.]4
+gai_k_flash_backward LDSM[.]16[.]MT88[.]4
+gai_k_flash_backward LDGSTS[.]E[.]BYPASS([.]LTC128B)?[.]128
+gai_k_flash_round LDG[.]E[.]128
 gai_k_plain_ LDS([.]U)?[.]128
 gai_k_rmsnorm_forwardILi4E LDG[.]E[.]128
 gai_k_swiglu_forwardILi4E LDG[.]E[.]128
@@ -50,7 +55,7 @@ examine() {
         END {
             for (name in spills) print "local memory in " name
             for (i = 1; i <= n; i++) {
-                if (arch < 80 && kernel[i] == "gai_k_flash_") continue
+                if (arch < 80 && kernel[i] ~ /^gai_k_flash_[bf]/) continue
                 seen = 0
                 for (name in functions) if (index(name, kernel[i])) {
                     seen = 1

@@ -262,6 +262,8 @@ static void test_tensor_cores(void **unused) {
     check(1, 70, 70, 2, 1, 96, 1, false);
     check(2, 129, 129, 4, 2, 32, 1, true); /* one block sums a group */
     check(1, 129, 129, 4, 1, 16, 30, true);
+    check(1, 200, 200, 4, 1, 64, 1, true); /* blocks of 128 queries */
+    check(1, 130, 130, 4, 2, 128, 1, false);
     close_device();
 }
 
@@ -272,6 +274,7 @@ static void test_tensor_cores_cached(void **unused) {
     check(1, 17, 74, 2, 1, 64, 1, false);
     check(1, 64, 128, 1, 1, 128, 1, false);
     check(1, 65, 130, 2, 2, 16, 1, true);
+    check(1, 131, 150, 4, 2, 48, 1, true);
     close_device();
 }
 
