@@ -47,19 +47,35 @@ typedef struct {
     ranks_mpi_calls calls;
 } ranks;
 
-/* What launchers tell the processes that they start. */
+/* What launchers tell the processes that they start; local: the rank among those on a machine. */
 static const struct {
-    const char *count, *rank;
+    const char *count, *rank, *local;
 } ranks_launchers[] = {
-    {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"}, /* Open MPI */
-    {"PMI_SIZE", "PMI_RANK"},                         /* MPICH, Intel MPI */
-    {"MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"},   /* MVAPICH */
-    {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID"},         /* srun */
+    {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"}, /* Open MPI */
+    {"PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"},                                    /* MPICH, Intel MPI */
+    {"MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_LOCAL_RANK"},    /* MVAPICH */
+    {"SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"},                      /* srun */
 };
 
 static size_t ranks_number(const char *name) {
     const char *text = getenv(name);
     return text ? strtoul(text, NULL, 10) : 0;
+}
+
+/* Ranks that the environment names without a launcher of MPI, or within one: torchrun under srun inherits srun's
+ * variables, which count machines. */
+static bool ranks_named(void) {
+    return ranks_number("WORLD_SIZE") > 1 && getenv("RANK") && getenv("MASTER_ADDR") && getenv("MASTER_PORT");
+}
+
+/* Which of the ranks on this machine: LOCAL_RANK, or what a launcher says that means this rank by its number too; else
+ * all are on this one. */
+static size_t ranks_local(const rendezvous_place *p) {
+    for (size_t i = 0; i < sizeof ranks_launchers / sizeof ranks_launchers[0] && !p->has_local_rank; i++)
+        if (getenv(ranks_launchers[i].rank) && ranks_number(ranks_launchers[i].rank) == p->rank &&
+            ranks_number(ranks_launchers[i].count) == p->count && getenv(ranks_launchers[i].local))
+            return ranks_number(ranks_launchers[i].local);
+    return p->local_rank;
 }
 
 static bool ranks_launched(ranks *r) {
@@ -111,7 +127,7 @@ static bool ranks_open_rendezvous(ranks *r, ga_error *e) {
     if (!rendezvous_find(&place, e)) return false;
     r->by_environment = place.count > 1;
     if (place.count < 2) return true;
-    r->rank = place.rank, r->count = place.count, r->local = place.local_rank;
+    r->rank = place.rank, r->count = place.count, r->local = ranks_local(&place);
     r->local_count = ranks_number("LOCAL_WORLD_SIZE");
     if (r->local_count == 0) r->local_count = r->count;
     return rendezvous_open(&r->meeting, &place, e);
@@ -139,7 +155,8 @@ static bool ranks_find(ranks *r, ga_error *e) {
     memset(r, 0, sizeof *r);
     r->count = r->local_count = 1;
     r->meeting.listening = -1;
-    if (ranks_launched(r) ? !ranks_open_mpi(r, e) : !ranks_open_rendezvous(r, e)) return false;
+    bool launched = !ranks_named() && ranks_launched(r);
+    if (launched ? !ranks_open_mpi(r, e) : !ranks_open_rendezvous(r, e)) return false;
     ranks_share_cores(r);
     if (r->rank == 0 || freopen("/dev/null", "w", stdout)) return true;
     return fail_with(e, GA_ERR_FILE, "cannot open /dev/null");

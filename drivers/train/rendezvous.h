@@ -1,6 +1,7 @@
 /* drivers/train/rendezvous.h - processes that were started by environment variables alone find each other: rank 0
- * listens at MASTER_ADDR:MASTER_PORT, the others connect. Over these connections goes what rank 0 tells the others
- * (NCCL's unique id at first), and each rank learns by them when another one has ended.
+ * listens at MASTER_ADDR:MASTER_PORT (at all its addresses where that is a name), the others connect. Over these
+ * connections goes what rank 0 tells the others (NCCL's unique id at first), and each rank learns by them when another
+ * one has ended.
  *
  *     rendezvous_place place;                                       // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
  *     if (!rendezvous_find(&place, &e)) puts(e.text);
@@ -40,7 +41,8 @@ enum { RENDEZVOUS_MOST = 65536 }; /* ranks */
 
 typedef struct {
     size_t rank, count; /* count 0: the environment says nothing */
-    size_t local_rank;  /* among those on this machine */
+    size_t local_rank;  /* among those on this machine; where nobody says so, the rank itself */
+    bool has_local_rank;
     char host[256], port[8];
 } rendezvous_place;
 
@@ -89,7 +91,8 @@ static bool rendezvous_find(rendezvous_place *p, ga_error *e) {
         !rendezvous_number("RANK", RENDEZVOUS_MOST, &p->rank, e) || !rendezvous_number("MASTER_PORT", 65536, &port, e))
         return false;
     p->local_rank = p->rank;
-    if (getenv("LOCAL_RANK") && !rendezvous_number("LOCAL_RANK", RENDEZVOUS_MOST, &p->local_rank, e)) return false;
+    p->has_local_rank = getenv("LOCAL_RANK") != NULL;
+    if (p->has_local_rank && !rendezvous_number("LOCAL_RANK", RENDEZVOUS_MOST, &p->local_rank, e)) return false;
     if (p->count == 0 || p->rank >= p->count)
         return fail_with(e, GA_ERR_DEVICE, "RANK=%zu is not one of WORLD_SIZE=%zu ranks, 0 to WORLD_SIZE - 1", p->rank,
                          p->count);
@@ -213,10 +216,11 @@ static bool rendezvous_look_up(const rendezvous_place *p, struct addrinfo **foun
 }
 
 static int rendezvous_listen_at(const struct addrinfo *a) {
-    const int on = 1;
+    const int on = 1, off = 0;
     int s = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (s < 0) return -1;
     setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (a->ai_family == AF_INET6) setsockopt(s, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
     if (bind(s, a->ai_addr, a->ai_addrlen) == 0 && listen(s, 128) == 0) return s;
     int wrong = errno;
     close(s);
@@ -224,10 +228,38 @@ static int rendezvous_listen_at(const struct addrinfo *a) {
     return -1;
 }
 
+/* At all addresses of this machine: IPv6, which takes IPv4 too, else that. */
+static int rendezvous_listen_anywhere(const char *port) {
+    static const int families[] = {AF_INET6, AF_INET};
+    int s = -1;
+    for (size_t i = 0; i < 2 && s < 0; i++) {
+        const struct addrinfo all = {
+            .ai_family = families[i], .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+        struct addrinfo *found;
+        if (getaddrinfo(NULL, port, &all, &found)) continue;
+        s = rendezvous_listen_at(found);
+        freeaddrinfo(found);
+    }
+    return s;
+}
+
+static bool rendezvous_is_number(const char *host) {
+    const struct addrinfo number = {.ai_family = AF_UNSPEC, .ai_flags = AI_NUMERICHOST};
+    struct addrinfo *found;
+    if (getaddrinfo(host, NULL, &number, &found)) return false;
+    freeaddrinfo(found);
+    return true;
+}
+
+/* At the address that is given, if it is one. A name may be one that this machine knows as a loopback address (Debian's
+ * 127.0.1.1), where no other finds it, or that of a service which passes connections on. */
 static bool rendezvous_listen(rendezvous *r, ga_error *e) {
     struct addrinfo *found;
+    bool there = rendezvous_is_number(r->place.host) || strcmp(r->place.host, "localhost") == 0;
     if (!rendezvous_look_up(&r->place, &found, e)) return false;
-    for (struct addrinfo *a = found; a && r->listening < 0; a = a->ai_next) r->listening = rendezvous_listen_at(a);
+    if (!there) r->listening = rendezvous_listen_anywhere(r->place.port);
+    for (struct addrinfo *a = found; there && a && r->listening < 0; a = a->ai_next)
+        r->listening = rendezvous_listen_at(a);
     int wrong = errno;
     freeaddrinfo(found);
     if (r->listening >= 0) return true;

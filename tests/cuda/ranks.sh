@@ -50,6 +50,27 @@ unset RANKS_EACH
 check "train to the same bits" cmp two/last/model.safetensors each/last/model.safetensors
 [ -n "$more" ] || finish
 
+# Names and launchers.
+if getent hosts "$(uname -n)" >/dev/null 2>&1; then
+    MASTER_ADDR=$(uname -n)
+    check "rank 0 by the name of its machine" same 2 max_steps=1 output_dir=named
+    port=$((MASTER_PORT + 1))
+    { RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_PORT=$port "$train" tiny.cfg max_steps=1 output_dir=far >out.0 2>err.0 & }
+    check "... is found at any of its addresses" env RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port \
+        timeout 60 "$train" tiny.cfg max_steps=1 output_dir=far
+    wait
+    MASTER_PORT=$port
+    MASTER_ADDR=127.0.0.1
+fi
+export SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=0
+check "torchrun's variables mean more than those that it inherits from srun" same 2 max_steps=1 output_dir=srun
+unset SLURM_STEP_NUM_TASKS SLURM_PROCID
+MASTER_PORT=$((MASTER_PORT + 1))
+{ RANK=0 WORLD_SIZE=2 PMI_RANK=0 PMI_SIZE=2 MPI_LOCALRANKID=2 "$train" tiny.cfg max_steps=1 output_dir=local >out.0 2>err.0 & }
+check "the rank on this machine by a launcher's variable" env RANK=1 WORLD_SIZE=2 PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=0 \
+    CUCPU_DEVICES=1 timeout 60 "$train" tiny.cfg max_steps=1 output_dir=local
+wait
+
 check "three ranks begin" same 3 gradient_accumulation_steps=6 max_steps=2 output_dir=turns
 check "two go on" same 2 gradient_accumulation_steps=6 max_steps=4 output_dir=turns
 check "one ends" "$train" tiny.cfg gradient_accumulation_steps=6 max_steps=6 output_dir=turns
