@@ -4660,7 +4660,7 @@ GAI_FN void gai_exchange_routing(ga_model *m) {
     ranks->wait(ranks->state);
 }
 
-/* A number of the device's; the host waits here for a device of its own pace. */
+/* A number in the device's memory. The host waits here until the device has computed it. */
 GAI_FN double gai_fetch_number(ga_model *m, const double *from) {
     double number = (double)NAN;
     m->device.copy_out(m->device.state, &number, from, sizeof number);
@@ -4742,8 +4742,8 @@ GAI_FN void gai_run_halves(ga_model *m, int halves, double scale, const ga_obser
     if (halves & GAI_BACKWARD) gai_run_backward(m, scale);
 }
 
-/* The same, which the device may know by heart: without an observer or an exchange nothing in it depends on more than
- * this. Tokens, targets and row_scale are in its memory by now. */
+/* The same by a recording, where the device has one: without an observer or an exchange nothing in it depends on more
+ * than the key. Tokens, targets and row_scale are in the memory of the device by now. */
 GAI_FN void gai_pass(ga_model *m, int halves, double scale, const ga_observer *observer) {
     struct {
         const ga_model *model;

@@ -1217,7 +1217,7 @@ GA_API bool ga_device_x86_bf16(const ga_device *device) {
 #endif
 #endif /* GATED_ATTENTION_X86_IMPLEMENTED */
 
-#else /* ==== GAX_PASS: the part that follows is compiled once for each instruction set ============================*/
+#else /* ==== GAX_PASS: the part that follows is compiled once for each instruction set ============================= */
 
 /* Vectors of one instruction set: V of LANES words, and what is done with them. */
 #if GAX_PASS == 1
