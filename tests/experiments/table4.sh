@@ -1,52 +1,67 @@
 #!/bin/sh
-# Table 4 in small: trains configs/variants/table4-*.cfg, mixtures of experts as the paper's models are, and the same rows
-# with a dense FFN as wide as a token's experts; compares them, writes docs/table4.md.
-#     tests/experiments/table4.sh [key=value ...]
+# Table 4 in small: trains configs/variants/table4-*.cfg, mixtures of experts as the paper's models are, and the baseline and
+# the sigmoid gates at G1 (rows 1 to 3) with other seeds too; compares them, writes docs/table4.md.
+#     SEEDS="1 3" tests/experiments/table4.sh [key=value ...]
 set -eu
 cd "$(dirname "$0")/../.."
 . tests/experiments/jobs.sh
+SEEDS=${SEEDS-1 3}
 out=build/table4
+rm -rf $out
 mkdir -p $out docs
-dense="n_experts=0 d_ff=96"
 
-rows() { # NAME KEY=VALUE...: every row, as NAME/ROW, and their comparison
-    name=$1 models=
+row() { # NAME CONFIG KEY=VALUE...
+    name=$1 config=$2
+    shift 2
+    start logged "$out/$name.log" ./train "$config" threads=1 output_dir="$out/$name" "$@" --fresh
+}
+compare() { # REPORT MODEL...
+    report=$1
     shift
-    for config in configs/variants/table4-*.cfg; do
-        row=$(basename "$config" .cfg)
-        models="$models $row:$out/$name/$row/last"
-        start logged "$out/$name-$row.log" ./train "$config" threads=1 output_dir="$out/$name/$row" "$@" --fresh
-    done
-    await
-    # shellcheck disable=SC2086 # several models
-    logged $out/"$name".log ./analyze --models $models --num_samples 256 --output $out/"$name"-report
-}
-part() { # END NAME: the table, up to the line that begins with END
-    echo '```'
-    printf '%s\n' "$(sed -n "/windows of/,/$1/p" $out/"$2".log | sed "/$1/d")"
-    echo '```'
-}
-activated() { # of the baseline: "230,624 parameters, 175,328 activated by a token"
-    ./train configs/variants/table4-01-baseline.cfg "$@" output_dir=$out/size --dry-run |
-        sed -n 's/^parameters  *\([0-9,]*\) .*; \(.*\)$/\1 parameters, \2/p; s/^parameters  *\([0-9,]*\) [^;]*$/\1 parameters/p'
+    logged "$out/$report.log" ./analyze --models "$@" --num_samples 256 --output "$out/$report"
 }
 
-rows mixture "$@"
-# shellcheck disable=SC2086 # several keys
-rows dense $dense "$@"
-# shellcheck disable=SC2086
+models=
+for config in configs/variants/table4-*.cfg; do
+    name=$(basename "$config" .cfg)
+    models="$models $name:$out/$name/last"
+    row "$name" "$config" "$@"
+done
+for seed in $SEEDS; do
+    for config in configs/variants/table4-0[123]-*.cfg; do
+        row "$(basename "$config" .cfg)-$seed" "$config" seed="$seed" data=gen:backcopy,trigger_rate=0.15,seed="$seed" "$@"
+    done
+done
+await
+# shellcheck disable=SC2086 # several models
+compare report $models
+for seed in $SEEDS; do
+    # shellcheck disable=SC2046
+    compare "report-$seed" $(for config in configs/variants/table4-0[123]-*.cfg; do
+        name=$(basename "$config" .cfg)
+        echo "$name:$out/$name-$seed/last"
+    done)
+done
+
+size=$(./train configs/variants/table4-01-baseline.cfg "$@" output_dir=$out/size --dry-run |
+    sed -n 's/^parameters  *\([0-9,]*\) .*; \(.*\)$/\1 parameters, \2/p')
 {
     echo "# Table 4 in small"
     echo
-    echo "Each row of Table 4 on Bigram-Backcopy (\`configs/variants/table4-*.cfg\`: 4 query heads, 2 key-value heads), one seed, written by"
-    echo "\`make table4\`, with the paper's figures below. A row rests on the first token as far as its F-Attn lies above that of even attention."
+    echo "Each row of Table 4 on Bigram-Backcopy (\`configs/variants/table4-*.cfg\`): two layers, 4 query heads over 2 key-value heads,"
+    echo "QK-norm, FFNs of 16 experts, 4 for each token, like the paper's of 128 and 8 (the baseline: $size)."
+    echo "Written by \`SEEDS=\"$SEEDS\" make table4\`${*:+ with \`$*\`}, with the paper's figures below. A row rests on the first token as far as its F-Attn"
+    echo "lies above that of even attention."
     echo
-    echo "As mixtures of 16 experts, 4 for each token, like the paper's of 128 and 8 (the baseline: $(activated "$@")):"
-    echo
-    part "^the paper" mixture
-    echo
-    echo "With a dense FFN as wide as a token's experts (\`$dense\`; the baseline: $(activated $dense "$@")):"
-    echo
-    part "^report:" dense
+    echo '```'
+    sed -n "/windows of/,/^report:/p" $out/report.log | sed '/^report:/d'
+    echo '```'
+    if [ -n "$SEEDS" ]; then
+        echo
+        echo "Other seeds, for weights, data and the task's bigram chain:"
+        echo
+        # shellcheck disable=SC2086
+        python3 tests/experiments/table4.py $out $SEEDS
+    fi
 } >docs/table4.md
 cat docs/table4.md
