@@ -17,12 +17,18 @@ OPT ?= -O3 -march=native -ffp-contract=fast
 WERROR ?=
 WARN = -Wall -Wextra -Wpedantic -Wshadow $(WERROR)
 CFLAGS ?= $(OPT)
-ALL_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT) $(STB)
+ALL_CFLAGS = -std=c11 $(WARN) $(CFLAGS) $(OPENMP) $(TEXT)
 LDLIBS = $(TEXT_LIBS) -lm
 HEADERS = gated_attention.h gated_attention_x86.h gated_attention_cuda.cuh $(wildcard data/*.h drivers/*.h drivers/*/*.h)
 BUILD = build
 
-# What is here: OpenMP by trying it, stb_ds by its header. OPENMP= on the command line builds without threads.
+# Where Homebrew keeps what it installs, Apple's compiler does not look by itself.
+BREW := $(shell brew --prefix 2>/dev/null)
+ifneq ($(BREW),)
+export CPATH := $(BREW)/include$(if $(CPATH),:$(CPATH))
+export LIBRARY_PATH := $(BREW)/lib$(if $(LIBRARY_PATH),:$(LIBRARY_PATH))
+endif
+# What is here: OpenMP by trying it. OPENMP= on the command line builds without threads.
 try = $(shell printf '$(1)' | $(CC) $(2) -x c - -o /dev/null $(3) 2>/dev/null && echo yes)
 hash := \#
 ifeq ($(origin OPENMP),undefined)

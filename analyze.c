@@ -15,7 +15,9 @@
  *
  * Exit codes: 0 done, 1 a failure, 2 wrong usage, the last two with one line on stderr.
  */
-#define _POSIX_C_SOURCE 200809L
+#define _POSIX_C_SOURCE   200809L
+#define _FILE_OFFSET_BITS 64
+#define _DARWIN_C_SOURCE  /* flock, ru_maxrss: on macOS POSIX alone hides them */
 
 #include <assert.h>
 #include <ctype.h>
@@ -35,8 +37,7 @@
 #include <omp.h>
 #endif
 
-#define STB_DS_IMPLEMENTATION
-#include <stb/stb_ds.h>
+#define STB_DS_IMPLEMENTATION /* included by data/tokenizer.h */
 #define GATED_ATTENTION_IMPLEMENTATION
 #include "gated_attention.h"
 #define DATA_IMPLEMENTATION

@@ -336,7 +336,12 @@ int data_text_tokens(const char *path, data_tokenizer *t, data_progress *progres
         return -1;
     }
     s.size = (uint64_t)status.st_size;
-    s.mtime = (uint64_t)status.st_mtim.tv_sec * 1000000000u + (uint64_t)status.st_mtim.tv_nsec;
+#ifdef __APPLE__
+    struct timespec changed = status.st_mtimespec;
+#else
+    struct timespec changed = status.st_mtim;
+#endif
+    s.mtime = (uint64_t)changed.tv_sec * 1000000000u + (uint64_t)changed.tv_nsec;
     int fd = open(kept, O_RDWR | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0) fd = open(kept, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (fd >= 0 && !datai_tokens_fit(fd, &s, layout)) {

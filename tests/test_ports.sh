@@ -21,6 +21,12 @@ agrees() {
         { cat "$2" && return 1; }
 }
 
+# The program of port.
+learns() {
+    # shellcheck disable=SC2086 # none, or one
+    timeout 60 $runner "./$name.exe" "of-$name" native >"$name.out" 2>"$name.err" || { cat "$name.out" "$name.err" && return 1; }
+}
+
 # port NAME RUNNER COMPILER FLAG...: RUNNER is a program, or "-" where this processor runs it itself
 port() {
     name=$1 runner=$2 compiler=$3
@@ -30,7 +36,7 @@ port() {
     check "$name: no warning" "$compiler" $flags "$@" "$source" -o "$name.exe" -lm
     [ -x "$name.exe" ] || return
     if [ "$runner" = - ]; then runner=; else has "$runner" "the program for $name" || return; fi
-    check "$name: learns, saves, reads" sh -c "timeout 60 $runner ./$name.exe of-$name native 2>&1 >$name.out || { cat $name.out && exit 1; }"
+    check "$name: learns, saves, reads" learns
     check "$name: the same loss" agrees loss "$name.out"
     check "$name: reads what was saved here" agrees other "$name.out"
     check "$name: what it saved is read here" sh -c "./native.exe again of-$name | tee here.out"

@@ -36,6 +36,10 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
+#ifdef __APPLE__ /* another name; none */
+#define TCP_KEEPIDLE TCP_KEEPALIVE
+#define SOCK_CLOEXEC 0
+#endif
 
 enum { RENDEZVOUS_MOST = 65536 }; /* ranks */
 
