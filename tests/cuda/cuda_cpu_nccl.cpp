@@ -161,8 +161,12 @@ void take(const ncclComm *c, const exchange &x, size_t first, size_t n) {
         if (from >= to) return;
         skip = from - first, n = to - from, first = from - begin;
     }
-    std::vector<char> sum(c->place->data[0] + skip * size, c->place->data[0] + (skip + n) * size);
-    for (int r = 1; r < c->count; r++) add(x.d.type, sum.data(), c->place->data[r] + skip * size, n);
+    const char *nvls = getenv("NCCL_NVLS_ENABLE"); /* NVLink's switches begin with whom they like */
+    int begin = nvls && strcmp(nvls, "0") == 0 ? 0 : (int)(x.d.number % (uint64_t)c->count);
+    const char *head = c->place->data[begin] + skip * size;
+    std::vector<char> sum(head, head + n * size);
+    for (int r = 1; r < c->count; r++)
+        add(x.d.type, sum.data(), c->place->data[(begin + r) % c->count] + skip * size, n);
     memcpy(x.to + first * size, sum.data(), n * size);
 }
 
