@@ -58,7 +58,7 @@ size=$(./train configs/variants/table4-01-baseline.cfg "$@" output_dir=$out/size
     echo '```'
     if [ -n "$SEEDS" ]; then
         echo
-        echo "Other seeds, for weights, data and the task's bigram chain:"
+        echo "Other seeds, for weights, data and the task's bigram chain; the setting was found on the seed above:"
         echo
         # shellcheck disable=SC2086
         python3 tests/experiments/table4.py $out $SEEDS
