@@ -83,7 +83,7 @@ static double rendezvous_timeout(void) {
 
 static bool rendezvous_find(rendezvous_place *p, ga_error *e) {
     static const char *const names[] = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"};
-    size_t port, set = 0;
+    size_t port = 0, set = 0;
     memset(p, 0, sizeof *p);
     for (size_t i = 0; i < 4; i++) set += getenv(names[i]) != NULL;
     if (!getenv("RANK") && !getenv("WORLD_SIZE")) return true;
