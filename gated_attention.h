@@ -3561,8 +3561,8 @@ GAI_FN void gai_lay_out(ga_model *m, gai_arena *arena) {
     m->h_final = gai_take_reals(arena, N * z.C);
     m->rstd_final = gai_take_reals(arena, N);
     m->losses = gai_take_reals(arena, N);
-    m->loss = (double *)gai_take(arena, 3, sizeof(double));
-    m->squares = m->loss + 2;
+    m->loss = (double *)gai_take(arena, 2, sizeof(double));
+    m->squares = (double *)gai_take(arena, 1, sizeof(double));
     m->logits = gai_take_reals(arena, (N < GA_HEAD_ROWS ? N : (uint64_t)GA_HEAD_ROWS) * z.V);
     m->rope = gai_take_reals(arena, (uint64_t)c->max_seq_len * z.D);
     m->sink_one = gai_take_reals(arena, c->attention_sink == GA_SINK_ONE ? z.HQ : 0);
