@@ -209,7 +209,7 @@ typedef struct {
     cudaEvent_t through[GAI_CUDA_SLOTS]; /* with its latest copy */
     unsigned next_slot;
     char *scratch;                  /* for the time of one operator */
-    size_t scratch_bytes, reserved; /* reserved: the most that an operator of the models so far needs */
+    size_t scratch_bytes, reserved; /* reserved: the most that an operator of the latest model needs */
     gai_cuda_rounded rounded;
     gai_cuda_pass passes[GAI_CUDA_PASSES], *recording; /* recording: the one whose operators are taken down */
     uint64_t passes_asked;
@@ -1522,8 +1522,8 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     }
 }
 
-/* dq of ga_sdpa_backward; delta_i = dy_i . y_i. One block for 64 queries of a head. q with dy, and k
- * with v, as gai_k_flash_round leaves them. */
+/* dq of ga_sdpa_backward; delta_i = dy_i . y_i. One block for 64 queries of a head. q_dy, kv: as gai_k_flash_round leaves
+ * them. */
 template <int D>
 static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     gai_k_flash_backward_q(float *dq, const float *lse, const float *delta, const __nv_bfloat16 *q_dy,
@@ -2226,15 +2226,12 @@ static void gai_cuda_sdpa_forward(void *state, float *y, float *lse, const float
 #ifdef GA_CUDNN
     if (gai_cudnn_plan *plan = gai_cudnn_plan_of(d, n, sink, false)) return gai_cudnn_forward(d, plan, y, lse, q, k, v);
 #endif
-    gai_attention a = gai_attention_of(n);
+    if (gai_takes_flash(d, n, gai_bits(y) | gai_bits(q) | gai_bits(k) | gai_bits(v)))
+        return gai_flash_forward(d, y, lse, q, k, v, sink, n);
     int heads = (int)(n.B * n.HQ);
-    unsigned blocks = gai_attention_blocks(heads, n.T);
-    if (gai_takes_flash(d, n, gai_bits(y) | gai_bits(q) | gai_bits(k) | gai_bits(v))) {
-        gai_flash_forward(d, y, lse, q, k, v, sink, n);
-    } else {
-        auto plain = GAI_PLAIN_KERNEL(gai_k_plain_forward, n.D);
-        GAI_LAUNCH(d, plain, blocks, GAI_PLAIN_THREADS, 0, y, lse, q, k, v, sink, heads, a);
-    }
+    auto plain = GAI_PLAIN_KERNEL(gai_k_plain_forward, n.D);
+    GAI_LAUNCH(d, plain, gai_attention_blocks(heads, n.T), GAI_PLAIN_THREADS, 0, y, lse, q, k, v, sink, heads,
+               gai_attention_of(n));
 }
 
 /* dk and dv are summed over a group of query heads by one block where that leaves work for all multiprocessors, else by
@@ -3693,40 +3690,40 @@ static void gai_cuda_scale_rows(void *state, float *x, size_t x_stride, size_t N
                factor);
 }
 
-/* A block for each query, (T, HQ, B): its warps take the keys that it sees. */
+/* A block for each query, (B, HQ, T): its warps take the keys that it sees. */
 static __global__ void __launch_bounds__(128) gai_k_attention_entropy(float *entropy, const float *q, const float *k,
                                                                       const float *lse, bool bf16, gai_attention n) {
-    int i = blockIdx.x;
-    gai_head at = gai_head_at(blockIdx.z, blockIdx.y, n);
+    int i = blockIdx.x % n.T, head = blockIdx.x / n.T;
+    gai_head at = gai_head_at(head / n.HQ, head % n.HQ, n);
     float sum = 0;
     for (int j = threadIdx.x / 32; j <= n.S - n.T + i; j += blockDim.x / 32) {
         float log_p = gai_log_p(q + at.q + i * at.q_stride, k + at.kv + j * at.kv_stride, lse[at.row + i], bf16, n);
         sum -= expf(log_p) * log_p;
     }
     sum = gai_block_sum(threadIdx.x % 32 == 0 ? sum : 0);
-    if (threadIdx.x == 0) entropy[at.row + i] = sum;
+    if (threadIdx.x == 0) entropy[blockIdx.x] = sum;
 }
 
-/* A block for each key, (S, HQ, B): its warps take the queries that see it. */
+/* A block for each key, (B, HQ, S): its warps take the queries that see it. */
 static __global__ void __launch_bounds__(128) gai_k_attention_received(float *received, const float *q, const float *k,
                                                                        const float *lse, bool bf16, gai_attention n) {
-    int j = blockIdx.x, first = j > n.S - n.T ? j - (n.S - n.T) : 0;
-    gai_head at = gai_head_at(blockIdx.z, blockIdx.y, n);
+    int j = blockIdx.x % n.S, head = blockIdx.x / n.S, first = j > n.S - n.T ? j - (n.S - n.T) : 0;
+    gai_head at = gai_head_at(head / n.HQ, head % n.HQ, n);
     float sum = 0;
     for (int i = first + (int)threadIdx.x / 32; i < n.T; i += (int)blockDim.x / 32)
         sum += expf(gai_log_p(q + at.q + i * at.q_stride, k + at.kv + j * at.kv_stride, lse[at.row + i], bf16, n));
     sum = gai_block_sum(threadIdx.x % 32 == 0 ? sum : 0);
-    if (threadIdx.x == 0) received[at.row / n.T * n.S + j] = sum;
+    if (threadIdx.x == 0) received[blockIdx.x] = sum;
 }
 
 static void gai_cuda_sdpa_statistics(void *state, float *received, float *entropy, const float *q, const float *k,
                                      const float *lse, ga_shape n) {
     gai_cuda *d = (gai_cuda *)state;
     bool flash = gai_takes_flash(d, n, gai_bits(q, k));
-    unsigned heads = (unsigned)n.HQ, B = (unsigned)n.B;
-    GAI_LAUNCH(d, gai_k_attention_entropy, dim3((unsigned)n.T, heads, B), 128, 0, entropy, q, k, lse, flash,
+    size_t heads = n.B * n.HQ;
+    GAI_LAUNCH(d, gai_k_attention_entropy, (unsigned)(heads * n.T), 128, 0, entropy, q, k, lse, flash,
                gai_attention_of(n));
-    GAI_LAUNCH(d, gai_k_attention_received, dim3((unsigned)n.S, heads, B), 128, 0, received, q, k, lse, flash,
+    GAI_LAUNCH(d, gai_k_attention_received, (unsigned)(heads * n.S), 128, 0, received, q, k, lse, flash,
                gai_attention_of(n));
 }
 
@@ -3761,11 +3758,10 @@ struct gai_cuda_ranks {
     gai_nccl nccl;
     cudaStream_t stream;
     cudaEvent_t computed, exchanged;
-    volatile unsigned char
-        *mark;             /* of the host, set by the stream: odd while an exchange is under way; and what it was */
-    unsigned char marks;   /* set next */
-    char *values;          /* GAI_RANKS_BYTES of the host, on their way */
-    __nv_bfloat16 *halves; /* GAI_RANKS_HALVES gradients on their way out, and as many that came in */
+    volatile unsigned char *mark; /* in the host's memory, set by the stream: odd while an exchange is under way */
+    unsigned char marks;          /* what it is set to by all that is in the stream */
+    char *values;                 /* GAI_RANKS_BYTES of the host, on their way */
+    __nv_bfloat16 *halves;        /* GAI_RANKS_HALVES gradients on their way out, and as many that came in */
     pthread_t watcher;
     bool watched;
 
@@ -3804,6 +3800,12 @@ static void gai_cuda_take_failure(gai_cuda *d) {
     pthread_mutex_unlock(&d->ranks->lock);
 }
 
+/* What NCCL says of a failure, in one line. */
+static void gai_nccl_explain(const gai_cuda_ranks *r, ncclResult_t result, char *text, size_t size) {
+    snprintf(text, size, "%s: %.200s", r->nccl.GetErrorString(result), r->nccl.GetLastError(r->comm));
+    for (char *end; (end = strchr(text, '\n'));) *end = ' ';
+}
+
 /* What the communicator says of the latest call. */
 static ncclResult_t gai_nccl_state(const gai_cuda_ranks *r) {
     ncclResult_t state = ncclSuccess;
@@ -3828,7 +3830,10 @@ static const char *gai_ranks_trouble(gai_cuda_ranks *r, gai_ranks_clock *clock, 
     ncclResult_t state = ncclSuccess;
     if (meeting.all_alive && !meeting.all_alive(meeting.state, e)) return e->text;
     if (r->comm) state = gai_nccl_state(r);
-    if (state != ncclSuccess && state != ncclInProgress) return r->nccl.GetErrorString(state);
+    if (state != ncclSuccess && state != ncclInProgress) {
+        gai_nccl_explain(r, state, e->text, sizeof e->text);
+        return e->text;
+    }
     return gai_ranks_late(r, clock) ? "the other ranks do not answer" : NULL;
 }
 
@@ -3878,7 +3883,7 @@ static bool gai_nccl_leave(gai_cuda_ranks *r, ncclResult_t result, const char *f
     }
     if (result != ncclSuccess) {
         char word[300];
-        snprintf(word, sizeof word, "%s: %.200s", r->nccl.GetErrorString(result), r->nccl.GetLastError(r->comm));
+        gai_nccl_explain(r, result, word, sizeof word);
         gai_ranks_fail(r, file, line, call, word);
     }
     pthread_mutex_unlock(&r->lock);

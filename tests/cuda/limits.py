@@ -3,9 +3,9 @@
     python limits.py CONFIG.cfg [key=value ...] [--tflops X --bandwidth Y | --measure] [--speed TOKENS_PER_S]
 
 Counts for one token: FLOPs of forward and backward pass, and bytes to and from memory when every array is read or written
-once by each operator that needs it (float32; operands of products also as bfloat16; norms, gate and SwiGLU run once more in
-the backward pass, which keeps neither their results). What norms, gate and SwiGLU make is rounded as it is made, so that
-products do not read it as float32. The weights' own traffic is shared by the tokens of a micro-batch or step. An operator
+once by each operator that needs it (float32; operands of products and of attention also as bfloat16; norms, gate and SwiGLU
+run once more in the backward pass, since their results are not kept). What norms, gate and SwiGLU make is rounded as it is
+made, so that products do not read it as float32. The weights' own traffic is shared by the tokens of a micro-batch or step. An operator
 takes at least max(FLOPs / X, bytes / Y); the sum over operators limits tokens/s. --measure takes X from a large bfloat16
 product and Y from a copy on the GPU that is here (needs PyTorch). --speed says what share of the limits a run reached.
 """
@@ -34,12 +34,19 @@ def operators(keys):
         moved -= 4 * beside
         return name, 6 * weights, moved + (2 * 2 * weights + 2 * 4 * weights) / rows
 
+    # Bytes: 4 for a value in float32; what attention walks over is rounded first (4 + 2), and then read so (2).
+    forward = (4 + 4) * HQ + 2 * (6 + 2) * HK  # q, y; k, v
+    delta = (4 + 4) * HQ  # dy, y
+    dq = (6 + 2 + 6 + 2 + 4) * HQ + 2 * (6 + 2) * HK  # q, dy, dq; k, v
+    dk_dv = (2 + 2) * HQ + 2 * (2 + 4) * HK  # q, dy; k, v, dk, dv
+    attention = D * (forward + delta + dq + dk_dv)
+
     layer = [
         product("product [q, gate, k, v]", Z, C, C),
         product("product W_O", C, HQ * D, HQ * D if gate_position == "G1" else 0),
         product("product [act, up]", 2 * F, C, C + 2 * F),
         product("product down", C, F, 2 * F),
-        ("attention", 3.5 * 2 * HQ * D * (T + 1), 4 * D * (9 * HQ + 8 * HK)),
+        ("attention", 3.5 * 2 * HQ * D * (T + 1), attention),
         ("QK-norm, RoPE", 0, 4 * D * 5 * (HQ + 2 * HK)),
         ("RMSNorm", 0, 2 * 4 * C * (2 * 2 + 4)),
         ("gate", 0, 4 * (2 * (2 * HQ * D + gate) + 3 * HQ * D + 2 * gate) if gate else 0),

@@ -796,6 +796,19 @@ static void check_attention_statistics(ga_shape n) {
     DROP(q, k, y, lse, received, entropy);
 }
 
+#ifdef GAI_CUDA_CPU
+/* More short sequences than a grid has blocks in its second and third dimension. */
+static void check_many_sequences(void) {
+    ga_shape n = {65536, 2, 2, 2, 1, 4};
+    ga_error e;
+    cucpu_set_dry(true);
+    device.sdpa_statistics(device.state, NULL, NULL, NULL, NULL, NULL, n);
+    device.wait(device.state);
+    expect_ok(device.status(device.state, &e), &e);
+    cucpu_set_dry(false);
+}
+#endif
+
 static void test_analysis(void **unused) {
     (void)unused;
     for (int half = 0; half < 2; half++) {
@@ -811,6 +824,9 @@ static void test_analysis(void **unused) {
     check_accumulate(1, 1, 1), check_accumulate(3, 5, 7), check_accumulate(2, 33, 300), check_accumulate(300, 2, 1);
     check_peaks(1, 1), check_peaks(3, 5), check_peaks(2, 300);
     check_sink_and_counts();
+#ifdef GAI_CUDA_CPU
+    check_many_sequences();
+#endif
     close_device();
 }
 
@@ -1363,7 +1379,7 @@ static void check_other_launches(ga_model *m) {
     before = cucpu_launches();
     expect_ok(ga_update(m, 1e-3, &norm, &e), &e);
     printf("an update: %ld launches; a token: %ld\n", cucpu_launches() - before, of_token);
-    assert_true(cucpu_launches() - before <= 50 && of_token <= 90 && cucpu_waits() - waits <= 3);
+    assert_true(cucpu_launches() - before <= 50 && of_token <= 96 && cucpu_waits() - waits <= 3);
     ga_generator_destroy(g);
 }
 

@@ -545,7 +545,7 @@ static void test_missing_rank(void **unused) {
 static void broken_network(void) {
     begin(false, 60);
     if (rank == 0) cucpu_fail_async();
-    if (rank == 0) expect_failure("network error");
+    if (rank == 0) expect_failure("network error: what the emulated library says");
     if (rank == 0) exit(4);
     expect_failure("rank 0 has ended");
 }
