@@ -303,8 +303,8 @@ typedef struct {
 
 GA_API ga_router ga_router_of(const ga_config *c);
 
-/* What ranks have counted of their micro-batches: `ranks` parts of `values` ga_real, of each n counts, from `sums` on
- * n_sums sums. */
+/* What ranks have counted of their micro-batches: `ranks` parts of `values` ga_real, each with n counts, and n_sums
+ * sums from `sums` on. */
 typedef struct {
     size_t rank, ranks; /* rank: this process */
     size_t values, sums, n, n_sums;
@@ -2738,7 +2738,7 @@ GA_API void ga_route_sums(int32_t *counts, ga_real *sums, const int32_t *offsets
  *     seen    (n)       out: c_e^(m), the counts up to the micro-batch of rank `pool.rank`
  *     counts  (n)       += those of all ranks
  *     sums    (n_sums)  += those of all ranks
- *     parts   (pool.ranks, pool.values): of each n counts (int32_t), from pool.sums on n_sums sums
+ *     parts   (pool.ranks, pool.values): each with n counts (int32_t), and n_sums sums from pool.sums on
  */
 GA_API void ga_route_pool(int32_t *seen, int32_t *counts, ga_real *sums, const ga_real *parts, ga_pool pool) {
     for (size_t r = 0; r < pool.ranks; r++) {

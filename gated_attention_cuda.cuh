@@ -19,11 +19,12 @@
  *
  * With -DGA_NCCL (it needs nccl.h) several GPUs train one model, a process for each; libnccl.so.2 is loaded when
  * ga_ranks_cuda asks for it.
- * With GA_CUDNN as well, and cuDNN and its header-only frontend (cudnn_frontend.h), attention is cuDNN's where it can be.
+ * With GA_CUDNN as well, and cuDNN and its header-only frontend (cudnn_frontend.h), attention is cuDNN's where it can
+ * be.
  *
  * Numbers: all tensors are float32. Products read float32, or float32 rounded to TF32, or operands rounded to bfloat16
- * (weights from a packed copy that is renewed when they change), and add in float32; all else is float32, with sums over
- * a whole tensor in double. The same bits in every run on one device: no floating-point atomics.
+ * (weights from a packed copy that is renewed when they change), and add in float32; all else is float32, with sums
+ * over a whole tensor in double. The same bits in every run on one device: no floating-point atomics.
  *
  * Errors: operators return nothing, so the first failed call is kept, with file, line and the library's word; operators
  * after it do nothing; the model asks for it at the end of each pass (ga_device.status).
@@ -50,7 +51,8 @@ ga_result ga_device_cuda(ga_device *device, ga_cuda_settings settings, ga_error 
 void ga_device_cuda_destroy(ga_device *device);
 /* Whether its products read bfloat16. */
 bool ga_device_cuda_bf16(const ga_device *device);
-/* Why passes that repeat could not be recorded, and are launched kernel by kernel; NULL: nothing has been in the way. */
+/* Why passes that repeat could not be recorded, and are launched kernel by kernel; NULL: nothing has been in the
+ * way. */
 const char *ga_device_cuda_unrecorded(const ga_device *device);
 
 /* How the processes of one run find each other: the companion has no transport of its own. */
@@ -70,8 +72,8 @@ typedef struct {
 } ga_cuda_ranks_settings;
 
 /* The ranks' exchanges over NCCL, on a stream of their own beside the device's; before models are made. A rank that has
- * died, or does not answer in an exchange, is a failure of the table and of the device on all ranks. Only `broadcast` has no
- * limit: it waits by `share`, while rank 0 works alone.
+ * died, or does not answer in an exchange, is a failure of the table and of the device on all ranks. Only `broadcast`
+ * has no limit: it waits by `share`, while rank 0 works alone.
  * GA_ERR_DEVICE when NCCL is not there, or the ranks do not come together. */
 ga_result ga_ranks_cuda(ga_ranks *ranks, ga_device *device, const ga_cuda_ranks_settings *settings, ga_error *e);
 /* After the models, before ga_device_cuda_destroy. failed: this rank gives up, and does not wait for the others. */
@@ -327,8 +329,8 @@ static void gai_cuda_release(void *state, void *p) {
     gai_cuda_checked(d, cudaFree(p), __FILE__, __LINE__, "cudaFree");
 }
 
-/* The next slot, once the GPU is through with it; NULL after a failure. Slots take turns, so that the host goes on while
- * its copies wait for the operators before them. */
+/* The next slot, once the GPU is through with it; NULL after a failure. Slots take turns, so that the host goes on
+ * while its copies wait for the operators before them. */
 static char *gai_cuda_take_slot(gai_cuda *d) {
     if (!GAI_CUDA(d, cudaEventSynchronize(d->through[d->next_slot]))) return NULL;
     return d->slots + (size_t)d->next_slot * GAI_CUDA_SLOT;
@@ -391,7 +393,7 @@ static ga_result gai_cuda_status(void *state, ga_error *e) {
     return result;
 }
 
-/* ---- passes that repeat ------------------------------------------------------------------------------------------- */
+/* ---- passes that repeat ------------------------------------------------------------------------------------------ */
 
 /* The failure so far is why, and no failure of the run. */
 static void gai_cuda_record_no_more(gai_cuda *d) {
@@ -400,10 +402,10 @@ static void gai_cuda_record_no_more(gai_cuda *d) {
     gai_cuda_forget_passes(d);
 }
 
-/* A pass of a small model is hundreds of kernels, each shorter than its launch. One that comes again with the same key is
- * launched as one CUDA graph: the first time it runs as it is, so that scratch has its size and the libraries their
- * kernels; the second time it is captured; from then on the graph is launched. Arguments are part of it, so the key has to
- * hold what they follow from. Where a capture fails, that and all later passes run as they are. */
+/* A pass of a small model is hundreds of kernels, each shorter than its launch. One that comes again with the same key
+ * is launched as one CUDA graph: the first time it runs as it is, so that scratch has its size and the libraries their
+ * kernels; the second time it is captured; from then on the graph is launched. Arguments are part of it, so the key has
+ * to hold what they follow from. Where a capture fails, that and all later passes run as they are. */
 static bool gai_cuda_replay(void *state, const void *key, size_t bytes) {
     gai_cuda *d = (gai_cuda *)state;
     if (d->error.result != GA_OK || d->unrecorded.result != GA_OK || bytes > GAI_CUDA_KEY) return false;
@@ -721,8 +723,8 @@ static uint32_t gai_cuda_alignment(const void *p, const void *q) {
     return (uint32_t)(bits & (~bits + 1));
 }
 
-/* Asks cuBLASLt for its first choice: by its rules, not by timing, for a workspace of one size, and without sums that depend
- * on which part of the GPU is done first. The same shape is computed in the same way in every run. */
+/* Asks cuBLASLt for its first choice: by its rules, not by timing, for a workspace of one size, and without sums that
+ * depend on which part of the GPU is done first. The same shape is computed in the same way in every run. */
 static bool gai_cuda_make_plan(gai_cuda *d, gai_cuda_plan *p, const gai_cuda_shape *s) {
     bool tf32 = d->tf32 && s->type == CUDA_R_32F, a_turned = s->a_form == CUBLAS_OP_T,
          b_turned = s->b_form == CUBLAS_OP_T;
@@ -946,8 +948,8 @@ static void gai_cuda_rmsnorm_forward(void *state, float *h, float *rstd, const f
     gai_cuda_are_beside(d, h, N * C);
 }
 
-/* A block takes every gridDim-th row, and keeps its part of dw: in shared memory, or in `parts` itself where a row is too
- * long. A thread stays with its columns, so that nobody waits. dx may be dh. */
+/* A block takes every gridDim-th row, and keeps its part of dw: in shared memory, or in `parts` itself where a row is
+ * too long. A thread stays with its columns, so that nobody waits. dx may be dh. */
 template <int VEC>
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     gai_k_rmsnorm_backward(float *dx, float *parts, const float *dh, const float *x, const float *w, const float *rstd,
@@ -1149,8 +1151,8 @@ static void gai_cuda_heads_backward(void *state, float *dx, float *dw, const flo
 }
 
 /* ==== attention =================================================================================================== */
-/* Flash attention (Dao 2022, 2023): one block of threads owns 64 rows of one head and walks over the other side in tiles,
- * so that no T x T matrix exists in memory. Three kernels,
+/* Flash attention (Dao 2022, 2023): one block of threads owns 64 rows of one head and walks over the other side in
+ * tiles, so that no T x T matrix exists in memory. Three kernels,
  *
  *     forward   rows are queries   S = Q K^T    y  += P V          over the keys
  *     dq        rows are queries   S = Q K^T    dq += dS K         over the keys,    with dP = dY V^T
@@ -1160,9 +1162,10 @@ static void gai_cuda_heads_backward(void *state, float *dx, float *dw, const flo
  * in two versions: gai_flash_ on tensor cores, bfloat16 with float32 accumulation, and gai_plain_ in float32. No sum
  * depends on the order in which blocks run, so every run gives the same bits.
  *
- * Rounding of the tensor-core version: q, k, v and dy to bfloat16, P and dS as they become operands, each to the nearest. What
- * is walked over is rounded once, before, and then read by all blocks of its heads; a tile is on its way to shared memory
- * (cp.async) while the one before it is multiplied. Scores, the softmax and its sum, delta, lse and all accumulators are float32.
+ * Rounding of the tensor-core version: q, k, v and dy to bfloat16, P and dS as they become operands, each to the
+ * nearest. What is walked over is rounded once, before, and then read by all blocks of its heads; a tile is on its way
+ * to shared memory (cp.async) while the one before it is multiplied. Scores, the softmax and its sum, delta, lse and
+ * all accumulators are float32.
  *
  * Costs of a head, S = T, counting 2 FLOPs for a multiply-add; half of each product lies below the diagonal, and
  * tiles above it are skipped:
@@ -1172,12 +1175,12 @@ static void gai_cuda_heads_backward(void *state, float *dx, float *dw, const flo
  *     dq           S, dP, dq           3 T^2 D     5 T D + 2 T
  *     dk, dv       S, dP, dk, dv       4 T^2 D     6 T D + 2 T
  *
- * A tile is read again by each of the T / 64 blocks of its head, T / 128 times on average, half as often where a block of the
- * forward pass owns 128 rows: from the second-level cache, as bfloat16. */
+ * A tile is read again by each of the T / 64 blocks of its head, T / 128 times on average, half as often where a block
+ * of the forward pass owns 128 rows: from the second-level cache, as bfloat16. */
 
-/* What tiles of the tensor-core version are read from is rounded once, in pairs, k with v and q with dy: to (B, heads, 2,
- * gai_flash_padded(rows), width), so that a tile is one piece of memory, without an edge. Rows and columns that do not
- * exist are zero. */
+/* What tiles of the tensor-core version are read from is rounded once, in pairs, k with v and q with dy: to (B, heads,
+ * 2, gai_flash_padded(rows), width), so that a tile is one piece of memory, without an edge. Rows and columns that do
+ * not exist are zero. */
 static __host__ __device__ __forceinline__ int gai_flash_padded(int rows) {
     return (rows + 127) / 128 * 128;
 }
@@ -1240,8 +1243,8 @@ static __device__ __forceinline__ void gai_ldmatrix_transposed(uint32_t (&r)[4],
                  : "r"((uint32_t)__cvta_generic_to_shared(row))
                  : "memory");
 }
-/* 16 bytes from global to shared memory, on their way until this thread waits for its copies; other threads see them after
- * a barrier behind that. */
+/* 16 bytes from global to shared memory, on their way until this thread waits for its copies; other threads see them
+ * after a barrier behind that. */
 static __device__ __forceinline__ void gai_copy_async(__nv_bfloat16 *to, const __nv_bfloat16 *from) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
@@ -1297,8 +1300,8 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     gai_store<4>(to + ((head * 2 + blockIdx.y) * padded + row) * width + column, x);
 }
 
-/* A tile (ROWS, D) on its way to shared memory, while others are computed with. A row there takes an odd number of 16-byte
- * units: the eight rows that ldmatrix reads at a time then lie in different banks. */
+/* A tile (ROWS, D) on its way to shared memory, while others are computed with. A row there takes an odd number of
+ * 16-byte units: the eight rows that ldmatrix reads at a time then lie in different banks. */
 template <int ROWS, int D>
 static __device__ __forceinline__ void gai_flash_fetch(__nv_bfloat16 *to, const __nv_bfloat16 *from) {
     constexpr int STEP = GAI_FLASH_THREADS * 8 / D; /* rows at a time */
@@ -1344,7 +1347,8 @@ static __device__ __forceinline__ void gai_flash_operands(uint32_t (&a)[M][4], c
     for (int m = 0; m < M; m++) gai_flash_operand<STRIDE>(a[m], tile + m * 16 * STRIDE);
 }
 
-/* c (16 M, 8 N) += a (16 M, 16) b^T with b (8 N, 16) at the upper left of a tile: what is read of b serves M products. */
+/* c (16 M, 8 N) += a (16 M, 16) b^T with b (8 N, 16) at the upper left of a tile: what is read of b serves M
+ * products. */
 template <int STRIDE, int M, int N>
 static __device__ __forceinline__ void gai_flash_rows(float (&c)[M][N][4], const uint32_t (&a)[M][4],
                                                       const __nv_bfloat16 *b) {
@@ -1419,8 +1423,8 @@ static __device__ __forceinline__ float gai_row_sum(float x) {
     return x + __shfl_xor_sync(GAI_WARP, x, 2);
 }
 
-/* Scores of one tile to exp(s - top), with what has been summed before scaled to the new top. Powers of two, so that the
- * factor of exp2 and of 1 / sqrt(D) is one. top, sum: of the rows g and g + 8; sum is this lane's part of it. */
+/* Scores of one tile to exp(s - top), with what has been summed before scaled to the new top. Powers of two, so that
+ * the factor of exp2 and of 1 / sqrt(D) is one. top, sum: of the rows g and g + 8; sum is this lane's part of it. */
 template <int N, int M>
 static __device__ __forceinline__ void gai_flash_softmax(float (&s)[N][4], float (&y)[M][4], float (&top)[2],
                                                          float (&sum)[2], float factor) {
@@ -1441,7 +1445,8 @@ static __device__ __forceinline__ void gai_flash_softmax(float (&s)[N][4], float
     }
 }
 
-/* Scores of keys that lie after their query become -infinity. first: key of column 0 less query of row 0 of this warp. */
+/* Scores of keys that lie after their query become -infinity. first: key of column 0 less query of row 0 of this
+ * warp. */
 template <int N>
 static __device__ __forceinline__ void gai_flash_mask(float (&s)[N][4], int first) {
     int lane = threadIdx.x & 31, after = first + lane % 4 * 2 - lane / 4;
@@ -1453,8 +1458,9 @@ static __device__ __forceinline__ void gai_flash_mask(float (&s)[N][4], int firs
             if (after + 8 * n + (i & 1) - 8 * (i >> 1) > 0) s[n][i] = -INFINITY;
 }
 
-/* See ga_sdpa_forward. One block for 64 M queries of a head, 16 M for each warp; those with the most keys start first. kv: k
- * and v as gai_k_flash_round leaves them. While a block computes with one stage of keys, the next is on its way. */
+/* See ga_sdpa_forward. One block for 64 M queries of a head, 16 M for each warp; those with the most keys start first.
+ * kv: k and v as gai_k_flash_round leaves them. While a block computes with one stage of keys, the next is on its
+ * way. */
 template <int D, int M>
 static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     gai_k_flash_forward(float *y, float *lse, const float *q, const __nv_bfloat16 *kv, const float *sink, int heads,
@@ -1522,8 +1528,8 @@ static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     }
 }
 
-/* dq of ga_sdpa_backward; delta_i = dy_i . y_i. One block for 64 queries of a head. q_dy, kv: as gai_k_flash_round leaves
- * them. */
+/* dq of ga_sdpa_backward; delta_i = dy_i . y_i. One block for 64 queries of a head. q_dy, kv: as gai_k_flash_round
+ * leaves them. */
 template <int D>
 static __global__ void __launch_bounds__(GAI_FLASH_THREADS, 2)
     gai_k_flash_backward_q(float *dq, const float *lse, const float *delta, const __nv_bfloat16 *q_dy,
@@ -1676,8 +1682,8 @@ static __device__ __forceinline__ void gai_plain_multiply(float (&c)[4][4], cons
     }
 }
 
-/* Columns [d, d + 32) of 64 rows, transposed; what does not exist is zero. A warp takes 4 rows of 8 columns: whole sectors,
- * and 32 banks. */
+/* Columns [d, d + 32) of 64 rows, transposed; what does not exist is zero. A warp takes 4 rows of 8 columns: whole
+ * sectors, and 32 banks. */
 static __device__ void gai_plain_read_transposed(float (*to)[GAI_PLAIN_PITCH], const float *from, size_t stride,
                                                  int rows, int d, int D) {
     int column = threadIdx.x / 32 % 4 * 8 + threadIdx.x % 8, row = threadIdx.x / 128 * 4 + threadIdx.x / 8 % 4;
@@ -1922,7 +1928,8 @@ static __global__ void __launch_bounds__(256)
     dk[at] = sum_k, dv[at] = sum_v;
 }
 
-/* log P_ij of a head by a warp, for all its lanes; q and k as the forward pass read them, so that P is that of its lse. */
+/* log P_ij of a head by a warp, for all its lanes; q and k as the forward pass read them, so that P is that of its
+ * lse. */
 static __device__ __forceinline__ float gai_log_p(const float *qi, const float *kj, float lse, bool bf16,
                                                   const gai_attention &n) {
     float sum = 0;
@@ -2049,7 +2056,8 @@ static void gai_cudnn_tell(gai_cuda *d, gai_fe::error_t e) {
         snprintf(d->name + n, sizeof d->name - n, ", own attention (cuDNN: %.120s)", e.get_message().c_str());
 }
 
-/* Plans a shape, if it is new and cuDNN takes it. Returns the scratch that it needs: 0 where the kernels above serve. */
+/* Plans a shape, if it is new and cuDNN takes it. Returns the scratch that it needs: 0 where the kernels above
+ * serve. */
 static size_t gai_cudnn_prepare(gai_cuda *d, const ga_shape &n, bool backward) {
     if (!d->cudnn || !d->bf16 || n.D > 128 || n.D % 8 != 0) return 0;
     gai_cudnn_plan *plan = gai_cudnn_find(d, n, backward);
@@ -2202,8 +2210,8 @@ static bool gai_allow_shared(gai_cuda *d, const void *kernel, size_t bytes) {
            GAI_CUDA(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 }
 
-/* On tensor cores. A block takes 128 queries where its registers have room for them, and that leaves two blocks for each
- * multiprocessor: what it reads of keys and values then serves twice as many products. */
+/* On tensor cores. A block takes 128 queries where its registers have room for them, and that leaves two blocks for
+ * each multiprocessor: what it reads of keys and values then serves twice as many products. */
 static void gai_flash_forward(gai_cuda *d, float *y, float *lse, const float *q, const float *k, const float *v,
                               const float *sink, ga_shape n) {
     int heads = (int)(n.B * n.HQ);
@@ -2490,7 +2498,8 @@ static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
             g.activation == GA_RMSNORM ? r * (dh[d] - r * r * yh[d] * mean) : dh[d] * gai_k_derivative(yh[d], GA_SILU);
 }
 
-/* Gates that are parameters: the same logits for every row. Part blockIdx.y of the rows; a thread for each value of Y. */
+/* Gates that are parameters: the same logits for every row. Part blockIdx.y of the rows; a thread for each value of
+ * Y. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     gai_k_gate_free_backward(float *dy, size_t dy_stride, float *parts, const float *d_o, const float *y,
                              size_t y_stride, const float *s, size_t N, ga_gate g) {
@@ -2744,8 +2753,8 @@ static void gai_cuda_route_backward(void *state, float *d_logits, const float *d
                r.normalize, balance_scale, z_scale);
 }
 
-/* A block for each expert looks at every slot. First it counts its own, offsets[e + 1]; then, when those are sums, it puts
- * them into its rows, in their order: the place of a slot is the number of own slots before it. */
+/* A block for each expert looks at every slot. First it counts its own, offsets[e + 1]; then, when those are sums, it
+ * puts them into its rows, in their order: the place of a slot is the number of own slots before it. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS)
     gai_k_route_rows(int32_t *rows, int32_t *slots, int32_t *offsets, const int32_t *experts, size_t R, bool count) {
     GAI_SHARED(int, found, [GAI_CUDA_THREADS / 32]);
@@ -3033,8 +3042,8 @@ static __device__ __forceinline__ bool gai_find_tile(size_t tile, const int32_t 
     return true;
 }
 
-/* y (R, O) = x (R, I) w_e^T with w (O, I); `turned`: x w_e with w (I, O), for the gradient of the rows. How many tiles there
- * are only the offsets say: a block takes every gridDim-th. */
+/* y (R, O) = x (R, I) w_e^T with w (O, I); `turned`: x w_e with w (I, O), for the gradient of the rows. How many tiles
+ * there are only the offsets say: a block takes every gridDim-th. */
 template <class TILE>
 static __global__ void __launch_bounds__(GAI_TILE_THREADS)
     gai_k_grouped_rows(float *y, const float *x, const float *w, size_t w_stride, const int32_t *offsets, int E,
@@ -3165,8 +3174,8 @@ static void gai_cuda_switch_backward(void *state, float *dx, float *ds, const fl
 
 /* ---- output head and cross-entropy ------------------------------------------------------------------------------- */
 
-/* A block for each row: the loss, and unless `gradients` is NULL scale (softmax - onehot), which may be written over the
- * logits. The first pass keeps a running maximum, so that there are two passes, the second from the cache. */
+/* A block for each row: the loss, and unless `gradients` is NULL scale (softmax - onehot), which may be written over
+ * the logits. The first pass keeps a running maximum, so that there are two passes, the second from the cache. */
 template <int VEC, class GRADIENT>
 static __device__ __forceinline__ void gai_cross_entropy_row(float *losses, GRADIENT *gradients, const float *logits,
                                                              const int32_t *targets, size_t V, const float *worth) {
@@ -3351,8 +3360,8 @@ static void gai_cuda_sum_of_squares(void *state, double *sum, const float *x, si
 
 /* ---- analysis ---------------------------------------------------------------------------------------------------- */
 
-/* *top becomes the larger of itself and a float without its sign. Without it a number's bits grow with its value, and NaN
- * stands above all: an integer maximum, the same in any order. */
+/* *top becomes the larger of itself and a float without its sign. Without it a number's bits grow with its value, and
+ * NaN stands above all: an integer maximum, the same in any order. */
 static __device__ __forceinline__ void gai_keep_largest(double *top, unsigned bits) {
     double value = (double)__uint_as_float(bits);
     unsigned long long wide;
@@ -3450,9 +3459,9 @@ static __device__ __forceinline__ float gai_one_score(const float *s, size_t j, 
 
 enum { GAI_CUDA_SUMS = sizeof(ga_gate_sums) / sizeof(double) };
 
-/* Of head blockIdx.y, `values` scores in each row. A thread takes every score whose number is its own plus a multiple of
- * the threads. Counts are integers, in any order; sums go from thread to thread of a block, then by gai_k_add_statistics
- * from block to block, in order. */
+/* Of head blockIdx.y, `values` scores in each row. A thread takes every score whose number is its own plus a multiple
+ * of the threads. Counts are integers, in any order; sums go from thread to thread of a block, then by
+ * gai_k_add_statistics from block to block, in order. */
 static __global__ void __launch_bounds__(GAI_CUDA_THREADS, 1) /* 1: else ptxas saves registers, and spills */
     gai_k_gate_statistics(ga_gate_sums *parts, const float *s, size_t s_stride, size_t N, size_t values, ga_gate g) {
     GAI_SHARED(unsigned, counts, [GA_BINS + 2]);
@@ -3551,7 +3560,8 @@ static void gai_cuda_magnitude_statistics(void *state, ga_magnitude_sums *sums, 
     GAI_LAUNCH(d, gai_k_add_doubles, 1, 32, 0, (double *)sums, (const double *)parts, blocks, FIELDS);
 }
 
-/* |x|'s bits above, the column's distance from the end below: the maximum is the largest, and of equal ones the first. */
+/* |x|'s bits above, the column's distance from the end below: the maximum is the largest, and of equal ones the
+ * first. */
 static __device__ __forceinline__ unsigned long long gai_max_key(float x, size_t c) {
     unsigned bits = __float_as_uint(x) & 0x7fffffffu;
     if (bits > 0x7f800000u) bits = 0x7fc00000u; /* every NaN is the same */
@@ -3749,9 +3759,9 @@ enum {
     GAI_RANKS_PATIENCE = 10     /* most seconds that the end waits for a communicator that is aborted */
 };
 
-/* An exchange runs on a stream of its own, after what the device's stream had been given before; the device's stream waits
- * for it when it is told to. A second thread looks after the other ranks: only it can end an exchange that would never end,
- * since this one may stand in any call that waits for the GPU. */
+/* An exchange runs on a stream of its own, after what the device's stream had been given before; the device's stream
+ * waits for it when it is told to. A second thread looks after the other ranks: only it can end an exchange that would
+ * never end, since this one may stand in any call that waits for the GPU. */
 struct gai_cuda_ranks {
     gai_cuda *device;
     ga_cuda_ranks_settings settings;
@@ -3837,8 +3847,8 @@ static const char *gai_ranks_trouble(gai_cuda_ranks *r, gai_ranks_clock *clock, 
     return gai_ranks_late(r, clock) ? "the other ranks do not answer" : NULL;
 }
 
-/* The second thread. It ends the exchanges where there is trouble, so that the GPU comes to the end of its streams. Where a
- * rank has been killed, ncclCommAbort may itself wait for ever: it runs without the lock. */
+/* The second thread. It ends the exchanges where there is trouble, so that the GPU comes to the end of its streams.
+ * Where a rank has been killed, ncclCommAbort may itself wait for ever: it runs without the lock. */
 static void *gai_ranks_watch(void *state) {
     gai_cuda_ranks *r = (gai_cuda_ranks *)state;
     ga_error e = {GA_OK, ""};
@@ -3860,7 +3870,8 @@ static void *gai_ranks_watch(void *state) {
     return NULL;
 }
 
-/* Before a call of NCCL: nobody takes the communicator away until gai_nccl_leave. False: something has failed before. */
+/* Before a call of NCCL: nobody takes the communicator away until gai_nccl_leave. False: something has failed
+ * before. */
 static bool gai_nccl_enter(gai_cuda_ranks *r) {
     pthread_mutex_lock(&r->lock);
     if (r->device->error.result == GA_OK) r->device->error = r->failure;
@@ -3869,8 +3880,8 @@ static bool gai_nccl_enter(gai_cuda_ranks *r) {
     return false;
 }
 
-/* After it: the communicator does not block, so that a call may go on after it has returned, of some versions also after it
- * has returned ncclSuccess. It is over when the communicator's state says so. */
+/* After it: the communicator does not block, so that a call may go on after it has returned, of some versions also
+ * after it has returned ncclSuccess. It is over when the communicator's state says so. */
 static bool gai_nccl_leave(gai_cuda_ranks *r, ncclResult_t result, const char *file, int line, const char *call) {
     double deadline = gai_seconds() + r->settings.timeout;
     if (result == ncclSuccess && r->comm) result = gai_nccl_state(r);
@@ -3965,8 +3976,8 @@ static ncclResult_t gai_nccl_swap(const gai_cuda_ranks *r, __nv_bfloat16 *in, co
     return gai_nccl_noted(result) ? end : result;
 }
 
-/* A slice of every part at a time. The sums stay in float32, as those of ncclReduceScatter in bfloat16 would not; the bytes
- * that travel are as many. */
+/* A slice of every part at a time. The sums stay in float32, as those of ncclReduceScatter in bfloat16 would not; the
+ * bytes that travel are as many. */
 static void gai_ranks_reduce_scatter_bf16(gai_cuda_ranks *r, float *x, size_t per_rank) {
     gai_cuda *d = r->device;
     size_t rank = r->settings.rank, count = r->settings.count, most = GAI_RANKS_HALVES / count / 4 * 4;
@@ -4225,7 +4236,8 @@ static size_t gai_cuda_free_bytes(void *state) {
     return available > GAI_CUDA_DRIVER ? available - GAI_CUDA_DRIVER : 0;
 }
 
-/* Whether there are GPUs, and how many. A driver that is older than the toolkit is the usual reason why there are none. */
+/* Whether there are GPUs, and how many. A driver that is older than the toolkit is the usual reason why there are
+ * none. */
 static bool gai_cuda_count(gai_cuda *d, int *count) {
     int knows = 0, wants = 0;
     char word[160] = "there is no NVIDIA driver";
@@ -4243,8 +4255,8 @@ static bool gai_cuda_count(gai_cuda *d, int *count) {
     return false;
 }
 
-/* Whether kernels were compiled for this GPU, or such that the driver can compile them on. From those for 7.5 it makes some
- * that run on any later GPU, and compute nothing on tensor cores. */
+/* Whether kernels were compiled for this GPU, or such that the driver can compile them on. From those for 7.5 it makes
+ * some that run on any later GPU, and compute nothing on tensor cores. */
 static bool gai_cuda_has_kernels(gai_cuda *d) {
     cudaFuncAttributes kernel;
     cudaError_t e = cudaFuncGetAttributes(&kernel, (const void *)gai_k_add_parts);

@@ -3,14 +3,14 @@
  * connections goes what rank 0 tells the others (NCCL's unique id at first), and each rank learns by them when another
  * one has ended.
  *
- *     rendezvous_place place;                                       // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
+ *     rendezvous_place place;                             // RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
  *     if (!rendezvous_find(&place, &e)) puts(e.text);
- *     if (place.count == 0) ...                                     // none of them is set
+ *     if (place.count == 0) ...                           // none of them is set
  *     rendezvous r;
  *     if (!rendezvous_open(&r, &place, &e)) puts(e.text);
  *     if (!rendezvous_share(&r, bytes, sizeof bytes, &e)) puts(e.text);   // rank 0's, however long it takes
- *     if (!rendezvous_all_alive(&r, &e)) puts(e.text);              // also from another thread
- *     rendezvous_close(&r, true);                                   // true: this rank is done; false: it has failed
+ *     if (!rendezvous_all_alive(&r, &e)) puts(e.text);    // also from another thread
+ *     rendezvous_close(&r, true);                         // true: this rank is done; false: it has failed
  *
  * The names are those that torchrun sets; where its agent has taken the port for itself, the next one is used.
  * RANKS_TIMEOUT is how many seconds ranks wait for each other (600) to come together and to exchange; but what rank
@@ -60,7 +60,7 @@ typedef struct {
     ga_error ended;       /* why it is all over, for both of them */
 } rendezvous;
 
-/* ---- the environment ---------------------------------------------------------------------------------------------- */
+/* ---- the environment --------------------------------------------------------------------------------------------- */
 
 /* A number below `limit` from the environment; false: it is none. */
 static bool rendezvous_number(const char *name, size_t limit, size_t *value, ga_error *e) {
@@ -109,7 +109,7 @@ static bool rendezvous_find(rendezvous_place *p, ga_error *e) {
     return true;
 }
 
-/* ---- messages ----------------------------------------------------------------------------------------------------- */
+/* ---- messages ---------------------------------------------------------------------------------------------------- */
 
 enum {
     RENDEZVOUS_HELLO,
@@ -189,7 +189,7 @@ static bool rendezvous_end_all(rendezvous *r, uint32_t what, size_t a, size_t b,
     return rendezvous_explain(&m, e);
 }
 
-/* ---- coming together ---------------------------------------------------------------------------------------------- */
+/* ---- coming together --------------------------------------------------------------------------------------------- */
 
 static void rendezvous_close(rendezvous *r, bool done) {
     for (size_t i = 0; i < r->n_peers; i++) {
@@ -400,7 +400,7 @@ static bool rendezvous_open(rendezvous *r, const rendezvous_place *place, ga_err
     return true;
 }
 
-/* ---- afterwards --------------------------------------------------------------------------------------------------- */
+/* ---- afterwards -------------------------------------------------------------------------------------------------- */
 
 /* What the other end of connection i has said and nobody has heard; a word stays there for whom it is meant. False: a
  * rank has ended before it was done. */

@@ -3,11 +3,12 @@
     python limits.py CONFIG.cfg [key=value ...] [--tflops X --bandwidth Y | --measure] [--speed TOKENS_PER_S]
 
 Counts for one token: FLOPs of forward and backward pass, and bytes to and from memory when every array is read or written
-once by each operator that needs it (float32; operands of products and of attention also as bfloat16; norms, gate and SwiGLU
-run once more in the backward pass, since their results are not kept). What norms, gate and SwiGLU make is rounded as it is
-made, so that products do not read it as float32. The weights' own traffic is shared by the tokens of a micro-batch or step. An operator
-takes at least max(FLOPs / X, bytes / Y); the sum over operators limits tokens/s. --measure takes X from a large bfloat16
-product and Y from a copy on the GPU that is here (needs PyTorch). --speed says what share of the limits a run reached.
+once by each operator that needs it (float32; operands of products and of attention also as bfloat16; norms, gate and
+SwiGLU run once more in the backward pass, since their results are not kept). What norms, gate and SwiGLU make is rounded
+as it is made, so that products do not read it as float32. The weights' own traffic is shared by the tokens of a
+micro-batch or step. An operator takes at least max(FLOPs / X, bytes / Y); the sum over operators limits tokens/s.
+--measure takes X from a large bfloat16 product and Y from a copy on the GPU that is here (needs PyTorch). --speed says
+what share of the limits a run reached.
 """
 import argparse
 import pathlib
