@@ -38,7 +38,7 @@
  *     G   gate logits of one position      Z   HQ*D + G + 2*HK*D, one row of [query | gate | key | value]; with
  *                                              switch heads one row of [query | gate | routers | keys | values]
  *     E   experts of an FFN, 0: dense      K   experts of one position; 1 when dense
- *     S   positions of the keys: T, and in generation those before
+ *     S   positions of the keys: T, or in generation all so far
  * A shape (B, T, HQ, D) is row-major. `d` before a name is the gradient of the loss with respect to it.
  *
  * INDEX of the paper: where each equation, table and figure is.
@@ -73,7 +73,8 @@
  *     a gate that reads few channels                 key gate_input_dims; ga_linear_channels_forward
  *
  * SECTIONS. First the declarations: results, configuration, operators, ranks, device, tensors, model, analysis,
- * generation, checkpoints. Below "==== implementation", each under a heading of these words:
+ * generation, checkpoints. Below "==== implementation", behind helpers and matrix products, each under a heading of
+ * these words:
  *     2.1: softmax attention                 outputs, residual stream, loss       the model
  *     2.2: the gate                          optimiser operators                  optimiser and schedule
  *     the rest of the block                  4.2, 4.3: operators of the analysis  analysis: 4.2, 4.3, A.3 to A.5
@@ -273,7 +274,7 @@ GA_API bool ga_config_get(const ga_config *c, const char *key, char *text, size_
 /* Reads `key = value` lines; # opens a comment. Errors name file, line and key. A key may stand once in a file, and
  * overrides what an `include = other.cfg` line (relative to the file) has set before it. */
 GA_API ga_result ga_config_load(ga_config *c, const char *path, ga_error *e);
-/* Refuses keys that contradict each other; the error names them. ga_create calls it. */
+/* Refuses members out of their range and keys that contradict each other; the error names them. ga_create calls it. */
 GA_API ga_result ga_config_check(const ga_config *c, ga_error *e);
 
 /* ---- the gate of Eq. 5, as the operators see it ------------------------------------------------------------------ */
@@ -774,9 +775,11 @@ typedef struct {
     double forward_flops, training_flops;
 } ga_summary;
 
-/* Fills in *s. GA_ERR_CONFIG as ga_config_check, or where a size is too large to be counted. */
+/* Fills in *s. GA_ERR_CONFIG as ga_config_check, or where a size is too large to be counted; GA_ERR_MEMORY where it is
+ * more than a pointer reaches. */
 GA_API ga_result ga_summarize(const ga_config *c, ga_mode mode, ga_summary *s, ga_error *e);
-/* The same for one of `ranks` processes that train the model together: each holds 1 / ranks of the moments. */
+/* The same for one of `ranks` processes that train the model together: each holds 1 / ranks of the moments.
+ * GA_ERR_INPUT: ranks is 0. */
 GA_API ga_result ga_summarize_rank(const ga_config *c, ga_mode mode, size_t ranks, ga_summary *s, ga_error *e);
 
 /* A model whose weights are drawn from config.seed. Each tensor has a random stream of its own, by its name: models
@@ -798,10 +801,10 @@ typedef struct ga_observer ga_observer;
  * token and target is below V. */
 GA_API ga_result ga_forward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                             const ga_observer *observer, double *loss, ga_error *e);
-/* The same, and adds scale * d loss / d weights to m->gradients; `scale` is 1 / n for the mean over the n micro-batches
- * of a step. With experts the routers' two losses (section 3.1 below) are part of that loss, but not of *loss; they
- * count over all micro-batches since ga_update. With loss NULL it does not wait for a device that works in the
- * background. With ranks all call it equally often: micro-batch k of a step is computed by rank k mod count. */
+/* The same, with targets, and adds scale * d loss / d weights to m->gradients; `scale` is 1 / n for the mean over the n
+ * micro-batches of a step. With experts the routers' two losses (section 3.1 below) are part of that loss, but not of
+ * *loss; they count over all micro-batches since ga_update. With loss NULL it does not wait for a device that works in
+ * the background. With ranks all call it equally often: micro-batch k of a step is computed by rank k mod count. */
 GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const int32_t *targets, size_t B, size_t T,
                                      double scale, const ga_observer *observer, double *loss, ga_error *e);
 /* The sum of scale * loss over the calls of ga_forward_backward since ga_update, on all ranks. Waits for the device. */
@@ -823,7 +826,8 @@ GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logi
 /* Learning rate of step s (from 0) of `steps`: linear warm-up, then a cosine to min_lr. */
 GA_API double ga_learning_rate(const ga_config *c, uint64_t step, uint64_t steps);
 /* Clips the gradients to the global norm grad_clip, takes one AdamW step and clears the gradients; *norm (or NULL) is
- * their norm before clipping. GA_ERR_DIVERGED when it is not finite: weights and gradients stay as they are. */
+ * their norm before clipping. GA_ERR_DIVERGED when it is not finite: weights stay as they are, and without ranks so do
+ * gradients. */
 GA_API ga_result ga_update(ga_model *m, double learning_rate, double *norm, ga_error *e);
 /* GA_ERR_DIVERGED where a weight is not finite; waits for the device. */
 GA_API ga_result ga_check_weights(ga_model *m, ga_error *e);
@@ -885,7 +889,7 @@ GA_API double ga_gate_max(const ga_statistics *s, size_t layer);
 GA_API double ga_gate_below(const ga_statistics *s, size_t layer, double bound); /* bound 0.1 or 0.5, else NaN */
 GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double shares[GA_BINS]); /* Fig. 3; sums to 1 */
 /* Of a mixture of experts, else NaN: the positions sent to an expert; these over the mean of the experts; the largest
- * such ratio of a layer; the share of the experts without a position. */
+ * such ratio of a layer; the share of the experts without a position. For GA_ALL the mean of each over the layers. */
 GA_API double ga_expert_rows(const ga_statistics *s, size_t layer, size_t expert);
 GA_API double ga_expert_load(const ga_statistics *s, size_t layer, size_t expert);
 GA_API double ga_expert_max_load(const ga_statistics *s, size_t layer);
@@ -912,7 +916,7 @@ GA_API double ga_output_magnitude(const ga_statistics *s, ga_stage stage, size_t
 GA_API double ga_output_below(const ga_statistics *s, ga_stage stage, size_t layer, double bound);
 
 /* A.4, Fig. 6: what attention and FFN add to the residual stream, after gate, clip and sandwich norm, and the stream
- * after each. The largest absolute value, and where it was; by position; by dimension. */
+ * after each. The largest absolute value, and where it was; by position and by dimension, of one layer. */
 typedef enum { GA_ATTENTION_OUTPUT, GA_ATTENTION_RESIDUAL, GA_FFN_OUTPUT, GA_FFN_RESIDUAL, GA_STREAMS } ga_stream;
 
 GA_API ga_peak ga_activation_peak(const ga_statistics *s, ga_stream stream, size_t layer);
@@ -1048,7 +1052,8 @@ typedef struct {
     uint64_t values[GA_STORED_TYPES];
 } ga_inventory;
 
-/* Reads no weights, but checks everything else that ga_load does, and sets the model's keys of *c. */
+/* Sets the model's keys of *c, and checks the files as ga_load does, but reads no weights: only an lm_head that stands
+ * beside tied embeddings, which must equal them. */
 GA_API ga_result ga_inspect(const char *directory, ga_config *c, ga_inventory *inventory, ga_error *e);
 
 #ifdef __cplusplus
@@ -1221,7 +1226,8 @@ GAI_FN double gai_seconds(void) {
 #define GAI_EXACT_FLOAT (FLT_EVAL_METHOD == 0 || FLT_EVAL_METHOD == 16)
 
 /* strtod and snprintf follow the locale of the program that uses this header, whose decimal point may be a comma. Files
- * have a dot, everywhere. */
+ * have a dot, everywhere. *end is what follows the number, as strtod has it; one of more than 496 characters is cut, so
+ * that *end stands inside it. */
 GAI_FN double gai_real_of(const char *text, char **end) {
     const char *point = localeconv()->decimal_point;
     char local[GA_TEXT];
@@ -1556,7 +1562,7 @@ GAI_FN ga_result gai_config_file(ga_config *c, gai_config_place at, ga_error *e)
     FILE *f = fopen(at.path, "rb");
     if (!f) return gai_fail(e, GA_ERR_FILE, "%s: %s", at.path, strerror(errno));
     bool seen[GAI_KEY_COUNT] = {false};
-    char line[GA_TEXT + 256];
+    char line[GA_TEXT + 256] = "";
     ga_result result = GA_OK;
     ga_error inner = {GA_OK, ""};
     for (size_t number = 1; result == GA_OK && gai_config_read_line(f, line, sizeof line, &result, &inner); number++) {
@@ -1648,7 +1654,25 @@ GAI_FN ga_result gai_check_switch(const ga_config *c, ga_error *e) {
     return GA_OK;
 }
 
+/* ga_config_set takes nothing else, but a program may write to the members. */
+GAI_FN ga_result gai_check_ranges(const ga_config *c, ga_error *e) {
+    for (const gai_key *k = gai_keys(); k < gai_keys() + GAI_KEY_COUNT; k++) {
+        const void *at = (const char *)c + k->offset;
+        double x = k->lowest;
+        if (k->kind == GAI_SIZE) x = (double)*(const size_t *)at;
+        if (k->kind == GAI_INTEGER) x = (double)*(const long *)at;
+        if (k->kind == GAI_REAL) x = *(const double *)at;
+        if (k->kind == GAI_CHOICE) x = (double)*(const int *)at;
+        if (!(x >= k->lowest && x <= k->highest))
+            return gai_fail(e, GA_ERR_CONFIG, "%s: %.10g is out of range, %.10g to %.10g", k->name, x, k->lowest,
+                            k->highest);
+    }
+    return GA_OK;
+}
+
 GA_API ga_result ga_config_check(const ga_config *c, ga_error *e) {
+    ga_result result = gai_check_ranges(c, e);
+    if (result != GA_OK) return result;
     if (c->n_heads % c->n_kv_heads != 0)
         return gai_fail(e, GA_ERR_CONFIG, "n_heads=%zu is not a multiple of n_kv_heads=%zu", c->n_heads, c->n_kv_heads);
     if (c->head_dim % 2 != 0)
@@ -1667,7 +1691,7 @@ GA_API ga_result ga_config_check(const ga_config *c, ga_error *e) {
             e, GA_ERR_CONFIG,
             "experts_per_token=1 with normalize_top_k=1: the weight is always 1, and the router learns nothing "
             "from the loss");
-    ga_result result = gai_check_rope(c, e);
+    result = gai_check_rope(c, e);
     if (result == GA_OK) result = gai_check_switch(c, e);
     return result == GA_OK ? gai_check_gate(c, e) : result;
 }
@@ -3134,8 +3158,8 @@ GA_API void ga_gate_statistics(ga_gate_sums *sums, const ga_real *s, size_t s_st
             }
 }
 
-/* A row of scores in a tile, of which the query sees `visible` keys: adds P_j to columns_j, -sum_j P_j log
- * P_j to *entropy. */
+/* A row of scores in a tile, of which the query sees `visible` keys: adds P_j to columns_j, and -sum_j P_j log P_j to
+ * *entropy. */
 GAI_INLINE void gai_row_statistics(ga_real *columns, double *entropy, ga_real *s, ga_real lse, size_t visible) {
     ga_real p[GAI_TILE], part[16] = {0};
     for (size_t j = 0; j < GAI_TILE; j++) { /* all, so that it becomes vector code; what is not seen is cleared */
@@ -3416,8 +3440,8 @@ GAI_FN void gai_name_tensor(ga_tensor *t, bool ffn, const char *name) {
         snprintf(t->name, sizeof t->name, "model.layers.%zu.mlp.experts.%zu.%s", t->layer, t->expert, name);
 }
 
-/* Sizes of models and of their parts are counted in uint64_t before they are taken: they may be more than a size_t of
- * 32 bits holds, which ga_summarize_rank and gai_statistics_create then refuse. */
+/* Sizes of models and of their parts are counted in uint64_t before memory is asked for: they may be more than a size_t
+ * of 32 bits holds, which ga_summarize_rank and gai_statistics_create then refuse. */
 
 typedef enum { GAI_FIRST, GAI_LAYER, GAI_FFN, GAI_LAST } gai_scope;
 
@@ -3639,20 +3663,20 @@ GA_API ga_result ga_summarize_rank(const ga_config *c, ga_mode mode, size_t rank
     if (result != GA_OK) return result;
     if (ranks == 0) return gai_fail(e, GA_ERR_INPUT, "a model is trained by one rank at least");
     ga_sizes z = ga_sizes_of(c);
-    double logits = (double)c->vocab_size, rows = (double)c->batch_size * (double)c->max_seq_len;
+    double rows = (double)c->batch_size * (double)c->max_seq_len;
     double widest = (double)(z.K * (2 * z.F + 2 * z.C) + z.E + z.Z + 8 * z.C + 4 * z.HQ * z.D);
     if (z.E > 0 && rows * (double)z.K > (double)INT32_MAX)
         return gai_fail(e, GA_ERR_CONFIG, "batch_size * max_seq_len * experts_per_token = %.0f rows are too many",
                         rows * (double)z.K);
-    if (rows * widest * (double)(z.L + 4) > 1e15 || logits * (double)z.C * (double)sizeof(ga_real) > 1e15)
+    if (rows * widest * (double)(z.L + 4) > 1e15)
         return gai_fail(e, GA_ERR_CONFIG, "batch_size * max_seq_len = %.0f positions of this model are too many", rows);
     uint64_t parameters, weights = gai_block_values(c, mode, ranks) * sizeof(ga_real),
                          activations = gai_activation_bytes(c, mode) + gai_routed_bytes(c, mode, ranks);
     gai_list_tensors(c, NULL, &parameters);
     double total = (double)weights * (mode == GA_TRAINING ? 2 + 2 / (double)ranks : 1) + (double)activations;
     if (total >= (double)SIZE_MAX || parameters > SIZE_MAX)
-        return gai_fail(e, GA_ERR_MEMORY, "the model takes %.1f GB, more than a pointer of %d bits reaches",
-                        total / 1e9, (int)sizeof(void *) * CHAR_BIT);
+        return gai_fail(e, GA_ERR_MEMORY, "the model takes %.1f GB for %.3g parameters, more than %d bits can count",
+                        total / 1e9, (double)parameters, (int)sizeof(void *) * CHAR_BIT);
     memset(s, 0, sizeof *s);
     s->parameters = (size_t)parameters;
     s->embedding_parameters = z.V * z.C * (c->tied_embeddings ? 1 : 2);
@@ -3868,7 +3892,7 @@ GAI_FN ga_result gai_check_memory(const ga_device *d, const ga_config *c, ga_mod
     double have = d->free_bytes ? (double)d->free_bytes(d->state) : INFINITY, need = gai_needed_bytes(d, c, mode);
     if (need <= have) return GA_OK;
     ga_config less = *c;
-    char advice[128] = "; no batch_size and recompute make it fit";
+    char advice[128] = "; no smaller batch_size, nor recompute=1, makes it fit";
     if (gai_make_fit(d, &less, mode, have))
         snprintf(advice, sizeof advice, "; batch_size=%zu recompute=%d takes %.1f MB", less.batch_size, less.recompute,
                  gai_needed_bytes(d, &less, mode) / 1e6);
@@ -4636,7 +4660,7 @@ GAI_FN void gai_forward_layers(ga_model *m, const ga_observer *observer, bool co
             gai_observe_statistics(m, observer->statistics, a, &w, gai_no_past(a), gai_next_x(m, l), l, m->B, m->T);
         for (size_t i = 0; i < observer->n_maps; i++)
             if (observer->maps[i].layer == l && observer->maps[i].T == m->T)
-                gai_observe_map(m, &observer->maps[i], &m->layers[l], m->B, m->T);
+                gai_observe_map(m, &observer->maps[i], a, m->B, m->T);
     }
     if (observer && observer->statistics) observer->statistics->rows += (double)N;
     GAI_RUN(m, rmsnorm_forward, m->h_final, m->rstd_final, m->x_final, gai_weights(m, GA_ALL).final_norm, N, m->sizes.C,
@@ -4771,6 +4795,7 @@ GA_API ga_result ga_forward_backward(ga_model *m, const int32_t *tokens, const i
                                      double scale, const ga_observer *observer, double *loss, ga_error *e) {
     if (m->mode != GA_TRAINING)
         return gai_fail(e, GA_ERR_INPUT, "the model was made for inference: it holds no gradients");
+    if (!targets) return gai_fail(e, GA_ERR_INPUT, "a backward pass needs targets");
     ga_result result = gai_take_batch(m, tokens, targets, B, T, e);
     if (result != GA_OK) return result;
     if (m->begun > 0)
@@ -4802,7 +4827,8 @@ GA_API ga_result ga_batch_loss(ga_model *m, double *loss, ga_error *e) {
 GA_API ga_result ga_logits(ga_model *m, size_t first, size_t rows, ga_real *logits, ga_error *e) {
     size_t N = m->B * m->T, V = m->sizes.V;
     if (first > N || rows > N - first)
-        return gai_fail(e, GA_ERR_INPUT, "rows %zu to %zu of %zu", first, first + rows, N);
+        return gai_fail(e, GA_ERR_INPUT, "logits of %zu rows from %zu on: the last forward pass had %zu rows", rows,
+                        first, N);
     gai_parameters w = gai_weights(m, GA_ALL);
     for (size_t n = 0; n < rows; n += GA_HEAD_ROWS) {
         size_t count = gai_min(GA_HEAD_ROWS, rows - n);
@@ -5206,7 +5232,11 @@ GA_API void ga_gate_histogram(const ga_statistics *s, size_t layer, double share
 }
 
 GA_API double ga_expert_rows(const ga_statistics *s, size_t layer, size_t expert) {
-    return expert < s->E ? gai_fetch(s)->expert_rows[layer * s->E + expert] : (double)NAN;
+    if (expert >= s->E) return (double)NAN;
+    gai_range layers = gai_range_of(layer, s->L);
+    double rows = 0;
+    for (size_t l = layers.begin; l < layers.end; l++) rows += gai_fetch(s)->expert_rows[l * s->E + expert];
+    return rows / (double)(layers.end - layers.begin);
 }
 
 GA_API double ga_expert_load(const ga_statistics *s, size_t layer, size_t expert) {
@@ -5668,8 +5698,8 @@ GA_API int32_t ga_sample(ga_real *logits, size_t V, ga_sampling s, uint64_t *ran
  *                 "model.norm.weight": {"dtype": "F32", "shape": [512], "data_offsets": [begin, end]}, ...}
  *     the rest    the tensors, row-major, without holes; offsets count from the end of the header
  *
- * Files may come from anywhere. Every length and offset is checked against the file's size before it is used, memory is
- * bounded by the size of the file, and time by n log n.
+ * Files may come from anywhere. Every length and offset is checked against the file's size before it is used; memory is
+ * bounded by the size of the files and of the model that config.json describes, and time by n log n.
  */
 
 enum {
@@ -6802,7 +6832,7 @@ typedef struct {
     gai_stream stream;
 } gai_reader;
 
-/* m needs to have the list of its tensors, and nothing else. *r is to be closed, also on failure. */
+/* Of m only its shape and the list of its tensors are read. *r is to be closed, also on failure. */
 GAI_FN ga_result gai_reader_open(gai_reader *r, ga_model *m, const char *directory, const char *name,
                                  const gai_contents *c, ga_error *e) {
     memset(r, 0, sizeof *r);
@@ -6926,7 +6956,7 @@ GAI_FN ga_result gai_save_tensors(ga_model *m, const char *directory, const char
 
 /* ---- config.json ------------------------------------------------------------------------------------------------- */
 
-/* X(key, our key or NULL, required) */
+/* X(key, our key or NULL, required); first those with a key of ours */
 #define GAI_HF_CONFIG(X)                                \
     X(vocab_size, "vocab_size", true)                   \
     X(hidden_size, "d_model", true)                     \

@@ -21,11 +21,15 @@
  *
  * Numbers: float32 differs from plain C only in the order of additions. With bfloat16 the operands of products are
  * rounded to nearest even (denormal values become 0); all else is float32: sums, weights, softmax, norms, losses.
+ *
  * SECTIONS: how a fast product is built; the system; products by all threads; linear maps; output head and
  * cross-entropy; attention; elementwise operators; what this machine has. Then "GAX_PASS", for which the file includes
  * itself, once for each instruction set: one text, in which GAX_V is a vector of GAX_LANES words. Packing; the kernel;
  * exponentials; rows of the elementwise operators.
  */
+#pragma push_macro("I") /* of <complex.h>; a letter here */
+#undef I
+
 #ifndef GAX_PASS
 
 #ifndef GATED_ATTENTION_X86_H
@@ -1219,7 +1223,7 @@ GA_API bool ga_device_x86_bf16(const ga_device *device) {
 
 #else /* ==== GAX_PASS: the part that follows is compiled once for each instruction set ============================= */
 
-/* Vectors of one instruction set: V of LANES words, and what is done with them. */
+/* Vectors of one instruction set: GAX_V of GAX_LANES words, and what is done with them. */
 #if GAX_PASS == 1
 #define GAX(name)        gai_avx2_##name
 #define GAX_TARGET       __attribute__((unused, target("avx2,fma")))
@@ -1837,3 +1841,5 @@ GAI_FN gai_x86_products GAX(products)(void) {
 #undef GAX_UNROLL
 #undef GAX_PASS
 #endif /* GAX_PASS */
+
+#pragma pop_macro("I")

@@ -6,26 +6,37 @@
 /* A file of safetensors with compact JSON and no escapes. */
 
 typedef struct {
-    char *header; /* JSON, ends with '\0' */
-    unsigned char *data;
-    size_t size; /* of data */
+    char *header;        /* JSON, ends with '\0' */
+    unsigned char *data; /* words of 4 bytes, F32 or I32, as this machine has them */
+    size_t size;         /* of data */
 } fixture;
+
+/* n bytes of a file, the first the lowest. */
+static inline uint64_t little_endian(const unsigned char *bytes, size_t n) {
+    uint64_t bits = 0;
+    while (n-- > 0) bits = bits << 8 | bytes[n];
+    return bits;
+}
 
 static inline fixture read_fixture(const char *path) {
     FILE *file = fopen(path, "rb");
     if (!file) fail_msg("cannot open %s", path);
-    uint64_t length;
-    assert_int_equal(fread(&length, sizeof length, 1, file), 1);
+    unsigned char prefix[8];
+    assert_int_equal(fread(prefix, sizeof prefix, 1, file), 1);
     assert_int_equal(fseek(file, 0, SEEK_END), 0);
-    size_t size = (size_t)ftell(file);
-    assert_true(length < size - sizeof length);
-    fixture f = {(char *)calloc(1, length + 1), NULL, size - sizeof length - length};
+    size_t length = (size_t)little_endian(prefix, sizeof prefix), rest = (size_t)ftell(file) - sizeof prefix;
+    assert_true(length < rest);
+    fixture f = {(char *)calloc(1, length + 1), NULL, rest - length};
     f.data = (unsigned char *)malloc(f.size);
     assert_true(f.header && f.data);
-    assert_int_equal(fseek(file, sizeof length, SEEK_SET), 0);
+    assert_int_equal(fseek(file, sizeof prefix, SEEK_SET), 0);
     assert_int_equal(fread(f.header, 1, length, file), length);
     assert_int_equal(fread(f.data, 1, f.size, file), f.size);
     fclose(file);
+    for (size_t i = 0; i + 4 <= f.size; i += 4) {
+        uint32_t word = (uint32_t)little_endian(f.data + i, 4);
+        memcpy(f.data + i, &word, sizeof word);
+    }
     return f;
 }
 

@@ -75,6 +75,8 @@ for pair in "gcc g++" "clang clang++"; do
     {
         check "$cc: C23" "$cc" -std=c2x $warnings -funsigned-char -fshort-enums -fsyntax-only header_two_units_a.c
         check "$cc: C++20" "$cxx" -std=c++20 $warnings -fsyntax-only header.cpp
+        check "$cc: with the companion, behind <complex.h>" "$cc" -std=gnu11 $warnings -DGATED_ATTENTION_IMPLEMENTATION \
+            -include complex.h -include ../gated_attention.h -fsyntax-only -x c ../gated_attention_x86.h
     }
     if "$cc" -fopenmp "$work/empty.c" -o "$work/empty" 2>/dev/null; then
         whole "$cc" "$cxx" -O3 -fopenmp

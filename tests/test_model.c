@@ -297,6 +297,31 @@ static void test_refused_combinations(void **state) {
     }
 }
 
+/* What a program writes to the members itself is held to the same ranges. */
+static void test_refused_members(void **state) {
+    (void)state;
+    ga_config c[9];
+    const char *named[] = {"n_kv_heads",   "head_dim",      "n_experts", "bos_token",  "norm_eps",
+                           "val_fraction", "gate_position", "gate_type", "max_seq_len"};
+    for (size_t i = 0; i < COUNT(c); i++) c[i] = ga_config_default();
+    c[0].n_kv_heads = 0;
+    c[1].head_dim = GA_MAX_HEAD_DIM + 2;
+    c[2].n_experts = GA_MAX_EXPERTS + 1;
+    c[3].bos_token = -2;
+    c[4].norm_eps = NAN;
+    c[5].val_fraction = 0.95;
+    c[6].gate_position = GA_G5 + 1;
+    c[7].gate_type = -1;
+    c[8].max_seq_len = SIZE_MAX;
+    for (size_t i = 0; i < COUNT(c); i++) {
+        ga_error e = {GA_OK, ""};
+        assert_null(ga_create(&c[i], NULL, GA_INFERENCE, &e));
+        assert_int_equal(e.result, GA_ERR_CONFIG);
+        if (strncmp(e.text, named[i], strlen(named[i])) != 0 || !has_line(&e, "out of range"))
+            fail_msg("not about %s: %s", named[i], e.text);
+    }
+}
+
 /* Every row of Tables 1, 3, 4 and 6, and the controls. */
 static void test_paper_combinations(void **state) {
     (void)state;
@@ -514,6 +539,8 @@ static void test_bad_input(void **state) {
     assert_int_equal(ga_forward(m, b.tokens, b.targets, 1, 0, NULL, &loss, &e), GA_ERR_INPUT);
     assert_int_equal(ga_forward(m, b.tokens, b.targets, SIZE_MAX / 2, 4, NULL, &loss, &e), GA_ERR_INPUT);
     assert_int_equal(ga_forward(m, b.tokens, b.targets, SIZE_MAX, 20, NULL, &loss, &e), GA_ERR_INPUT);
+    assert_int_equal(ga_forward_backward(m, b.tokens, NULL, 2, 20, 1, NULL, &loss, &e), GA_ERR_INPUT);
+    assert_true(has_line(&e, "targets"));
     expect_same(m->weights, before, m->n_weights, "weights after refused input");
     for (size_t i = 0; i < m->n_weights; i++) assert_true(m->gradients[i] == 0);
 
@@ -1333,6 +1360,11 @@ static void test_routing(void **state) {
             most = fmax(most, r.router_z), least = fmin(least, r.router_z), mean += r.router_z / 2;
         }
         assert_true(least > 0);
+        for (size_t i = 0; i < 5; i++) {
+            double rows = ga_expert_rows(s, 0, i) + ga_expert_rows(s, 1, i);
+            expect_near(ga_expert_rows(s, GA_ALL, i), rows / 2, 1e-12, "rows of an expert, mean over the layers");
+            expect_near(ga_expert_load(s, GA_ALL, i), rows / 2 * 5 / 70, 1e-12, "load, mean over the layers");
+        }
         expect_near(ga_routing_of(m, GA_ALL).router_z, mean, 1e-9, "z-loss of all layers");
         update(m, 1e-3);
         for (size_t i = 0; i < 10; i++) assert_true(m->expert_counts[i] == 0);
@@ -1525,6 +1557,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_values_round_trip),
         cmocka_unit_test(test_bad_values),
         cmocka_unit_test(test_refused_combinations),
+        cmocka_unit_test(test_refused_members),
         cmocka_unit_test(test_paper_combinations),
         cmocka_unit_test(test_config_file),
         cmocka_unit_test(test_bad_config_files),

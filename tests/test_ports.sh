@@ -27,6 +27,8 @@ learns() {
     timeout 60 $runner "./$name.exe" "of-$name" native >"$name.out" 2>"$name.err" || { cat "$name.out" "$name.err" && return 1; }
 }
 
+reads_here() { ./native.exe again "of-$name" >here.out || { cat here.out && return 1; }; }
+
 # port NAME RUNNER COMPILER FLAG...: RUNNER is a program, or "-" where this processor runs it itself
 port() {
     name=$1 runner=$2 compiler=$3
@@ -39,7 +41,7 @@ port() {
     check "$name: learns, saves, reads" learns
     check "$name: the same loss" agrees loss "$name.out"
     check "$name: reads what was saved here" agrees other "$name.out"
-    check "$name: what it saved is read here" sh -c "./native.exe again of-$name | tee here.out"
+    check "$name: what it saved is read here" reads_here
     check "$name: with the same loss" agrees other here.out
 }
 

@@ -1278,7 +1278,7 @@ static void test_too_small(void **unused) {
     open_device(true);
     leave_room(1000);
     assert_null(ga_create(&c, &device, GA_TRAINING, &e));
-    assert_non_null(strstr(e.text, "no batch_size and recompute make it fit"));
+    assert_non_null(strstr(e.text, "no smaller batch_size, nor recompute=1, makes it fit"));
     cucpu_set_memory(cucpu_memory_used());
     assert_null(ga_create(&c, &device, GA_TRAINING, &e));
     assert_non_null(strstr(e.text, "the device has 0.0 MB left"));
