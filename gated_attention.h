@@ -304,11 +304,12 @@ typedef struct {
 
 GA_API ga_router ga_router_of(const ga_config *c);
 
-/* What ranks have counted of their micro-batches: `ranks` parts of `values` ga_real, each with n counts, and n_sums
- * sums from `sums` on. */
+/* What ranks have counted of their micro-batches: `ranks` parts, one behind the other. */
 typedef struct {
     size_t rank, ranks; /* rank: this process */
-    size_t values, sums, n, n_sums;
+    size_t values;      /* of ga_real in a part: it begins with n counts (int32_t), */
+    size_t sums;        /* and from this value on it has n_sums sums */
+    size_t n, n_sums;
 } ga_pool;
 
 /* ---- switch heads, as the operators see them --------------------------------------------------------------------- */
@@ -2762,7 +2763,7 @@ GA_API void ga_route_sums(int32_t *counts, ga_real *sums, const int32_t *offsets
  *     seen    (n)       out: c_e^(m), the counts up to the micro-batch of rank `pool.rank`
  *     counts  (n)       += those of all ranks
  *     sums    (n_sums)  += those of all ranks
- *     parts   (pool.ranks, pool.values): each with n counts (int32_t), and n_sums sums from pool.sums on
+ *     parts   (pool.ranks, pool.values)
  */
 GA_API void ga_route_pool(int32_t *seen, int32_t *counts, ga_real *sums, const ga_real *parts, ga_pool pool) {
     for (size_t r = 0; r < pool.ranks; r++) {
@@ -4314,8 +4315,8 @@ GAI_FN void gai_attention_backward(ga_model *m, const ga_layer_activations *a, c
             gai_sink_source(m, w), shape); /* 5 */
 }
 
-/* What pass 4 has read of a section of [query | gate | key | value], and where its gradient goes: the section itself,
- * or what pass 3 has made of it, whose gradient pass 3 takes on from m->da. */
+/* What pass 4 has read, and where its gradient goes: a section of [query | gate | key | value] itself, or what pass 3
+ * has made of it, whose gradient goes to m->da, from which pass 3 goes on. */
 typedef struct {
     const ga_real *x;
     ga_real *dx;
@@ -7215,19 +7216,14 @@ GAI_FN ga_result gai_check_layers(const gai_json *values) {
     bool next = gai_is_next(values);
     if (types->at && !gai_json_only(*types, "\"full_attention\""))
         return gai_fail(types->e, GA_ERR_CONFIG,
-                        "%s: layer_types: a hybrid model is not supported, only layers of "
-                        "full_attention",
-                        types->path);
+                        "%s: layer_types: a hybrid model is not supported, only layers of full_attention", types->path);
     if (next && !types->at && !gai_json_is(interval, "1"))
         return gai_fail(type->e, GA_ERR_CONFIG,
-                        "%s: layer_types are missing: a hybrid model is not supported, only "
-                        "layers of full_attention",
+                        "%s: layer_types are missing: a hybrid model is not supported, only layers of full_attention",
                         type->path);
     if (next && !gai_json_is(&values[GAI_HF_num_experts], "0"))
         return gai_fail(type->e, GA_ERR_CONFIG,
-                        "%s: num_experts is not 0: the shared expert of qwen3_next is not "
-                        "supported",
-                        type->path);
+                        "%s: num_experts is not 0: the shared expert of qwen3_next is not supported", type->path);
     if (gai_json_is(type, "\"mistral\"") && window->at)
         return gai_fail(window->e, GA_ERR_CONFIG, "%s: sliding_window is not supported", window->path);
     return GA_OK;
@@ -7280,8 +7276,7 @@ GAI_FN ga_result gai_parse_yarn(ga_config *c, const gai_json *object, const char
     for (size_t i = 0; i < n_other; i++)
         if (other[i].at)
             return gai_fail(object->e, GA_ERR_CONFIG,
-                            "%s: %s of type yarn: mscale, mscale_all_dim and truncate are not "
-                            "supported",
+                            "%s: %s of type yarn: mscale, mscale_all_dim and truncate are not supported",
                             object->path, name);
     if (!yarn[0].at) return gai_fail(object->e, GA_ERR_FORMAT, "%s: %s: factor is missing", object->path, name);
     if (!yarn[1].at) yarn[1] = *length;
@@ -7726,8 +7721,7 @@ GAI_FN bool gai_is_position_key(const char *name) {
     return strncmp(name, "rope_", 5) == 0;
 }
 
-GAI_FN void gai_add_change(char *changes, size_t size, const char *format, ...) GAI_PRINTF(3, 4);
-GAI_FN void gai_add_change(char *changes, size_t size, const char *format, ...) {
+GAI_PRINTF(3, 4) GAI_FN void gai_add_change(char *changes, size_t size, const char *format, ...) {
     size_t used = strlen(changes), mark = used > 0 && used + 2 < size ? 2 : 0;
     va_list arguments;
     if (mark > 0) memcpy(changes + used, "; ", 3);

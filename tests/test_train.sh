@@ -147,7 +147,7 @@ for stop in INT:30 TERM:700; do
     wait $pid
     code=$?
     check "SIG$signal saves and exits 0" sh -c "[ $code -eq 0 ] && grep -q '^stopped' stop.out && test -e \"$stopped\"/last/model.safetensors"
-    check "before the end" [ "$(lines $stopped/metrics.jsonl)" -lt 1500 ]
+    check "before the end" [ "$(lines "$stopped/metrics.jsonl")" -lt 1500 ]
     sh -c "$(sed -n "/; go on with\$/,\$ { /go on with\$/d; p; }" stop.out)" >/dev/null 2>&1
     check "stopped by SIG$signal and resumed equals never stopped" same_run "$stopped" long
 done
