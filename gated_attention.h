@@ -7276,8 +7276,8 @@ GAI_FN ga_result gai_parse_yarn(ga_config *c, const gai_json *object, const char
     for (size_t i = 0; i < n_other; i++)
         if (other[i].at)
             return gai_fail(object->e, GA_ERR_CONFIG,
-                            "%s: %s of type yarn: mscale, mscale_all_dim and truncate are not supported",
-                            object->path, name);
+                            "%s: %s of type yarn: mscale, mscale_all_dim and truncate are not supported", object->path,
+                            name);
     if (!yarn[0].at) return gai_fail(object->e, GA_ERR_FORMAT, "%s: %s: factor is missing", object->path, name);
     if (!yarn[1].at) yarn[1] = *length;
     ga_result result = GA_OK;
