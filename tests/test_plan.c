@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 
-static char directory[] = "/tmp/plan-XXXXXX";
+static char directory[] = "build/test_plan.XXXXXX";
 
 static const char *path(const char *name) {
     static char full[128];
